@@ -1,0 +1,41 @@
+"""qviz: see and touch LLM quantization.
+
+Every public name is loaded on first use, so that `import qviz` stays cheap: torch, transformers
+and plotly take seconds that a command line or a notebook should spend only when it needs them.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Calibration": "qviz.core.calibration",
+    "Granularity": "qviz.core.granularity",
+    "QuantizedTensor": "qviz.core.tensor",
+    "Trace": "qviz.core.trace",
+    "capture": "qviz.models.capture",
+    "generate": "qviz.models.text",
+    "linear_layers": "qviz.models.load",
+    "load_layer": "qviz.models.load",
+    "load_model": "qviz.models.load",
+    "load_calibration": "qviz.models.capture",
+    "perplexity": "qviz.models.text",
+    "quantize": "qviz.methods.registry",
+    "quantize_model": "qviz.models.quantize",
+    "sweep": "qviz.study.sweep",
+}
+
+__all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604  (strings, all of them)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'qviz' has no attribute {name!r}; it has {', '.join(_HOME)}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value  # the next access does not come here again
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,1 @@
+"""What every method shares: tensors and their ledger, granularity, metrics, trace."""

@@ -1,0 +1,52 @@
+"""Calibration: what a method may know about the inputs of one linear layer.
+
+The one form in which data reaches a method. `qviz.capture` makes it from a model and texts.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Statistics of the inputs X of one linear layer, Y = X·Wᵀ.
+
+    inputs      [kept tokens, in] float32: a sample of the rows of X (all of them if they were few)
+    hessian     [in, in] float32 or float64: the mean over tokens of 2·x·xᵀ, that is 2·XᵀX / tokens
+                (GPTQ, Frantar et al. 2022, section 3; the average is over tokens, not sequences)
+    act_absmax  [in] float32: the largest |x| of each input channel over all tokens
+    act_absmean [in] float32: the mean |x| of each input channel over all tokens
+    tokens      how many rows of X went into hessian, act_absmax and act_absmean
+    layer       the layer's name, for messages
+    source      what text it was, for captions
+    """
+
+    inputs: torch.Tensor
+    hessian: torch.Tensor
+    act_absmax: torch.Tensor
+    act_absmean: torch.Tensor
+    tokens: int
+    layer: str = ""
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        n = self.hessian.shape[0]
+        if self.hessian.shape != (n, n):
+            raise ValueError(f"hessian must be square, got {tuple(self.hessian.shape)}")
+        for name in ("act_absmax", "act_absmean"):
+            if getattr(self, name).shape != (n,):
+                raise ValueError(
+                    f"{name} must have the hessian's {n} channels, "
+                    f"got shape {tuple(getattr(self, name).shape)}"
+                )
+        if self.inputs.ndim != 2 or self.inputs.shape[1] != n:
+            raise ValueError(
+                f"inputs must be [tokens, {n}] like the hessian, got {tuple(self.inputs.shape)}"
+            )
+        if self.tokens < 1:
+            raise ValueError("a calibration needs at least one token")
+
+    @property
+    def in_features(self) -> int:
+        return self.hessian.shape[0]

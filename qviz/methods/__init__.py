@@ -1,0 +1,1 @@
+"""Quantization methods, one paper or system per file, and their registry."""

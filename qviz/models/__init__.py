@@ -1,0 +1,1 @@
+"""Real models: loading, capturing inputs, perplexity."""

@@ -1,0 +1,1 @@
+"""Experiments that combine methods and models."""

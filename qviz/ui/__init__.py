@@ -1,0 +1,1 @@
+"""What the learner sees: widgets, figures and one view per lesson."""

@@ -1,0 +1,1 @@
+"""One view per lesson: wires controls to methods and figures."""

@@ -1,0 +1,1 @@
+"""Own anywidgets: a Python file and a JavaScript module each."""
