@@ -1,0 +1,384 @@
+"""Affine (uniform) quantization by rounding to nearest.
+
+Each group of weights gets equally spaced levels: a scale s and, when asymmetric, a zero point z
+or an offset are found from the group's smallest and largest weight, and every weight goes to the
+nearest level. "INT4 symmetric" names half a dozen different things in the field, so the rule is a
+named `convention`, each held bit for bit against the system it is from.
+
+Symbols: x weights of one group, lo and hi their minimum and maximum, b bits, N = 2^b − 1 steps,
+s scale, z zero point, q codes, RNE rounding half to even. Source of the idea: Jacob et al. 2018,
+section 2.1; the source of each rule stands in `CONVENTIONS`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from qviz.core.check import as_matrix, require_int, unknown
+from qviz.core.granularity import Granularity
+from qviz.core.tensor import Affine, QuantizedTensor
+from qviz.core.trace import Emit, EventSpec
+from qviz.methods.registry import Method
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a convention decides for each group, all tensors [rows, groups].
+
+    `inverse` is given by systems that multiply by 1/s instead of dividing by s: near a tie the
+    two round differently. `zero_first` says that z is added before rounding.
+    """
+
+    scale: torch.Tensor
+    qmin: int
+    qmax: int
+    zero: torch.Tensor | None = None
+    offset: torch.Tensor | None = None
+    inverse: torch.Tensor | None = None
+    zero_first: bool = False
+
+
+Rule = Callable[[torch.Tensor, torch.Tensor, int], Fit]
+
+
+@dataclass(frozen=True)
+class Convention:
+    """A system's rule for groups of weights. `compute` None: it works in the weight's dtype."""
+
+    symmetric: Rule | None
+    asymmetric: Rule | None
+    compute: torch.dtype | None
+    source: str
+
+
+def _absmax(lo: torch.Tensor, hi: torch.Tensor) -> torch.Tensor:
+    return torch.maximum(lo.abs(), hi.abs())
+
+
+def _with_zero(lo: torch.Tensor, hi: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The range stretched to contain 0, so that 0 can be represented."""
+    return lo.clamp(max=0), hi.clamp(min=0)
+
+
+def _textbook(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
+    top = 2 ** (bits - 1) - 1
+    # The floor keeps an all-zero group from dividing by zero.
+    return Fit(_absmax(lo, hi).clamp(min=1e-5) / top, -top, top)
+
+
+def _gptq_symmetric(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
+    steps = 2**bits - 1
+    lo, hi = _with_zero(lo, hi)
+    hi = _absmax(lo, hi)
+    # A group without negative weights keeps lo = 0: its scale is half as large, yet z below stays
+    # in the middle, so its upper half is clipped. That is what the reference code does.
+    lo = torch.where(lo < 0, -hi, lo)
+    lo, hi = _unit_if_zero(lo, hi)
+    scale = (hi - lo) / steps
+    zero = torch.full_like(scale, 2 ** (bits - 1), dtype=torch.int32)
+    return Fit(scale, 0, steps, zero=zero)
+
+
+def _gptq_asymmetric(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
+    steps = 2**bits - 1
+    lo, hi = _unit_if_zero(*_with_zero(lo, hi))
+    scale = (hi - lo) / steps
+    return Fit(scale, 0, steps, zero=torch.round(-lo / scale).to(torch.int32))
+
+
+def _unit_if_zero(lo: torch.Tensor, hi: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """An all-zero group gets the range [−1, 1], so that its scale is not zero."""
+    empty = (lo == 0) & (hi == 0)
+    return torch.where(empty, -1.0, lo), torch.where(empty, 1.0, hi)
+
+
+def _floored_absmax(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
+    half = 2 ** (bits - 1)
+    return Fit(_absmax(lo, hi).clamp(min=1e-5) / (half - 1), -half, half - 1)
+
+
+def _awq_asymmetric(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
+    steps = 2**bits - 1
+    scale = (hi - lo).clamp(min=1e-5) / steps
+    # 0 is not forced into the range: in a one-signed group z saturates and the far end is clipped.
+    zero = (-torch.round(lo / scale)).clamp(0, steps).to(torch.int32)
+    return Fit(scale, 0, steps, zero=zero)
+
+
+def _compressed_symmetric(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
+    half = 2 ** (bits - 1)
+    lo, hi = _with_zero(lo, hi)
+    scale = _absmax(lo, hi) / ((2**bits - 1) / 2)
+    return Fit(_eps_if_zero(scale), -half, half - 1)
+
+
+def _compressed_asymmetric(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
+    half = 2 ** (bits - 1)
+    lo, hi = _with_zero(lo, hi)
+    scale = (hi - lo) / (2**bits - 1)
+    # 0/0 in an all-zero group: the reference casts the NaN to the integer 0.
+    zero = torch.where(scale == 0, 0.0, (-half - lo / scale).clamp(-half, half - 1))
+    zero = torch.round(zero).to(torch.int8)
+    return Fit(_eps_if_zero(scale), -half, half - 1, zero=zero, zero_first=True)
+
+
+def _eps_if_zero(scale: torch.Tensor) -> torch.Tensor:
+    return torch.where(scale == 0, torch.finfo(scale.dtype).eps, scale)
+
+
+def _torchao_symmetric(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
+    half = 2 ** (bits - 1)
+    lo, hi = _with_zero(lo, hi)
+    return _torchao(torch.maximum(-lo, hi) / ((2**bits - 1) / 2), half)
+
+
+def _torchao_no_clipping(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
+    half = 2 ** (bits - 1)
+    lo, hi = _with_zero(lo, hi)
+    return _torchao(torch.maximum(lo / -half, hi / (half - 1)), half)
+
+
+def _torchao_asymmetric(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
+    half = 2 ** (bits - 1)
+    lo, hi = _with_zero(lo, hi)
+    fit = _torchao((hi - lo) / (2**bits - 1), half)
+    zero = (-half - torch.round(lo / fit.scale)).clamp(-half, half - 1).to(torch.int32)
+    return Fit(fit.scale, fit.qmin, fit.qmax, zero=zero, inverse=fit.inverse)
+
+
+def _torchao(scale: torch.Tensor, half: int) -> Fit:
+    # The smallest normal number is the floor, because 1/s of a subnormal overflows.
+    scale = scale.clamp(min=torch.finfo(scale.dtype).smallest_normal)
+    return Fit(scale, -half, half - 1, inverse=1.0 / scale)
+
+
+def _minmax_offset(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
+    steps = 2**bits - 1
+    return Fit((hi - lo) / steps, 0, steps, offset=lo)
+
+
+def _hqq(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
+    steps = 2**bits - 1
+    spread = hi - lo
+    inverse = torch.where(spread <= 1e-4, 1.0, steps / spread).clamp(max=2e4)
+    zero = -lo * inverse
+    if bits == 4:  # the default of its configuration, for 4 bits alone
+        zero = torch.round(zero)
+    return Fit(1.0 / inverse, 0, steps, zero=zero, inverse=inverse, zero_first=True)
+
+
+CONVENTIONS: dict[str, Convention] = {
+    "compressed_tensors": Convention(
+        _compressed_symmetric,
+        _compressed_asymmetric,
+        None,
+        "compressed-tensors quantization/utils/helpers.py:calculate_qparams (llm-compressor, vLLM)",
+    ),
+    "absmax": Convention(
+        _textbook, None, None, "textbook; SmoothQuant smoothquant/fake_quant.py (restricted range)"
+    ),
+    "gptq": Convention(
+        _gptq_symmetric, _gptq_asymmetric, torch.float32, "GPTQ quant.py:Quantizer.find_params"
+    ),
+    "awq": Convention(
+        _floored_absmax,
+        _awq_asymmetric,
+        None,
+        "llm-awq quantizer.py:pseudo_quantize_tensor; symmetric as in GPTQModel",
+    ),
+    "torchao": Convention(
+        _torchao_symmetric,
+        _torchao_asymmetric,
+        None,
+        "torchao quantization/quant_primitives.py:_choose_qparams_affine",
+    ),
+    "torchao_no_clipping": Convention(
+        _torchao_no_clipping, None, None, "torchao MappingType.SYMMETRIC_NO_CLIPPING_ERR"
+    ),
+    "quarot": Convention(
+        _floored_absmax, None, None, "QuaRot fake_quant/quant_utils.py:WeightQuantizer"
+    ),
+    "quanto": Convention(
+        None, _minmax_offset, None, "optimum-quanto tensor/optimizers/max_optimizer.py"
+    ),
+    "kivi": Convention(None, _minmax_offset, None, "KIVI quant/new_pack.py"),
+    "hqq": Convention(
+        None, _hqq, torch.float32, "hqq core/quantize.py:Quantizer.quantize, without optimization"
+    ),
+}
+DEFAULT_CONVENTION = "compressed_tensors"
+
+EVENTS = (
+    EventSpec(
+        "affine.range",
+        {"lo": "[rows, groups] smallest weight", "hi": "[rows, groups] largest weight"},
+        "lo = min x, hi = max x over each group",
+        "Jacob et al. 2018, section 2.1",
+    ),
+    EventSpec(
+        "affine.scale",
+        {"scale": "[rows, groups] step between levels, as stored", "zero": "[rows, groups] q of 0"},
+        "s = range / N, z = the code of 0 (0 when symmetric)",
+        "the convention's source",
+    ),
+    EventSpec(
+        "affine.position",
+        {"position": "[rows, columns] where each weight falls, in steps, before rounding"},
+        "x / s + z",
+        "the convention's source",
+    ),
+    EventSpec(
+        "affine.codes",
+        {"codes": "[rows, columns] integer codes", "clipped": "[rows, columns] bool"},
+        "q = clamp(RNE(position), qmin, qmax)",
+        "the convention's source",
+    ),
+)
+
+
+def affine(
+    weight: torch.Tensor | np.ndarray,
+    *,
+    bits: int = 4,
+    symmetric: bool = True,
+    granularity: str = "group",
+    group_size: int | None = 128,
+    convention: str = DEFAULT_CONVENTION,
+    scale_dtype: torch.dtype | None = None,
+    emit: Emit | None = None,
+) -> QuantizedTensor:
+    """Round every weight to the nearest of the equally spaced levels of its group.
+
+    weight       [out, in] (or activations [tokens, in]); float32, bfloat16, float16 or float64
+    bits         2 to 8
+    symmetric    levels placed around 0, without a zero point that has to be stored
+    granularity  "tensor", "channel", "group" or "token"; group_size counts inputs, and is used
+                 by "group" alone
+    convention   one of `CONVENTIONS`; each names the system it follows
+    scale_dtype  dtype in which scales (and real-valued zeros and offsets) are stored; codes are
+                 then found with the stored values. None: the dtype the convention computes in
+
+    Returns codes [out, in] int8 or uint8, scales [rows, groups], and integer zero points where
+    the convention stores them. `info` counts the degenerate groups and clipped weights.
+    Raises ValueError for NaN or Inf, a group size that does not divide the row, a combination
+    that the convention does not define, and scales that its arithmetic cannot hold.
+
+    >>> q = affine(torch.randn(8, 256), bits=4, group_size=128)
+    >>> q.dequantize().shape, q.bits_per_weight
+    (torch.Size([8, 256]), 4.25)
+    """
+    weight = as_matrix(weight)
+    require_int(bits, "bits", 2, 8)
+    rule, compute = _rule(convention, symmetric, weight.dtype)
+    unit = Granularity.of(granularity, group_size if granularity == "group" else None)
+    x = unit.split(weight).to(compute)  # [rows, groups, group_size]
+
+    lo, hi = torch.aminmax(x, dim=-1)  # [rows, groups]
+    if emit is not None:
+        emit("affine.range", lo=lo, hi=hi)
+
+    fit = rule(lo, hi, bits)
+    grid, inverse = _store(fit, bits, compute, scale_dtype, convention)
+    if emit is not None:
+        zero = grid.zero_point if grid.zero_point is not None else torch.zeros_like(grid.scale)
+        emit("affine.scale", scale=grid.scale, zero=zero)
+
+    position = _position(x, grid, inverse)
+    codes = _round(position, grid, fit.zero_first)  # before clamping
+    clipped = (codes < grid.qmin) | (codes > grid.qmax)
+    codes = codes.clamp(grid.qmin, grid.qmax)
+    codes = codes.to(torch.int8 if grid.qmin < 0 else torch.uint8).reshape(weight.shape)
+    if emit is not None:
+        emit("affine.position", position=position.reshape(weight.shape))
+        emit("affine.codes", codes=codes, clipped=clipped.reshape(weight.shape))
+
+    info = {
+        "method": "affine",
+        "convention": convention,
+        "symmetric": symmetric,
+        "device": str(weight.device),
+        "compute": str(compute).removeprefix("torch."),
+        "constant_groups": int((lo == hi).sum()),
+        "clipped": int(clipped.sum()),
+    }
+    return QuantizedTensor(codes, grid, unit, (weight.shape[0], weight.shape[1]), info)
+
+
+def _rule(convention: str, symmetric: bool, dtype: torch.dtype) -> tuple[Rule, torch.dtype]:
+    """The convention's rule for this mode and the dtype it computes in."""
+    if convention not in CONVENTIONS:
+        raise ValueError(unknown("convention", convention, CONVENTIONS))
+    chosen = CONVENTIONS[convention]
+    rule = chosen.symmetric if symmetric else chosen.asymmetric
+    if rule is None:
+        mode = "symmetric" if symmetric else "asymmetric"
+        others = [
+            name
+            for name, c in CONVENTIONS.items()
+            if (c.symmetric if symmetric else c.asymmetric) is not None
+        ]
+        raise ValueError(
+            f"the convention {convention!r} has no {mode} form; these have: {', '.join(others)}"
+        )
+    # A system that says float32 means "at least": float64 is kept for studies of exactness.
+    if chosen.compute is None or dtype == torch.float64:
+        return rule, dtype
+    return rule, chosen.compute
+
+
+def _store(
+    fit: Fit, bits: int, compute: torch.dtype, dtype: torch.dtype | None, convention: str
+) -> tuple[Affine, torch.Tensor | None]:
+    """The grid with its parameters in the dtype they are stored in, and 1/s where it is used."""
+
+    def stored(x: torch.Tensor | None) -> torch.Tensor | None:
+        return x if x is None or dtype is None or not x.is_floating_point() else x.to(dtype)
+
+    scale = stored(fit.scale)
+    assert scale is not None
+    bad = ~(torch.isfinite(scale) & (scale > 0))
+    if bad.any():
+        row, group = bad.nonzero()[0].tolist()
+        value, was = float(scale[row, group]), float(fit.scale[row, group])
+        raise ValueError(
+            f"the scale of group [{row}, {group}] is {value} "
+            + (f"(computed as {was:g}) " if value != was else "")
+            + f"in {str(scale.dtype).removeprefix('torch.')}: the group is constant, or its range "
+            f"is too small or too large for that dtype, and the convention {convention!r} has no "
+            f"rule for this. Use float32 weights, another scale_dtype, or another convention"
+        )
+    grid = Affine(scale, bits, fit.qmin, fit.qmax, compute, stored(fit.zero), stored(fit.offset))
+    inverse = fit.inverse
+    if inverse is not None and dtype is not None:
+        inverse = 1.0 / scale.to(compute)
+    return grid, inverse
+
+
+def _position(x: torch.Tensor, grid: Affine, inverse: torch.Tensor | None) -> torch.Tensor:
+    """Where each weight falls, in steps from the level of the zero point. [rows, groups, n]"""
+    if grid.offset is not None:
+        x = x - grid.offset.to(x.dtype).unsqueeze(-1)
+    if inverse is not None:
+        return x * inverse.unsqueeze(-1)
+    return x / grid.scale.to(x.dtype).unsqueeze(-1)
+
+
+def _round(position: torch.Tensor, grid: Affine, zero_first: bool) -> torch.Tensor:
+    """Codes before clamping. Systems add z before or after rounding; with ties it matters."""
+    if grid.zero_point is None:
+        return torch.round(position)
+    zero = grid.zero_point.to(position.dtype).unsqueeze(-1)
+    return torch.round(position + zero) if zero_first else torch.round(position) + zero
+
+
+METHOD = Method(
+    name="affine",
+    kind="weight",
+    function=affine,
+    needs=frozenset(),
+    title="Round to nearest on equally spaced levels",
+    source="Jacob et al. 2018 (arXiv 1712.05877), section 2.1; conventions: see CONVENTIONS",
+    events=EVENTS,
+)

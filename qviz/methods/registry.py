@@ -1,0 +1,98 @@
+"""The registry: which methods there are, what each needs, and one function to call any of them.
+
+A method is one file with a `METHOD` and one line here; the sweep, the command line and the tests
+find it from then on.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import torch
+
+from qviz.core.calibration import Calibration
+from qviz.core.check import unknown
+from qviz.core.tensor import QuantizedTensor
+from qviz.core.trace import Emit, EventSpec
+
+_MODULES = {
+    "affine": "qviz.methods.affine",
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method as the registry knows it.
+
+    kind    "weight", "linear", "cache" or "training": what the function takes and returns
+    needs   which parts of a Calibration it uses: a subset of inputs, hessian, act_absmax,
+            act_absmean; empty for a method that looks at weights alone
+    source  the paper and the reference code it follows
+    events  the table of what it emits
+    """
+
+    name: str
+    kind: str
+    function: Callable[..., QuantizedTensor]
+    needs: frozenset[str]
+    title: str
+    source: str
+    events: tuple[EventSpec, ...]
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Option → default, read from the function itself so that it cannot drift."""
+        parameters = inspect.signature(self.function).parameters.values()
+        return {
+            p.name: p.default
+            for p in parameters
+            if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name != "emit"
+        }
+
+
+def methods() -> Mapping[str, Method]:
+    """Every method by name."""
+    return {name: get(name) for name in _MODULES}
+
+
+def get(name: str) -> Method:
+    """The method of this name; ValueError with the nearest names if there is none."""
+    if name not in _MODULES:
+        raise ValueError(unknown("method", name, _MODULES))
+    method = import_module(_MODULES[name]).METHOD
+    assert isinstance(method, Method)
+    return method
+
+
+def quantize(
+    weight: torch.Tensor | np.ndarray,
+    method: str = "affine",
+    calibration: Calibration | None = None,
+    *,
+    emit: Emit | None = None,
+    **options: Any,
+) -> QuantizedTensor:
+    """Quantize a weight [out, in] with the method of this name.
+
+    `options` are the method's own (see `qviz methods`); an unknown one is a TypeError that lists
+    them. A method that needs calibration and gets none raises a ValueError that says how to
+    capture it. The weight is not changed.
+
+    >>> q = qviz.quantize(torch.randn(64, 256), "affine", bits=4, group_size=64)
+    >>> q.dequantize()
+    """
+    chosen = get(method)
+    strange = set(options) - set(chosen.defaults)
+    if strange:
+        raise TypeError(unknown(f"option for {method}", sorted(strange)[0], chosen.defaults))
+    if not chosen.needs:
+        return chosen.function(weight, emit=emit, **options)
+    if calibration is None:
+        raise ValueError(
+            f"{method} needs calibration ({', '.join(sorted(chosen.needs))}): capture it with "
+            f"qviz.capture(model, texts, [layer])[layer] and pass it as the third argument"
+        )
+    return chosen.function(weight, calibration, emit=emit, **options)

@@ -1,0 +1,120 @@
+"""Sweep: the error of methods on one layer against bit-width, as a tidy table."""
+
+import csv
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from qviz.core import metrics
+from qviz.core.calibration import Calibration
+from qviz.core.check import as_matrix
+from qviz.methods import registry
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of a tidy table, one observation each; `pandas.DataFrame(table.rows)` takes it as is."""
+
+    rows: tuple[dict[str, Any], ...]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def column(self, name: str) -> list[Any]:
+        return [row[name] for row in self.rows]
+
+    def where(self, **equal: Any) -> "Table":
+        """The rows in which every named column has the given value."""
+        return Table(tuple(r for r in self.rows if all(r[k] == v for k, v in equal.items())))
+
+    def to_csv(self) -> str:
+        out = io.StringIO()
+        if self.rows:
+            writer = csv.DictWriter(out, self.rows[0].keys(), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)
+        return out.getvalue()
+
+    def _repr_markdown_(self) -> str:
+        if not self.rows:
+            return "(no rows)"
+        names = list(self.rows[0])
+        lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+        for row in self.rows:
+            cells = (f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values())
+            lines.append("| " + " | ".join(cells) + " |")
+        return "\n".join(lines)
+
+
+def sweep(
+    weight: torch.Tensor | np.ndarray,
+    methods: str | Sequence[str] | Mapping[str, tuple[str, Mapping[str, Any]]] = "affine",
+    bits: Sequence[int] = (2, 3, 4, 5, 6, 7, 8),
+    *,
+    calibration: Calibration | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Table:
+    """Quantize one weight with every method at every bit-width and measure.
+
+    weight       [out, in]
+    methods      a name, several names, or label → (name, its own options) for variants of one
+    calibration  adds `output_error`, on the real inputs of the layer
+    progress     called as progress(done, of, what) before each run
+    options      go to every method
+
+    Returns a row for each run: label, method, bits, bits_per_weight, mse, sqnr_db, max_error,
+    relative_error and, with calibration, output_error (both relative, Frobenius).
+
+    >>> table = qviz.sweep(weight, "affine", bits=[2, 4, 8], group_size=64)
+    >>> table.column("mse")
+    """
+    w = as_matrix(weight)
+    runs = _runs(methods)
+    rows = []
+    for i, (label, name, own) in enumerate(runs):
+        for j, b in enumerate(bits):
+            if progress is not None:
+                progress(i * len(bits) + j, len(runs) * len(bits), f"{label}, {b} bits")
+            q = registry.quantize(w, name, calibration, bits=b, **{**options, **own})
+            r = q.dequantize()
+            row = {
+                "label": label,
+                "method": name,
+                "bits": b,
+                "bits_per_weight": q.bits_per_weight,
+                "mse": metrics.mse(w, r),
+                "sqnr_db": metrics.sqnr_db(w, r),
+                "max_error": metrics.max_error(w, r),
+                "relative_error": metrics.relative_error(w, r),
+            }
+            if calibration is not None:
+                row["output_error"] = metrics.output_error(w, r, calibration)
+            rows.append(row)
+    if progress is not None:
+        progress(len(rows), len(rows), "done")
+    return Table(tuple(rows))
+
+
+def _runs(
+    methods: str | Sequence[str] | Mapping[str, tuple[str, Mapping[str, Any]]],
+) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """[(label, method, its own options)], each method's name checked before the first run."""
+    if isinstance(methods, str):
+        methods = [methods]
+    if isinstance(methods, Mapping):
+        runs = [(label, name, own) for label, (name, own) in methods.items()]
+    else:
+        runs = [(name, name, {}) for name in methods]
+    for _, name, _ in runs:
+        registry.get(name)
+    return runs

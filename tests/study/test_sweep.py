@@ -1,0 +1,46 @@
+"""The sweep: a row for every run, equal to calling the pieces by hand."""
+
+import pytest
+import torch
+
+import qviz
+from qviz.core import metrics
+from tests.core.test_metrics import calibration_for
+
+
+def test_rows_equal_the_pieces():
+    w = torch.randn(16, 64)
+    calibration = calibration_for(torch.randn(40, 64))
+    seen = []
+    table = qviz.sweep(
+        w,
+        {"g16": ("affine", {"group_size": 16}), "row": ("affine", {"granularity": "channel"})},
+        bits=[2, 5],
+        calibration=calibration,
+        symmetric=False,
+        progress=lambda done, of, what: seen.append((done, of)),
+    )
+    assert [(r["label"], r["bits"]) for r in table] == [
+        ("g16", 2), ("g16", 5), ("row", 2), ("row", 5)
+    ]  # fmt: skip
+    assert seen == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]
+    q = qviz.quantize(w, bits=5, symmetric=False, group_size=16)
+    row = table.where(label="g16", bits=5).rows[0]
+    assert row["mse"] == metrics.mse(w, q.dequantize())
+    assert row["output_error"] == metrics.output_error(w, q.dequantize(), calibration)
+    assert row["bits_per_weight"] == q.bits_per_weight
+
+
+def test_error_falls_with_bits():
+    table = qviz.sweep(torch.randn(32, 128))
+    assert table.column("mse") == sorted(table.column("mse"), reverse=True)
+    assert "output_error" not in table.rows[0]
+    assert table.to_csv().count("\n") == 8
+    assert table._repr_markdown_().count("\n") == 8
+
+
+def test_names_are_checked_before_the_first_run():
+    seen = []
+    with pytest.raises(ValueError, match="unknown method"):
+        qviz.sweep(torch.randn(4, 128), ["affine", "magic"], progress=lambda *a: seen.append(a))
+    assert not seen
