@@ -1,0 +1,114 @@
+"""Captured calibrations on disk: one safetensors file per run of a model over a text.
+
+A file holds each distinct set of statistics once, however many layers share it, and in its header
+what run it came from and a checksum of every tensor. Files are written under another name and
+renamed, so that a reader never sees half a file and of two concurrent writers one wins whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import tempfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qviz.core.calibration import Calibration
+from qviz.core.check import unknown
+from qviz.models.checkpoint import match_name
+
+log = logging.getLogger("qviz")
+
+FORMAT = 1  # part of the key: raise it when what is stored changes its meaning
+TENSORS = ("inputs", "hessian", "act_absmax", "act_absmean")
+
+
+def directory() -> Path:
+    """Where the files are: $QVIZ_CACHE, or the user's cache directory."""
+    chosen = os.environ.get("QVIZ_CACHE")
+    if chosen:
+        return Path(chosen).expanduser() / "calibration"
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("qviz")) / "calibration"
+
+
+def path_of(key: Mapping[str, Any]) -> Path:
+    text = json.dumps({"format": FORMAT, **key}, sort_keys=True)
+    return directory() / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
+
+
+def read(key: Mapping[str, Any], layer: str) -> Calibration | None:
+    """The stored calibration of a layer, or None if there is none that is sound.
+
+    Raises ValueError if the run is stored but knows no such layer.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = path_of(key)
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads(file.metadata()["qviz"])
+            name = match_name(layer, header["layers"])
+            if name is not None:
+                entry = header["layers"][name]
+                tensors = {
+                    part: _tensor(file, f"{entry['group']}.{part}", header) for part in TENSORS
+                }
+                return Calibration(
+                    **tensors, tokens=entry["tokens"], layer=name, source=header["source"]
+                )
+    except (SafetensorError, ValueError, TypeError, KeyError, OSError) as error:
+        log.warning("the cached calibration %s is damaged (%s); computing it again", path, error)
+        return None
+    raise ValueError(unknown("layer", layer, header["layers"]))
+
+
+def _tensor(file: Any, name: str, header: Mapping[str, Any]) -> torch.Tensor:
+    tensor: torch.Tensor = file.get_tensor(name)
+    if _checksum(tensor) != header["checksums"][name]:
+        raise ValueError(f"the checksum of {name} is wrong")
+    return tensor
+
+
+def write(key: Mapping[str, Any], calibrations: Mapping[str, Calibration]) -> None:
+    """Store a run. A cache that cannot be written is reported to the log and otherwise harmless."""
+    from safetensors.torch import save_file
+
+    path = path_of(key)
+    groups: dict[int, str] = {}  # layers that share a Hessian share everything
+    tensors: dict[str, torch.Tensor] = {}
+    layers: dict[str, dict[str, Any]] = {}
+    for name, calibration in calibrations.items():
+        group = groups.setdefault(id(calibration.hessian), f"g{len(groups)}")
+        layers[name] = {"group": group, "tokens": calibration.tokens}
+        for part in TENSORS:
+            tensors[f"{group}.{part}"] = getattr(calibration, part).cpu().contiguous()
+    checksums = {name: _checksum(tensor) for name, tensor in tensors.items()}
+    source = next(iter(calibrations.values())).source
+    header = {"layers": layers, "checksums": checksums, "source": source, "key": dict(key)}
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+        os.close(handle)
+        save_file(tensors, temporary, metadata={"qviz": json.dumps(header)})
+        os.replace(temporary, path)
+    except OSError as error:
+        log.warning("the calibration cache %s cannot be written: %s", path.parent, error)
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def _checksum(tensor: torch.Tensor) -> int:
+    return zlib.crc32(tensor.numpy().data)

@@ -1,0 +1,312 @@
+"""Calibration data: run a model on text and watch what enters its linear layers.
+
+Forward hooks stream every layer's input rows X into the statistics that methods need (the Hessian
+2·XᵀX / tokens, channel maxima and means, a sample of rows), so memory does not grow with the
+text. Layers that receive the same tensor (query, key and value; gate and up) share the work and
+the result. `load_calibration` keeps results on disk: a lesson then needs neither the model nor
+transformers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from qviz.core.calibration import Calibration
+from qviz.core.check import require_int, unknown
+from qviz.models import cache
+from qviz.models.checkpoint import find_checkpoint, list_layers, match_name
+from qviz.models.load import LinearLayer, LoadedModel, linear_layers, load_model
+from qviz.models.statistics import Collector
+from qviz.models.texts import find_text
+
+Progress = Callable[[int, int], None]  # called with (done, total)
+
+MAX_TOKENS, SEQUENCE_LENGTH, KEEP_INPUTS = 8192, 512, 512
+STORE_ALL_BELOW = 2**30  # bytes of Hessians up to which a run keeps every layer, not only one
+
+
+def capture(
+    model: LoadedModel,
+    texts: str | Sequence[str],
+    layers: Sequence[str] | None = None,
+    *,
+    max_tokens: int = MAX_TOKENS,
+    sequence_length: int | None = None,
+    keep_inputs: int = KEEP_INPUTS,
+    batch_size: int = 4,
+    hessian_dtype: torch.dtype = torch.float32,
+    source: str = "",
+    progress: Progress | None = None,
+    seed: int = 0,
+) -> dict[str, Calibration]:
+    """Layer name → Calibration, from one pass of the model over the texts.
+
+    The texts are cut into windows of `sequence_length` tokens (None: 512, or what the model can
+    take), one window from each text in turn, until `max_tokens` are together. Every token counts
+    once, special tokens included; padding never counts. `keep_inputs` rows are drawn from all of
+    them at random by `seed`, the same tokens for every layer, in the order of the text (all rows
+    if there are fewer). Sums are kept in `hessian_dtype`, float32 or float64; results are on the
+    model's device. layers=None takes all that the model runs.
+
+    Raises ValueError for unknown layers, for empty texts and for inputs that are NaN or infinite.
+
+    >>> model = qviz.load_model()
+    >>> calibration = qviz.capture(model, "def f(x):\\n    return x", max_tokens=64)
+    >>> calibration["model.layers.0.mlp.down_proj"].hessian.shape
+    torch.Size([1024, 1024])
+    """
+    if hessian_dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"hessian_dtype must be torch.float32 or float64, got {hessian_dtype}")
+    require_int(keep_inputs, "keep_inputs", 1, 1_000_000)
+    require_int(batch_size, "batch_size", 1, 4096)
+    wanted = _choose_layers(model, layers)
+    windows = token_windows(model, texts, max_tokens, sequence_length)
+    collector = Collector(hessian_dtype, keep_inputs, seed)
+    runner = _smallest_runner(model, wanted)
+    with input_hooks(wanted, collector.see), torch.no_grad():
+        for start in range(0, len(windows), batch_size):
+            ids, mask = _pad(windows[start : start + batch_size], model.device)
+            collector.begin(mask, start)
+            options = {"use_cache": False} if model.kind == "decoder" else {}
+            runner(input_ids=ids, attention_mask=mask.long(), **options)
+            collector.flush()
+            if progress is not None:
+                progress(min(start + batch_size, len(windows)), len(windows))
+    results = collector.results(wanted, source)
+    silent = [name for name in wanted if name not in results]
+    if silent and layers is not None:
+        raise ValueError(f"the model never ran {', '.join(silent)} on this text; leave it out")
+    return results
+
+
+@contextmanager
+def input_hooks(
+    layers: Mapping[str, LinearLayer], see: Callable[[str, torch.Tensor], None]
+) -> Iterator[None]:
+    """While open, see(name, x) is called with the input of each layer that this thread runs.
+
+    The hooks are removed on the way out, whatever happens inside.
+    """
+    owner = threading.get_ident()
+
+    def hook_for(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            # Another thread may be using the same model for something else.
+            if threading.get_ident() == owner:
+                see(name, args[0] if args else kwargs["input"])
+
+        return hook
+
+    handles = []
+    try:
+        for name, layer in layers.items():
+            handle = layer.module.register_forward_pre_hook(hook_for(name), with_kwargs=True)
+            handles.append(handle)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def token_windows(
+    model: LoadedModel,
+    texts: str | Sequence[str],
+    max_tokens: int | None,
+    sequence_length: int | None,
+) -> list[list[int]]:
+    """The texts as windows of token ids, one from each text in turn, at most max_tokens together.
+
+    Each window carries the special tokens that the model's tokenizer puts around a text.
+    """
+    length = window_length(model, sequence_length)
+    if max_tokens is not None:
+        require_int(max_tokens, "max_tokens", 1, 10**9)
+    per_text = []
+    for text in as_texts(texts):
+        encoded = require_tokenizer(model)(
+            text, truncation=True, max_length=length, return_overflowing_tokens=True
+        )
+        per_text.append([list(ids) for ids in encoded["input_ids"]])
+    in_turn = [w for w in chain.from_iterable(zip_longest(*per_text)) if w]
+    windows: list[list[int]] = []
+    left = max_tokens if max_tokens is not None else sum(map(len, in_turn))
+    for window in in_turn:
+        if left > 0:
+            windows.append(window[:left])
+            left -= len(windows[-1])
+    if not windows:
+        raise ValueError("the texts hold no tokens; give at least one text that is not empty")
+    return windows
+
+
+def as_texts(texts: str | Sequence[str]) -> list[str]:
+    """One text or several as a list, each a non-empty string."""
+    listed = [texts] if isinstance(texts, str) else list(texts)
+    for i, text in enumerate(listed):
+        if not isinstance(text, str):
+            raise TypeError(f"text {i} must be a string, got {type(text).__name__}")
+    if not any(text.strip() for text in listed):
+        raise ValueError("the texts are empty; give at least one text with some words")
+    return [text for text in listed if text.strip()]
+
+
+def window_length(model: LoadedModel, sequence_length: int | None) -> int:
+    """The window in tokens: as asked, or 512, within what the model has positions for."""
+    longest = model.max_length or 10**9
+    if sequence_length is None:
+        return min(SEQUENCE_LENGTH, longest)
+    if longest < sequence_length:
+        raise ValueError(
+            f"sequence_length={sequence_length}, but {model.name} has positions for {longest} "
+            f"tokens; take at most that"
+        )
+    return require_int(sequence_length, "sequence_length", 4, longest)
+
+
+def require_tokenizer(model: LoadedModel) -> Any:
+    if model.tokenizer is None:
+        raise ValueError(
+            f"{model.name} has no tokenizer, so it cannot read text; put its tokenizer.json "
+            f"beside the weights"
+        )
+    return model.tokenizer
+
+
+def _choose_layers(model: LoadedModel, layers: Sequence[str] | None) -> dict[str, LinearLayer]:
+    known = linear_layers(model)
+    if layers is None:
+        return known
+    if isinstance(layers, str):
+        layers = [layers]
+    chosen = {}
+    for layer in layers:
+        name = match_name(layer.removesuffix(".weight"), known)
+        if name is None:
+            raise ValueError(unknown("layer", layer, known))
+        chosen[name] = known[name]
+    if not chosen:
+        raise ValueError("layers is empty; name at least one, or give None for all")
+    return chosen
+
+
+def _smallest_runner(model: LoadedModel, layers: Mapping[str, LinearLayer]) -> nn.Module:
+    """The base model if it has all the layers: the output head may cost more than the rest."""
+    base = getattr(model.model, "base_model", model.model)
+    inside = set(map(id, base.modules()))
+    return base if all(id(layer.module) in inside for layer in layers.values()) else model.model
+
+
+def _pad(windows: list[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and mask (True where there is a token), both [batch, longest].
+
+    Padding is on the right, where the tokens of a decoder do not see it; id 0 always exists.
+    """
+    longest = max(map(len, windows))
+    ids = torch.zeros(len(windows), longest, dtype=torch.long)
+    mask = torch.zeros(len(windows), longest, dtype=torch.bool)
+    for row, window in enumerate(windows):
+        ids[row, : len(window)] = torch.tensor(window)
+        mask[row, : len(window)] = True
+    return ids.to(device), mask.to(device)
+
+
+_one_at_a_time = threading.Lock()  # two callbacks that miss together should run the model once
+
+
+def load_calibration(
+    name_or_path: str | Path | None,
+    layer: str,
+    *,
+    text: str = "python",
+    max_tokens: int = MAX_TOKENS,
+    sequence_length: int | None = None,
+    keep_inputs: int = KEEP_INPUTS,
+    progress: Progress | None = None,
+) -> Calibration:
+    """The Calibration of one layer, from the cache on disk if it has been computed before.
+
+    `text` is the name of a text that comes with qviz, or a text of your own (anything with a
+    space or a line break in it). The first call for a model and text runs the model once and
+    stores all its layers (only this one where the Hessians together would exceed 1 GiB); later
+    calls read one layer in milliseconds, without the model and without transformers. The cache is
+    the user's cache directory, or $QVIZ_CACHE. A damaged file in it is computed again, which the
+    logger "qviz" says.
+
+    >>> qviz.load_calibration(None, "model.layers.0.mlp.down_proj").inputs.shape
+    torch.Size([512, 1024])
+    """
+    source, content = find_text(text)
+    key = {
+        "model": find_checkpoint(name_or_path).identity(),
+        "text": hashlib.sha256(content.encode()).hexdigest(),
+        "max_tokens": max_tokens,
+        "sequence_length": sequence_length,
+        "keep_inputs": keep_inputs,
+    }
+    layer = layer.removesuffix(".weight")
+    found = _look_up(key, layer)
+    if found is not None:
+        return found
+    with _one_at_a_time:
+        found = _look_up(key, layer)  # another thread may have been quicker
+        if found is not None:
+            return found
+        model = load_model(name_or_path)
+        chosen = _choose_layers(model, [layer])
+        everything = linear_layers(model)
+        hessians = sum(4 * one.in_features**2 for one in everything.values())
+        scope = None if hessians <= STORE_ALL_BELOW else list(chosen)
+        captured = capture(
+            model,
+            content,
+            scope,
+            max_tokens=max_tokens,
+            sequence_length=sequence_length,
+            keep_inputs=keep_inputs,
+            source=source,
+            progress=progress,
+        )
+        cache.write(key | {"layers": "all" if scope is None else [layer]}, captured)
+    (name,) = chosen
+    if name not in captured:
+        raise ValueError(f"the model never ran {name} on this text; take another layer")
+    return captured[name]
+
+
+def _look_up(key: dict[str, Any], layer: str) -> Calibration | None:
+    for scope in ("all", [layer]):
+        stored = cache.read(key | {"layers": scope}, layer)
+        if stored is not None:
+            return stored
+    return None
+
+
+def warm_cache(progress: Progress | None = None) -> str:
+    """Fill the cache for the bundled model, and MiniLM where it is installed, and say so.
+
+    Takes seconds the first time and milliseconds afterwards. For the start of a server.
+    """
+    start = time.perf_counter()
+    names: list[str | None] = [None]
+    try:
+        find_checkpoint("minilm")
+        names.append("minilm")
+    except ImportError:
+        pass  # optional: without it the lessons use the bundled model only
+    for name in names:
+        load_calibration(name, list_layers(name)[0].name, progress=progress)
+    megabytes = sum(f.stat().st_size for f in cache.directory().glob("*.safetensors")) / 1e6
+    return (
+        f"calibration data of {' and '.join(n or 'the bundled model' for n in names)} ready in "
+        f"{time.perf_counter() - start:.1f} s ({cache.directory()}, {megabytes:.0f} MB)"
+    )

@@ -1,0 +1,166 @@
+"""Streaming statistics of what enters linear layers; `capture` feeds them from forward hooks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from qviz.core.calibration import Calibration
+
+
+@dataclass
+class Batch:
+    """What one input tensor adds to the statistics of every layer that receives it."""
+
+    rows: torch.Tensor  # [n, in] float32
+    product: torch.Tensor  # XᵀX [in, in]
+    absmax: torch.Tensor  # [in]
+    abssum: torch.Tensor  # [in] float64
+
+
+@dataclass
+class Statistics:
+    """Running statistics over the rows of X, for the layers that have always shared their X."""
+
+    draw: np.random.Generator
+    keep: int
+    tokens: int = 0
+    product: torch.Tensor | None = None  # ΣXᵀX [in, in]
+    absmax: torch.Tensor | None = None  # [in]
+    abssum: torch.Tensor | None = None  # [in]
+    rows: torch.Tensor | None = None  # [kept, in]
+    rank: np.ndarray = field(default_factory=lambda: np.empty(0))  # [kept]
+
+    def add(self, batch: Batch) -> None:
+        self.tokens += len(batch.rows)
+        if self.product is None or self.absmax is None or self.abssum is None:
+            # a copy: another Statistics may start from the same batch
+            self.product, self.absmax = batch.product.clone(), batch.absmax.clone()
+            self.abssum = batch.abssum.clone()
+        else:
+            self.product += batch.product
+            self.absmax = torch.maximum(self.absmax, batch.absmax)
+            self.abssum += batch.abssum
+        self._sample(batch.rows)
+
+    def _sample(self, rows: torch.Tensor) -> None:
+        """Keep the rows with the smallest of random numbers, one per row: a uniform sample of a
+        stream of unknown length. (Every k-th row would beat with the window length.)"""
+        rank = np.concatenate([self.rank, self.draw.random(len(rows))])
+        chosen = np.sort(np.argsort(rank, kind="stable")[: self.keep])  # in the order of the text
+        rows = rows if self.rows is None else torch.cat([self.rows, rows])
+        self.rows, self.rank = rows[torch.from_numpy(chosen).to(rows.device)], rank[chosen]
+
+    def calibration(self, source: str) -> Calibration:
+        assert self.product is not None and self.absmax is not None
+        assert self.abssum is not None and self.rows is not None
+        # (XᵀX)ᵀ = XᵀX, which a BLAS does not promise to the last bit but a Cholesky may assume.
+        hessian = (self.product + self.product.T) / self.tokens
+        absmean = (self.abssum / self.tokens).float()
+        return Calibration(self.rows, hessian, self.absmax, absmean, self.tokens, source=source)
+
+
+class Collector:
+    """Gathers what the hooks see. One Statistics serves all layers that always got the same X."""
+
+    def __init__(self, hessian_dtype: torch.dtype, keep: int, seed: int) -> None:
+        self.hessian_dtype, self.keep, self.seed = hessian_dtype, keep, seed
+        self.statistics: dict[str, Statistics] = {}
+        self.mask = torch.empty(0, 0, dtype=torch.bool)
+        self.window = 0
+        self._forget()
+
+    def _forget(self) -> None:
+        self.x: torch.Tensor | None = None
+        self.version = -1
+        self.batch: Batch | None = None
+        self.members: list[str] = []
+
+    def begin(self, mask: torch.Tensor, window: int) -> None:
+        """A new batch: mask [batch, tokens], and the number of its first window."""
+        self.mask, self.window = mask, window
+        self._forget()  # an earlier forward may have raised half-way
+
+    def see(self, layer: str, x: torch.Tensor) -> None:
+        if not self._is_current(x) or layer in self.members:
+            self.flush()
+            self.batch = self._measure(layer, x)
+            self.x, self.version = x, x._version
+        self.members.append(layer)
+
+    def _is_current(self, x: torch.Tensor) -> bool:
+        """Whether x is the tensor that the layer before got, still unchanged. That one is held
+        here until another comes, so its address cannot have been reused in the meantime."""
+        last = self.x
+        if last is None or x._version != self.version:
+            return False
+        same_place = x.data_ptr() == last.data_ptr() and x.stride() == last.stride()
+        return x is last or (same_place and x.shape == last.shape and x.dtype == last.dtype)
+
+    def flush(self) -> None:
+        """Add the pending batch to the statistics of the layers that received it."""
+        if self.batch is not None:
+            by_statistics: dict[int, list[str]] = {}
+            for layer in self.members:
+                by_statistics.setdefault(id(self.statistics.get(layer)), []).append(layer)
+            for layers in by_statistics.values():
+                self._own(layers).add(self.batch)
+        self._forget()
+
+    def _own(self, layers: list[str]) -> Statistics:
+        """The statistics of exactly these layers: new, theirs already, or a split-off copy."""
+        old = self.statistics.get(layers[0])
+        users = sum(s is old for s in self.statistics.values()) if old is not None else 0
+        if old is not None and users == len(layers):
+            return old
+        if old is None:
+            own = Statistics(np.random.default_rng(self.seed), self.keep)
+        else:
+            own = copy.deepcopy(old)
+        self.statistics |= dict.fromkeys(layers, own)
+        return own
+
+    def _measure(self, layer: str, x: torch.Tensor) -> Batch:
+        x = x.detach()
+        tokens = self.mask.flatten()
+        if x.shape[:-1] == self.mask.shape or x.shape[:-1] == tokens.shape:
+            rows = x.reshape(-1, x.shape[-1])
+            rows = rows if bool(tokens.all()) else rows[tokens]
+        else:
+            rows = x.reshape(-1, x.shape[-1])  # not one row per token, as in a pooler: no padding
+        rows = rows.float()
+        absolute = rows.abs()
+        absmax = absolute.amax(dim=0) if len(rows) else absolute.new_zeros(x.shape[-1])
+        if not bool(torch.isfinite(absmax).all()):  # amax keeps NaN and Inf
+            self._refuse(layer, x)
+        wide = rows.to(self.hessian_dtype)
+        return Batch(rows, wide.T @ wide, absmax, absolute.sum(dim=0, dtype=torch.float64))
+
+    def _refuse(self, layer: str, x: torch.Tensor) -> None:
+        bad = ~torch.isfinite(x)
+        if x.shape[:-1] == self.mask.shape:
+            bad &= self.mask.unsqueeze(-1)
+        first = bad.nonzero()[0].tolist()
+        value = float(x[tuple(first)])
+        *place, channel = first
+        place[0] += self.window if x.shape[0] == self.mask.shape[0] else 0
+        where = f"window {place[0]}, token {place[1]}" if len(place) > 1 else f"row {place[0]}"
+        raise ValueError(
+            f"the input of {layer} is {value} at {where}, channel {channel}. The model overflows "
+            f"on this text: load it with dtype=torch.float32, or check its weights"
+        )
+
+    def results(self, layers: Iterable[str], source: str) -> dict[str, Calibration]:
+        shared: dict[int, Calibration] = {}
+        results = {}
+        for layer in layers:
+            statistics = self.statistics.get(layer)
+            if statistics is not None:
+                if id(statistics) not in shared:
+                    shared[id(statistics)] = statistics.calibration(source)
+                results[layer] = replace(shared[id(statistics)], layer=layer)
+        return results
