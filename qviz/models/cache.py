@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
+import uuid
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -82,6 +82,7 @@ def _tensor(file: Any, name: str, header: Mapping[str, Any]) -> torch.Tensor:
 
 def write(key: Mapping[str, Any], calibrations: Mapping[str, Calibration]) -> None:
     """Store a run. A cache that cannot be written is reported to the log and otherwise harmless."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path = path_of(key)
@@ -96,18 +97,15 @@ def write(key: Mapping[str, Any], calibrations: Mapping[str, Calibration]) -> No
     checksums = {name: _checksum(tensor) for name, tensor in tensors.items()}
     source = next(iter(calibrations.values())).source
     header = {"layers": layers, "checksums": checksums, "source": source, "key": dict(key)}
-    temporary = None
+    temporary = path.with_name(f"{uuid.uuid4().hex}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-        os.close(handle)
         save_file(tensors, temporary, metadata={"qviz": json.dumps(header)})
         os.replace(temporary, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # disk full, read-only …
         log.warning("the calibration cache %s cannot be written: %s", path.parent, error)
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _checksum(tensor: torch.Tensor) -> int:

@@ -22,16 +22,16 @@ import torch
 from torch import nn
 
 from qviz.core.calibration import Calibration
-from qviz.core.check import require_int, unknown
+from qviz.core.check import require_int
 from qviz.models import cache
-from qviz.models.checkpoint import find_checkpoint, list_layers, match_name
-from qviz.models.load import LinearLayer, LoadedModel, linear_layers, load_model
+from qviz.models.checkpoint import find_checkpoint, list_layers
+from qviz.models.load import LinearLayer, LoadedModel, choose_layers, linear_layers, load_model
 from qviz.models.statistics import Collector
 from qviz.models.texts import find_text
 
 Progress = Callable[[int, int], None]  # called with (done, total)
 
-MAX_TOKENS, SEQUENCE_LENGTH, KEEP_INPUTS = 8192, 512, 512
+MAX_TOKENS, SEQUENCE_LENGTH, KEEP_INPUTS = 4096, 512, 512
 STORE_ALL_BELOW = 2**30  # bytes of Hessians up to which a run keeps every layer, not only one
 
 
@@ -69,7 +69,7 @@ def capture(
         raise TypeError(f"hessian_dtype must be torch.float32 or float64, got {hessian_dtype}")
     require_int(keep_inputs, "keep_inputs", 1, 1_000_000)
     require_int(batch_size, "batch_size", 1, 4096)
-    wanted = _choose_layers(model, layers)
+    wanted = choose_layers(model, layers)
     windows = token_windows(model, texts, max_tokens, sequence_length)
     collector = Collector(hessian_dtype, keep_inputs, seed)
     runner = _smallest_runner(model, wanted)
@@ -182,23 +182,6 @@ def require_tokenizer(model: LoadedModel) -> Any:
     return model.tokenizer
 
 
-def _choose_layers(model: LoadedModel, layers: Sequence[str] | None) -> dict[str, LinearLayer]:
-    known = linear_layers(model)
-    if layers is None:
-        return known
-    if isinstance(layers, str):
-        layers = [layers]
-    chosen = {}
-    for layer in layers:
-        name = match_name(layer.removesuffix(".weight"), known)
-        if name is None:
-            raise ValueError(unknown("layer", layer, known))
-        chosen[name] = known[name]
-    if not chosen:
-        raise ValueError("layers is empty; name at least one, or give None for all")
-    return chosen
-
-
 def _smallest_runner(model: LoadedModel, layers: Mapping[str, LinearLayer]) -> nn.Module:
     """The base model if it has all the layers: the output head may cost more than the rest."""
     base = getattr(model.model, "base_model", model.model)
@@ -262,7 +245,7 @@ def load_calibration(
         if found is not None:
             return found
         model = load_model(name_or_path)
-        chosen = _choose_layers(model, [layer])
+        chosen = choose_layers(model, [layer])
         everything = linear_layers(model)
         hessians = sum(4 * one.in_features**2 for one in everything.values())
         scope = None if hessians <= STORE_ALL_BELOW else list(chosen)

@@ -7,7 +7,7 @@ reading a single weight (`load_layer`) never needs it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from qviz.core.check import unknown
 from qviz.models import hub
 from qviz.models.checkpoint import (
     Checkpoint,
@@ -23,6 +24,7 @@ from qviz.models.checkpoint import (
     find_checkpoint,
     list_layers,
     load_layer,
+    match_name,
 )
 
 __all__ = [
@@ -60,12 +62,16 @@ class LoadedModel:
         return next(self.model.parameters()).device
 
     @property
+    def config(self) -> Any:
+        """The model's transformers configuration."""
+        return self.model.config
+
+    @property
     def max_length(self) -> int | None:
         """The longest input in tokens that the model has positions for, if its config says."""
-        config: Any = self.model.config
         for name in ("max_position_embeddings", "n_positions"):
-            if isinstance(getattr(config, name, None), int):
-                return int(getattr(config, name))
+            if isinstance(getattr(self.config, name, None), int):
+                return int(getattr(self.config, name))
         return None
 
 
@@ -148,6 +154,30 @@ def linear_layers(model: LoadedModel | nn.Module) -> dict[str, LinearLayer]:
         out_in = (columns, rows) if is_conv1d(child) else (rows, columns)
         layers[name] = LinearLayer(name, child, in_features=out_in[1], out_features=out_in[0])
     return layers
+
+
+def choose_layers(
+    model: LoadedModel | nn.Module, layers: Sequence[str] | None
+) -> dict[str, LinearLayer]:
+    """The linear layers of these names (None: all), each by its full name or a unique tail of it.
+
+    ValueError for a name that is unknown or ambiguous, with near ones.
+    """
+    known = linear_layers(model)
+    if layers is None:
+        return known
+    chosen = {}
+    for layer in [layers] if isinstance(layers, str) else layers:
+        name = match_name(layer.removesuffix(".weight"), known)
+        if name is None:
+            why = skipped_layers(model).get(layer)
+            raise ValueError(
+                f"{layer} is left out: {why}" if why else unknown("layer", layer, known)
+            )
+        chosen[name] = known[name]
+    if not chosen:
+        raise ValueError("layers is empty; name at least one, or give None for all")
+    return chosen
 
 
 def skipped_layers(model: LoadedModel | nn.Module) -> dict[str, str]:

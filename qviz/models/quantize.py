@@ -1,0 +1,123 @@
+"""Quantize the linear layers of a model, on a copy."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from qviz.core.calibration import Calibration
+from qviz.core.tensor import QuantizedTensor
+from qviz.methods import registry
+from qviz.models.capture import Progress
+from qviz.models.checkpoint import HEAD
+from qviz.models.load import (
+    LinearLayer,
+    LoadedModel,
+    choose_layers,
+    linear_layers,
+    require_memory,
+    skipped_layers,
+)
+
+
+@dataclass(frozen=True)
+class QuantizedModel:
+    """A model whose linear layers went through a quantizer.
+
+    model    a copy that computes with the dequantized weights (its parameters keep their dtype)
+    tensors  layer → QuantizedTensor: codes, scales and what they cost
+    skipped  layer → why it was left as it was
+    """
+
+    model: LoadedModel
+    tensors: Mapping[str, QuantizedTensor]
+    skipped: Mapping[str, str]
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits per weight over all quantized weights, scales and all else included."""
+        bits = sum(q.ledger.total_bits for q in self.tensors.values())
+        return bits / sum(q.ledger.weights for q in self.tensors.values())
+
+    def nbytes(self, other_bits: int = 16) -> int:
+        """Bytes of the whole model with every other parameter in `other_bits` bits."""
+        layers = linear_layers(self.model)
+        quantized = {id(layers[name].module.weight) for name in self.tensors}
+        # parameters() gives tied parameters once
+        others = sum(p.numel() for p in self.model.model.parameters() if id(p) not in quantized)
+        return sum(q.ledger.nbytes for q in self.tensors.values()) + others * other_bits // 8
+
+
+def quantize_model(
+    model: LoadedModel,
+    method: str = "affine",
+    *,
+    layers: Sequence[str] | None = None,
+    calibration: Mapping[str, Calibration] | None = None,
+    on_error: str = "raise",
+    progress: Progress | None = None,
+    **options: Any,
+) -> QuantizedModel:
+    """Quantize a model's linear layers with one method; the model given stays as it is.
+
+    layers=None takes all linear layers except an output head, which practice leaves in 16 bits;
+    name it to have it quantized. `calibration` is what qviz.capture returned, for methods that
+    need it. `options` are the method's own. A layer that does not fit them (a group size that does
+    not divide its inputs) is an error; on_error="skip" leaves it as it is and says so in
+    `.skipped`, unless no layer fits.
+
+    >>> quantized = qviz.quantize_model(qviz.load_model(), bits=4, group_size=32)
+    >>> quantized.bits_per_weight, qviz.perplexity(quantized.model, max_tokens=1024).value
+    """
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f'on_error must be "raise" or "skip", got {on_error!r}')
+    kind = registry.get(method).kind
+    if kind != "weight":
+        raise ValueError(f"{method} is a {kind} method; quantize_model takes weight methods")
+    chosen, skipped = _choose(model, layers)
+    tensors: dict[str, QuantizedTensor] = {}
+    failure: Exception | None = None
+    for done, (name, layer) in enumerate(chosen.items()):
+        given = (calibration or {}).get(name)
+        try:
+            tensors[name] = registry.quantize(layer.weight, method, given, **options)
+        except ValueError as error:
+            failure = ValueError(f"{name}: {error}")
+            if on_error == "raise":
+                raise failure from error
+            skipped[name] = str(error)
+        if progress is not None:
+            progress(done + 1, len(chosen))
+    if not tensors:
+        raise failure or ValueError(f"{model.name} has no linear layers to quantize")
+    return QuantizedModel(with_weights(model, tensors), tensors, skipped)
+
+
+def with_weights(model: LoadedModel, tensors: Mapping[str, QuantizedTensor]) -> LoadedModel:
+    """A copy of the model that computes with the dequantized weights; tied weights stay tied."""
+    size = sum(p.numel() * p.element_size() for p in model.model.parameters())
+    require_memory(size, f"a copy of {model.name}")
+    twin = replace(model, model=copy.deepcopy(model.model))
+    layers = linear_layers(twin)
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            layers[name].set_weight(tensor.dequantize())
+    return twin
+
+
+def _choose(
+    model: LoadedModel, layers: Sequence[str] | None
+) -> tuple[dict[str, LinearLayer], dict[str, str]]:
+    """The layers to quantize, and why the others are not among them."""
+    chosen, skipped = choose_layers(model, layers), skipped_layers(model)
+    if layers is None:
+        heads = {name for name in chosen if HEAD.search(name)}
+        reason = "the output head stays in 16 bits unless it is named in layers"
+        chosen = {name: layer for name, layer in chosen.items() if name not in heads}
+        return chosen, skipped | dict.fromkeys(heads, reason)
+    left = [name for name in linear_layers(model) if name not in chosen]
+    return chosen, skipped | dict.fromkeys(left, "not among the layers asked for")

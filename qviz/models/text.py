@@ -1,0 +1,216 @@
+"""What a decoder makes of text: perplexity, and text of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from qviz.core.check import require_int
+from qviz.models.capture import Progress, as_texts, require_tokenizer, window_length
+from qviz.models.load import LoadedModel
+from qviz.models.texts import evaluation_texts
+
+LOGITS_BYTES = 64 * 2**20  # windows are batched up to this many bytes of float32 logits
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """How well a model predicts a text; lower is better.
+
+    value          exp(nll_per_token): the number of equally likely choices per token
+    nll_per_token  mean negative log-likelihood of a scored token, in nats
+    tokens         how many tokens were scored
+    bits_per_byte  the same information per byte of UTF-8: comparable between tokenizers, and with
+                   a compressor
+    bytes          how many bytes of text the scored tokens stand for
+    """
+
+    value: float
+    nll_per_token: float
+    tokens: int
+    bits_per_byte: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class _Window:
+    """The model reads ids[:-1] and predicts ids[1:]; the last `scored` predictions count."""
+
+    ids: list[int]
+    scored: int
+
+
+def perplexity(
+    model: LoadedModel,
+    texts: str | Sequence[str] | None = None,
+    *,
+    sequence_length: int | None = None,
+    stride: int | None = None,
+    max_tokens: int | None = None,
+    progress: Progress | None = None,
+) -> Perplexity:
+    """Perplexity of a decoder on texts (None: the evaluation texts that come with qviz).
+
+    Each text is read in windows of `sequence_length` tokens (None: 512, or what the model can
+    take) that start every `stride` tokens (None: sequence_length, so that windows do not overlap).
+    Every token but the first of a text is scored exactly once, in the first window that predicts
+    it: with a smaller stride each has at least sequence_length − stride tokens of context, and the
+    run takes longer by sequence_length / stride. At most `max_tokens` tokens are scored.
+    Deterministic. Raises ValueError for encoders and for a text of less than two tokens.
+
+    >>> qviz.perplexity(qviz.load_model(), max_tokens=2048).bits_per_byte
+    """
+    _require_decoder(model, "perplexity")
+    length = window_length(model, sequence_length)
+    step = length if stride is None else require_int(stride, "stride", 1, length)
+    if max_tokens is not None:
+        require_int(max_tokens, "max_tokens", 1, 10**9)
+    if texts is None:
+        texts = [text.text for text in evaluation_texts().values()]
+    windows, size = _windows(model, as_texts(texts), length, step, max_tokens)
+    batches = list(_batches(windows, length * model.config.vocab_size * 4))
+    total, tokens = 0.0, sum(w.scored for w in windows)
+    for done, batch in enumerate(batches):
+        total += _negative_log_likelihood(model, batch)
+        if progress is not None:
+            progress(done + 1, len(batches))
+    mean = total / tokens
+    value = math.exp(mean) if mean < 700 else math.inf  # a model broken by 2 bits can get there
+    return Perplexity(value, mean, tokens, total / math.log(2) / size, size)
+
+
+def generate(
+    model: LoadedModel,
+    prompt: str,
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> str:
+    """The text with which a decoder continues the prompt (the prompt itself is not repeated).
+
+    temperature 0 takes the likeliest token every time; above 0 tokens are drawn from
+    softmax(logits / temperature) by `seed`. Stops early at the model's end-of-text token.
+    Raises ValueError for encoders and where prompt and answer exceed the model's positions.
+
+    >>> qviz.generate(qviz.load_model(), "def read_file(path):", max_new_tokens=24)
+    """
+    _require_decoder(model, "generate")
+    require_int(max_new_tokens, "max_new_tokens", 1, 1_000_000)
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise ValueError(f"temperature must be 0 or more, got {temperature}")
+    tokenizer = require_tokenizer(model)
+    prompt_ids = _prompt_ids(model, prompt)
+    longest = model.max_length
+    if longest is not None and len(prompt_ids) + max_new_tokens > longest:
+        raise ValueError(
+            f"the prompt's {len(prompt_ids)} tokens and {max_new_tokens} new ones exceed the "
+            f"{longest} positions of {model.name}; shorten one of them"
+        )
+    draw = np.random.default_rng(seed)
+    ends, new, cache = _end_tokens(model), [], None
+    ids = torch.tensor([prompt_ids], device=model.device)
+    with torch.no_grad():
+        for _ in range(max_new_tokens):
+            output = model.model(input_ids=ids, past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            token = _next_token(output.logits[0, -1], temperature, draw)
+            if token in ends:
+                break
+            new.append(token)
+            ids = torch.tensor([[token]], device=model.device)
+    # Decoded together: some tokenizers drop the space before a first token.
+    before: str = tokenizer.decode(prompt_ids, clean_up_tokenization_spaces=False)
+    together: str = tokenizer.decode(prompt_ids + new, clean_up_tokenization_spaces=False)
+    return together[len(before) :]
+
+
+def _require_decoder(model: LoadedModel, what: str) -> None:
+    if model.kind != "decoder":
+        raise ValueError(
+            f"{what} needs a decoder, and {model.name} is an encoder: it does not predict the "
+            f"next token. Take qviz.load_model() for the bundled decoder"
+        )
+
+
+def _windows(
+    model: LoadedModel, texts: list[str], length: int, step: int, max_tokens: int | None
+) -> tuple[list[_Window], int]:
+    """The windows of all texts, and how many bytes of UTF-8 their scored tokens stand for."""
+    windows: list[_Window] = []
+    size, left = 0, max_tokens if max_tokens is not None else 10**12
+    for text in texts:
+        encoded = require_tokenizer(model)(text, return_offsets_mapping=True, verbose=False)
+        ids = list(encoded["input_ids"])[: left + 1]
+        offsets = encoded["offset_mapping"][: len(ids)]
+        if len(ids) < 2 or left == 0:
+            continue
+        scored_until = 1  # the first token has nothing before it to predict it from
+        for start in range(0, len(ids), step):
+            if scored_until == len(ids):
+                break
+            window = ids[start : start + length + 1]
+            end = start + len(window)
+            windows.append(_Window(window, end - scored_until))
+            scored_until = end
+        left -= len(ids) - 1
+        # from the end of the first token, as tokenizers leave leading spaces out of offsets
+        size += len(text[offsets[0][1] : max(end for _, end in offsets)].encode())
+    if not windows:
+        raise ValueError("the texts have less than two tokens, so there is nothing to predict")
+    return windows, size
+
+
+def _batches(windows: list[_Window], logits_bytes: int) -> Iterator[list[_Window]]:
+    """Consecutive windows of equal length, together as far as their logits fit in memory."""
+    most = max(1, LOGITS_BYTES // logits_bytes)
+    batch: list[_Window] = []
+    for window in windows:
+        if batch and (len(batch) == most or len(batch[0].ids) != len(window.ids)):
+            yield batch
+            batch = []
+        batch.append(window)
+    if batch:
+        yield batch
+
+
+def _negative_log_likelihood(model: LoadedModel, batch: list[_Window]) -> float:
+    """Sum over the scored tokens of −log p(token), in nats."""
+    ids = torch.tensor([w.ids for w in batch], device=model.device)  # [batch, length + 1]
+    with torch.no_grad():
+        logits = model.model(input_ids=ids[:, :-1], use_cache=False).logits.float()
+    losses = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
+    ).view(len(batch), -1)  # [batch, length]
+    total = sum(row[-w.scored :].double().sum() for row, w in zip(losses, batch, strict=True))
+    return float(total)
+
+
+def _prompt_ids(model: LoadedModel, prompt: str) -> list[int]:
+    tokenizer = require_tokenizer(model)
+    ids = list(tokenizer(prompt)["input_ids"])
+    if ids:
+        return ids
+    for start in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if start is not None:
+            return [int(start)]
+    raise ValueError("the prompt is empty; give at least one character")
+
+
+def _end_tokens(model: LoadedModel) -> set[int]:
+    ends = {require_tokenizer(model).eos_token_id}
+    listed = getattr(model.config, "eos_token_id", None)
+    ends |= set(listed) if isinstance(listed, list) else {listed}
+    return {int(e) for e in ends if e is not None}
+
+
+def _next_token(logits: torch.Tensor, temperature: float, draw: np.random.Generator) -> int:
+    if temperature == 0:
+        return int(logits.argmax())
+    p = torch.softmax(logits.double() / temperature, dim=-1).cumsum(dim=-1)
+    # Inverse transform sampling with NumPy's stream: the same text from a seed on every device.
+    return int(torch.searchsorted(p, float(draw.random() * p[-1])).clamp(max=len(p) - 1))
