@@ -1,0 +1,123 @@
+"""The `qviz` command: thin, every subcommand is a few lines around the library."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from qviz import __version__
+
+# What a user can cause and repair: said in one sentence. Anything else is our fault and keeps its
+# traceback.
+USER_ERRORS = (ValueError, OSError, KeyError, LookupError, RuntimeError)
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def serve_command(args: argparse.Namespace) -> None:
+    from qviz import server
+
+    if args.pool < 0:
+        raise ValueError(f"--pool must be 0 or more, not {args.pool}")
+    if args.port is not None and not 0 <= args.port <= 65535:
+        raise ValueError(f"--port must lie between 0 and 65535, not {args.port}")
+    server.serve(
+        server.ServeOptions(
+            notebooks=server.find_notebooks(args.notebooks),
+            port=args.port,
+            host=args.host,
+            browser=args.browser,
+            token=server.new_token() if args.token else None,
+            pool=args.pool,
+        ),
+        say,
+    )
+
+
+def methods_command(args: argparse.Namespace) -> None:
+    from qviz.methods import registry
+
+    rows = [
+        (
+            method.name,
+            str(method.kind),
+            ", ".join(sorted(method.needs)) or "–",
+            ", ".join(f"{key}={value}" for key, value in method.defaults.items()) or "–",
+            str(method.source),
+        )
+        for method in registry.methods().values()
+    ]
+    print_table(("method", "kind", "needs", "defaults", "source"), rows)
+
+
+def layers_command(args: argparse.Namespace) -> None:
+    from qviz.models.checkpoint import list_layers
+
+    rows = [
+        (layer.name, "×".join(map(str, layer.shape)), layer.dtype)
+        for layer in list_layers(args.model)
+    ]
+    print_table(("layer", "shape [out×in]", "stored as"), rows)
+
+
+def cache_command(args: argparse.Namespace) -> None:
+    from qviz.models.capture import warm_cache
+
+    say(warm_cache())
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    columns = list(zip(head, *rows, strict=True))
+    widths = [max(map(len, column)) for column in columns[:-1]] + [0]  # the last one may run on
+    for row in [head, *rows]:
+        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)))
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="qviz", description="See and touch LLM quantization.")
+    top.add_argument("--version", action="version", version=f"qviz {__version__}")
+    commands = top.add_subparsers(dest="command", metavar="command", required=True)
+
+    serve = commands.add_parser("serve", help="serve the lessons to a browser")
+    serve.add_argument(
+        "--port", type=int, help="port to listen on (default: 8866 or the next free)"
+    )
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    serve.add_argument("--no-browser", dest="browser", action="store_false", help="open no browser")
+    serve.add_argument(
+        "--no-token", dest="token", action="store_false", help="let in whoever can reach the port"
+    )
+    serve.add_argument(
+        "--pool", type=int, default=1, metavar="N", help="warm kernels for each page (%(default)s)"
+    )
+    serve.add_argument("--notebooks", type=Path, metavar="DIR", help="folder with the lessons")
+    serve.set_defaults(run=serve_command)
+
+    methods = commands.add_parser("methods", help="list the quantization methods")
+    methods.set_defaults(run=methods_command)
+
+    layers = commands.add_parser("layers", help="list a model's linear layers and their shapes")
+    layers.add_argument("model", nargs="?", help="Hub id or folder (default: the bundled model)")
+    layers.set_defaults(run=layers_command)
+
+    cache = commands.add_parser("cache", help="prepare the bundled model's calibration data")
+    cache.set_defaults(run=cache_command)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; 0 when it went well, 2 when the user can repair what went wrong."""
+    args = parser().parse_args(argv)
+    try:
+        args.run(args)
+    except BrokenPipeError:  # `qviz methods | head`
+        sys.stderr.close()
+        return 0
+    except USER_ERRORS as error:
+        # str(KeyError) puts quotes around its message.
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"qviz: {text}", file=sys.stderr)
+        return 2
+    return 0

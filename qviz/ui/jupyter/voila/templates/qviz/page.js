@@ -1,0 +1,108 @@
+// The page's own few lines: what is being prepared, when it is ready, and when the connection to
+// Python is gone. Everything else on the page is Voilà's and the widgets'.
+window.qvizPage = (() => {
+  const byId = (id) => document.getElementById(id);
+  let heartbeats = 0;
+  let failed = false;
+
+  function say(text) {
+    const place = byId("loading_text");
+    if (place) place.textContent = text;
+  }
+
+  function alarm(text) {
+    if (failed) return; // the first reason is the cause; later ones only follow from it
+    failed = true;
+    const notice = document.createElement("p");
+    notice.className = "qv-notice";
+    notice.textContent = text;
+    const again = document.createElement("button");
+    again.type = "button";
+    again.textContent = "Start again";
+    again.onclick = () => location.reload();
+    notice.append(again);
+    byId("qv-alarm").replaceChildren(notice);
+    byId("loading")?.remove();
+    byId("qv-cells")?.classList.remove("qv-waiting");
+    notice.scrollIntoView({ block: "nearest" });
+  }
+
+  function reveal() {
+    byId("loading")?.remove();
+    byId("qv-cells").classList.remove("qv-waiting");
+    document.body.dataset.qvizReady = "yes";
+  }
+
+  // Ready means: every widget that the notebook shows has drawn its first element.
+  function cellsSent() {
+    const root = byId("qv-cells");
+    const WIDGET = "application/vnd.jupyter.widget-view+json";
+    const scripts = root.querySelectorAll('script[type="application/vnd.voila.cell-output+json"]');
+    const expected = [...scripts].filter((script) => script.textContent.includes(WIDGET)).length;
+    if (expected === 0) return reveal();
+    say("Loading the controls…");
+    const drawn = () => root.querySelectorAll(".jp-OutputArea-output .jupyter-widgets:not(.jp-OutputArea-output)").length;
+    const watch = new MutationObserver(() => {
+      if (drawn() >= expected) {
+        watch.disconnect();
+        reveal();
+      }
+    });
+    watch.observe(root, { childList: true, subtree: true });
+    setTimeout(() => {
+      if (byId("loading")) say("This takes longer than usual. The page appears as soon as it can.");
+    }, 20000);
+  }
+
+  // Voilà calls these by name while the notebook runs and when its theme is there.
+  window.voila_process = (index, count) => say(`Preparing step ${index} of ${count}…`);
+  window.voila_finish = () => {};
+  window.voila_heartbeat = () => {
+    heartbeats += 1;
+    say(
+      heartbeats < 6
+        ? "Still computing. The first opening takes longest."
+        : "No answer for a minute. The terminal in which the server runs may say why.",
+    );
+  };
+
+  // A kernel that is gone leaves a page that looks alive and answers nothing. The socket to it is
+  // the only witness, and it is opened by scripts that load later: so listen where it is made.
+  const Plain = window.WebSocket;
+  window.WebSocket = class extends Plain {
+    constructor(...args) {
+      super(...args);
+      const kernel = /\/api\/kernels\/([\w-]+)\/channels/.exec(this.url);
+      if (!kernel) return;
+      this.addEventListener("close", () => setTimeout(lookAfter, 1500, kernel[1]));
+      this.addEventListener("message", (event) => {
+        const size = event.data.byteLength ?? event.data.length;
+        if (size > 4000) return; // status messages are short; never decode a picture
+        const text = typeof event.data === "string" ? event.data : new TextDecoder().decode(event.data);
+        if (/"execution_state":\s*"(restarting|dead)"/.test(text)) lost();
+      });
+    }
+  };
+
+  const lost = () =>
+    alarm("The Python process behind this page has ended, so the controls no longer answer.");
+
+  let leaving = false;
+  addEventListener("beforeunload", () => {
+    leaving = true;
+    setTimeout(() => (leaving = false), 5000); // a download also fires this, and then we stay
+  });
+
+  async function lookAfter(id) {
+    if (leaving) return;
+    const base = JSON.parse(byId("jupyter-config-data").textContent).baseUrl;
+    try {
+      const answer = await fetch(`${base}api/kernels/${id}`, { cache: "no-store" });
+      if (!answer.ok || answer.redirected) lost();
+    } catch {
+      alarm("The server does not answer: it was stopped, or the connection is down.");
+    }
+  }
+
+  return { cellsSent, alarm };
+})();
