@@ -1,0 +1,71 @@
+# Every target makes .venv when it is missing and installs only when pyproject.toml or
+# constraints.txt is newer than the last installation. `make help` lists the targets.
+
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+RECIPE := pyproject.toml constraints.txt
+
+# Where to start from: PYTHON=… or the first of these that is new enough.
+PYTHON ?= $(firstword $(foreach python,python3 python3.14 python3.13 python3.12 python3.11,\
+	$(shell command -v $(python) >/dev/null 2>&1 \
+	&& $(python) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(python))))
+
+.PHONY: help serve lab test test-all check format bench binder-check clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 16
+
+serve: $(VENV)/.installed  ## serve the lessons and open a browser (ARGS="--port 9000 …")
+	@$(BIN)/qviz serve $(ARGS)
+
+lab: $(VENV)/.installed  ## open the notebooks in JupyterLab
+	@$(BIN)/jupyter lab --ServerApp.root_dir=notebooks $(ARGS)
+
+test: $(VENV)/.installed-test  ## run the tests (ARGS="-k gptq -x …")
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-all: $(VENV)/.installed-test  ## run the slow tests as well
+	@$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+
+check: $(VENV)/.installed-dev  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev  ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed-bench  ## run the benchmarks (they print; results are recorded by hand)
+	@set -e; for script in bench/[a-z]*.py; do echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
+
+binder-check: $(VENV)/.installed-test  ## build binder/ in a fresh environment and open a lesson
+	@$(BIN)/python tools/binder_check.py $(ARGS)
+
+clean:  ## remove environments and caches
+	rm -rf $(VENV) .binder-venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+
+$(BIN)/python:
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "qviz needs Python 3.11 or newer; found $$(python3 --version 2>&1 || echo none)." >&2; \
+		echo "Install one, or name it: make PYTHON=/path/to/python3.12 …" >&2; exit 1; fi
+	@echo "Making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "Could not make $(VENV); Debian and Ubuntu need the package python3-venv." >&2; exit 1; }
+
+# Installs EXTRA into the environment and leaves a stamp. $(1) is the stamp's ending.
+define install
+	@echo "Installing qviz$(if $(1),[$(1)],) and what it needs"
+	@$(PIP) --editable ".$(if $(1),[$(1)],)"
+	@touch $@
+endef
+
+$(VENV)/.installed: $(BIN)/python $(RECIPE)
+	$(call install,)
+
+$(VENV)/.installed-%: $(BIN)/python $(RECIPE)
+	$(call install,$*)
+	@touch $(VENV)/.installed
