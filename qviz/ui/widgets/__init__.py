@@ -1,1 +1,42 @@
 """Own anywidgets: a Python file and a JavaScript module each."""
+
+from .base import Style, link, number, style
+from .charts import Chart, PlotlyLoader
+from .controls import Button, Choice, Slider, TextField, Toggle
+from .equation import Equation
+from .layout import Disclosure, Text, details, figures_row, page, section, stack
+from .matrix import MatrixFrame, MatrixView, link_matrices
+from .readout import Caption, Code, Readout
+from .status import KernelWatch, Status
+from .transport import Transport
+
+__all__ = [
+    "Button",
+    "Caption",
+    "Chart",
+    "Choice",
+    "Code",
+    "Disclosure",
+    "Equation",
+    "KernelWatch",
+    "MatrixFrame",
+    "MatrixView",
+    "PlotlyLoader",
+    "Readout",
+    "Slider",
+    "Status",
+    "Style",
+    "Text",
+    "TextField",
+    "Toggle",
+    "Transport",
+    "details",
+    "figures_row",
+    "link",
+    "link_matrices",
+    "number",
+    "page",
+    "section",
+    "stack",
+    "style",
+]

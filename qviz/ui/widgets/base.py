@@ -1,0 +1,90 @@
+"""What every widget of qviz shares: how its browser module is put together, links, numbers as text.
+
+A widget is a Python class and one JavaScript file of the same folder. `shared.js` is put in front
+of each module when the class is made: modules must load within two seconds (anywidget stops
+delivering the kernel's messages to a widget whose module came later), so each is a few kilobytes,
+complete in itself, and imports nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import ipywidgets
+
+_HERE = Path(__file__).parent
+_shared: dict[str, Any] = {}  # what all widgets of this kernel have in common
+
+
+def module(*names: str) -> str:
+    """One browser module of the files `names`.js, with the shared helpers in front of them."""
+    return "".join((_HERE / f"{name}.js").read_text("utf-8") for name in ("shared", *names))
+
+
+def _one(key: str, make: Callable[[], Any]) -> Any:
+    """The one widget called `key`; another one after it was closed."""
+    found = _shared.get(key)
+    if found is None or found.comm is None:
+        found = _shared[key] = make()
+    return found
+
+
+def plain_layout() -> Any:
+    """One empty Layout for all widgets: each of its own would double the models of a page."""
+    return _one("layout", ipywidgets.Layout)
+
+
+class Style(anywidget.AnyWidget):  # type: ignore[misc]
+    """The stylesheet of all pages. anywidget puts it into a page once, however many there are."""
+
+    _esm = "export default { render({ el }) { el.hidden = true; } };"
+    _css = (_HERE / "style.css").read_text(encoding="utf-8")
+
+
+def style() -> Any:
+    """The one Style of this kernel; every widget of qviz makes sure that it exists."""
+    return _one("style", lambda: Style(layout=plain_layout()))
+
+
+class BrowserWidget(anywidget.AnyWidget):  # type: ignore[misc]
+    """Base of all widgets here: brings the stylesheet along and shares one Layout."""
+
+    def __init__(self, **traits: Any) -> None:
+        style()
+        traits.setdefault("layout", plain_layout())
+        super().__init__(**traits)
+
+
+def link(
+    source: ipywidgets.Widget, trait: str, *targets: tuple[ipywidgets.Widget, str]
+) -> list[ipywidgets.Widget]:
+    """Tie `source.trait` to each (widget, trait) in the browser, in both directions.
+
+    The browser does it without the kernel, so a slider moves its views at once even over a slow
+    connection; Python sees the values a moment later.
+    """
+    if not targets:
+        raise ValueError("link needs at least one (widget, trait) pair to tie to")
+    return [ipywidgets.jslink((source, trait), target) for target in targets]
+
+
+def number(value: float, digits: int = 4) -> str:
+    """A number as the pages write it: `digits` significant digits, a true minus sign.
+
+    >>> number(-0.0412345), number(12), number(1.5e-7), number(float("nan"))
+    ('−0.04123', '12', '1.5e−7', 'NaN')
+    """
+    value = float(value)
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    text = f"{value:.{digits}g}"
+    if "e" in text:
+        mantissa, exponent = text.split("e")
+        text = f"{mantissa}e{int(exponent)}"
+    return "0" if text == "-0" else text.replace("-", "−")

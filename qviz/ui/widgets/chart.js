@@ -1,0 +1,196 @@
+// Charts take their time (tens of milliseconds each), so they wait until the canvases have painted
+// and the slider rests for a moment; then one chart per task, always its latest frame.
+
+const ARRAYS = {
+  i1: Int8Array, u1: Uint8Array, i2: Int16Array, u2: Uint16Array,
+  i4: Int32Array, u4: Uint32Array, f4: Float32Array, f8: Float64Array,
+};
+
+/** Arrays back in their places: typed arrays on the received bytes, rows of them for matrices. */
+function unpack(value, buffer) {
+  if (Array.isArray(value)) return value.map((v) => unpack(v, buffer));
+  if (value === null || typeof value !== "object") return value;
+  if (value.qv) {
+    const length = value.shape.reduce((a, b) => a * b, 1);
+    const all = new ARRAYS[value.qv](buffer, value.at, length);
+    if (value.shape.length === 1) return all;
+    const [rows, width] = value.shape;
+    return Array.from({ length: rows }, (_, r) => all.subarray(r * width, (r + 1) * width));
+  }
+  return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, unpack(v, buffer)]));
+}
+
+/** var(--qv-…) in any place where plotly expects a colour. */
+function resolveColours(value, colour) {
+  if (typeof value === "string") return value.startsWith("var(") ? colour(value) : value;
+  if (Array.isArray(value)) return value.map((v) => resolveColours(v, colour));
+  if (value === null || typeof value !== "object" || ArrayBuffer.isView(value)) return value;
+  return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, resolveColours(v, colour)]));
+}
+
+const queue = (globalThis.qvCharts ??= { jobs: new Map(), timer: 0, since: 0 });
+function later(key, job) {
+  const now = performance.now();
+  if (!queue.jobs.size) queue.since = now;
+  queue.jobs.set(key, job);
+  const wait = now - queue.since > 250 ? 0 : 50;
+  clearTimeout(queue.timer);
+  queue.timer = setTimeout(() => requestAnimationFrame(() => setTimeout(runOne)), wait);
+}
+async function runOne() {
+  const [entry] = queue.jobs;
+  if (!entry) return;
+  queue.jobs.delete(entry[0]);
+  try {
+    await entry[1]();
+  } finally {
+    if (queue.jobs.size) setTimeout(runOne);
+  }
+}
+
+export default widget(({ model, el, signal }) => {
+  el.classList.add("qv-chart");
+  const plot = elem("div", "qv-plot");
+  plot.setAttribute("role", "img");
+  const words = elem("p", "qv-hint", "The chart is being loaded …");
+  const more = elem("details", "qv-more");
+  const numbers = elem("div", "qv-scroll");
+  numbers.tabIndex = 0;
+  numbers.setAttribute("role", "region");
+  numbers.setAttribute("aria-label", "Numbers of the chart");
+  more.append(elem("summary", "", "As numbers"), numbers);
+  el.append(plot, words, more);
+  let figures = [];
+  let shown = null;
+  let Plotly = null;
+  let colours = new Map();
+
+  const colour = (name) => {
+    if (!colours.has(name)) colours.set(name, cssColor(el, name));
+    return colours.get(name);
+  };
+  const template = () => {
+    const axis = {
+      gridcolor: colour("var(--qv-line)"), linecolor: colour("var(--qv-edge)"),
+      zerolinecolor: colour("var(--qv-line)"), tickcolor: colour("var(--qv-edge)"),
+      automargin: true, title: { standoff: 6 }, ticks: "outside", ticklen: 3,
+    };
+    return {
+      layout: {
+        font: { family: getComputedStyle(el).fontFamily, size: 12, color: colour("var(--qv-soft)") },
+        paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+        colorway: ["original", "error", "codes", "good", "now", "wait"].map((c) => colour(`var(--qv-${c})`)),
+        margin: { l: 8, r: 10, t: 8, b: 8 }, xaxis: axis, yaxis: axis,
+        legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { color: colour("var(--qv-ink)") } },
+        hoverlabel: { bgcolor: colour("var(--qv-card)"), bordercolor: colour("var(--qv-edge)"), font: { color: colour("var(--qv-ink)") } },
+        hovermode: "closest", showlegend: false, separators: ". ",
+      },
+    };
+  };
+  const config = { displayModeBar: false, responsive: false, doubleClick: "reset", showTips: false };
+
+  const frame = () => clamp(model.get("frame"), 0, Math.max(0, figures.length - 1));
+  async function draw() {
+    if (!Plotly || signal.aborted || !figures.length || el.clientWidth < 2) return;
+    const f = frame();
+    const figure = resolveColours(figures[f], colour);
+    const layout = {
+      ...figure.layout, template: template(), width: el.clientWidth, height: model.get("height"),
+      autosize: false, datarevision: `${model.get("version")}-${f}`,
+    };
+    try {
+      await Plotly.react(plot, figure.data, layout, config);
+    } catch (error) {
+      words.hidden = false;
+      words.textContent = `This chart could not be drawn: ${error.message ?? error}`;
+      return;
+    }
+    if (shown === null) {
+      plot.on("plotly_click", (event) => {
+        const point = event.points?.[0];
+        if (!point) return;
+        model.set("clicked", [point.curveNumber, point.pointIndex ?? point.pointNumber ?? -1]);
+        model.save_changes();
+      });
+    }
+    shown = f;
+    words.hidden = true;
+    painted(el, f);
+  }
+  const key = uid("chart");
+  const schedule = () => later(key, draw);
+
+  function describe() {
+    const text = model.get("summaries")[frame()] ?? "";
+    plot.setAttribute("aria-label", [model.get("label"), text].filter(Boolean).join(". "));
+    if (more.open) tabulate();
+  }
+  /** The values of all traces, for whoever cannot see or point at the picture. */
+  function tabulate() {
+    const figure = figures[frame()];
+    if (!figure) return;
+    const text = model.get("summaries")[frame()] ?? "";
+    const say = (v) => (typeof v === "number" ? fmt(v, 4) : v === null || v === undefined ? "" : String(v));
+    const tables = figure.data.map((trace, i) => {
+      const table = elem("table", "qv-table");
+      table.append(elem("caption", "", trace.name ?? `Series ${i + 1}`));
+      const ys = trace.y ?? trace.z ?? [];
+      const xs = trace.x ?? Array.from({ length: ys.length }, (_, j) => j);
+      const many = Math.min(xs.length, ys.length || xs.length, 200);
+      for (let j = 0; j < many; j += 1) {
+        const tr = elem("tr");
+        const th = elem("th", "", say(xs[j]));
+        th.scope = "row";
+        const cells = ArrayBuffer.isView(ys[j]) || Array.isArray(ys[j]) ? Array.from(ys[j]).slice(0, 32) : [ys[j]];
+        tr.append(th, ...cells.map((v) => elem("td", "", say(v))));
+        table.append(tr);
+      }
+      if (xs.length > many) table.append(elem("caption", "", `the first ${many} of ${xs.length} values`));
+      return table;
+    });
+    numbers.replaceChildren(elem("p", "", text), ...tables);
+  }
+  more.addEventListener("toggle", describe, { signal });
+
+  const onFigures = () => {
+    const view = model.get("buffers");
+    const raw = bytes(view);
+    figures = unpack(JSON.parse(model.get("figures")), raw.slice().buffer);
+    plot.style.height = `${model.get("height")}px`;
+    describe();
+    schedule();
+  };
+  watch(model, signal, ["version", "height"], onFigures);
+  watch(model, signal, ["frame"], () => {
+    describe();
+    schedule();
+  });
+  watch(model, signal, ["label"], describe);
+  onTheme(signal, () => {
+    colours = new Map();
+    schedule();
+  });
+  let width = 0;
+  const sizes = new ResizeObserver(() => {
+    if (el.clientWidth !== width) {
+      width = el.clientWidth;
+      schedule();
+    }
+  });
+  sizes.observe(el);
+  signal.addEventListener("abort", () => {
+    sizes.disconnect();
+    queue.jobs.delete(key);
+    if (shown !== null) Plotly?.purge(plot);
+  });
+  onFigures();
+  getPlotly(model).then((found) => {
+    Plotly = found;
+    schedule();
+  }, (error) => {
+    words.textContent =
+      `The chart cannot be drawn because plotly.js did not arrive (${error.message}). ` +
+      "Its numbers are below; reload the page to try again.";
+    more.open = true;
+  });
+});

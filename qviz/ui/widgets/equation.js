@@ -1,0 +1,75 @@
+const MATHML = "http://www.w3.org/1998/Math/MathML";
+const KEEP = new Set(["data-term", "mathvariant", "display", "stretchy", "fence", "form", "separator",
+  "lspace", "rspace", "width", "height", "depth", "accent", "accentunder", "displaystyle",
+  "scriptlevel", "linethickness", "columnalign", "rowspacing", "columnspacing", "movablelimits",
+  "largeop", "minsize", "maxsize", "class"]);
+
+/** A copy of MathML elements only, with harmless attributes: nothing in it can run. */
+function copy(node) {
+  if (node.nodeType === Node.TEXT_NODE) return document.createTextNode(node.textContent);
+  if (node.nodeType !== Node.ELEMENT_NODE || node.namespaceURI !== MATHML) return null;
+  if (!/^(math|m[a-z]+|semantics|none)$/.test(node.localName)) return null;
+  const out = document.createElementNS(MATHML, node.localName);
+  for (const { name, value } of node.attributes) if (KEEP.has(name)) out.setAttribute(name, value);
+  for (const child of node.childNodes) {
+    const made = copy(child);
+    if (made) out.append(made);
+  }
+  return out;
+}
+
+export default widget(({ model, el, signal }) => {
+  el.classList.add("qv-equation");
+  const box = elem("div", "qv-math");
+  const meaning = elem("p", "qv-hint");
+  meaning.id = uid("meaning");
+  meaning.setAttribute("aria-live", "polite");
+  el.append(box, meaning);
+  const nodes = () => box.querySelectorAll("[data-term]");
+
+  const light = () => {
+    const frame = model.get("frame");
+    const on = new Set(model.get("actives")[frame] ?? model.get("active"));
+    for (const node of nodes()) {
+      node.classList.toggle("qv-lit", on.has(node.dataset.term));
+      node.classList.toggle("qv-hot", node.dataset.term === model.get("hovered"));
+    }
+    rich(meaning, model.get("terms")[model.get("hovered")] ?? "");
+    painted(el, frame);
+  };
+  const build = () => {
+    const parsed = new DOMParser().parseFromString(model.get("mathml"), "text/html");
+    box.replaceChildren();
+    for (const child of parsed.body.children) {
+      const made = copy(child);
+      if (!made) continue;
+      if (model.get("aria")) made.setAttribute("aria-label", model.get("aria"));
+      box.append(made);
+    }
+    for (const node of nodes()) {
+      const text = model.get("terms")[node.dataset.term];
+      if (!text) continue;
+      node.setAttribute("tabindex", "0");
+      node.setAttribute("aria-describedby", meaning.id);
+    }
+    meaning.hidden = !Object.keys(model.get("terms")).length;
+    light();
+  };
+  const point = (event) => {
+    const term = event.target.closest?.("[data-term]")?.dataset.term ?? "";
+    const known = model.get("terms")[term] ? term : "";
+    if (known === model.get("hovered")) return;
+    model.set("hovered", known);
+    model.save_changes();
+  };
+  for (const name of ["pointerover", "focusin"]) box.addEventListener(name, point, { signal });
+  const leave = () => {
+    if (!model.get("hovered")) return;
+    model.set("hovered", "");
+    model.save_changes();
+  };
+  for (const name of ["pointerleave", "focusout"]) box.addEventListener(name, leave, { signal });
+  watch(model, signal, ["mathml", "terms", "aria"], build);
+  watch(model, signal, ["active", "actives", "frame", "hovered"], light);
+  build();
+});

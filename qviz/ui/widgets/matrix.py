@@ -1,0 +1,420 @@
+"""MatrixView: matrices up to 4096 × 4096 on a canvas, switched, zoomed and read out in the browser.
+
+All frames (one per bit width, say) are sent ahead at display resolution, one byte per cell, so a
+slider moves through them without the kernel. Zooming beyond that resolution asks the kernel for
+the exact part that is on the screen; the cursor asks it for the exact values of its cell in every
+frame.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import traitlets
+
+from . import codec, colors
+from .base import BrowserWidget, link, module, number
+from .codec import Array, Reduce, Summary
+
+Limits = float | tuple[float, float]
+
+_KEPT = 64 << 20  # bytes of computed frames that a view keeps for the next request
+_VALUES = 64 * 64  # a tile of at most this many cells carries its exact values
+_TILE = 512  # longest side of a tile, in cells
+
+
+@dataclass(frozen=True)
+class MatrixFrame:
+    """One matrix of a view.
+
+    `values` is a 2-D array or tensor, or a function without arguments that returns one. `window`,
+    where given, returns only the part `[rows, columns]` (two slices) and spares the rest: give it
+    for large matrices that are computed on demand.
+    """
+
+    values: Any
+    window: Callable[[slice, slice], Any] | None = None
+
+
+@dataclass
+class _Frames:
+    """The matrices behind one set of frames. Replaced as a whole, so that a request that runs on
+    another thread meets either the old set or the new one, never a mixture."""
+
+    version: int
+    items: list[MatrixFrame]
+    shape: tuple[int, int]
+    ranges: list[tuple[float, float]]  # what index 0 and index 254 stand for, per frame
+    reduce: Reduce
+    digits: int
+    kept: OrderedDict[int, Array] = field(default_factory=OrderedDict)
+
+    def matrix(self, i: int) -> Array:
+        values = self.items[i].values
+        if not callable(values):
+            return codec.as_matrix(values, f"frame {i}")
+        found = self.kept.get(i)
+        if found is None:
+            found = codec.as_matrix(values(), f"frame {i}")
+            self.keep(i, found)
+        return found
+
+    def keep(self, i: int, matrix: Array) -> None:
+        kept = self.kept
+        kept[i] = matrix
+        while len(kept) > 1 and sum(m.nbytes for m in list(kept.values())) > _KEPT:
+            kept.popitem(last=False)
+
+    def window(self, i: int, rows: slice, columns: slice) -> Array:
+        part = self.items[i].window
+        if part is None:
+            return self.matrix(i)[rows, columns]
+        return codec.as_matrix(part(rows, columns), f"window of frame {i}")
+
+
+class MatrixView(BrowserWidget):
+    """A picture of one matrix per frame, with zoom, cursor, legend and exact values.
+
+    Traits to link in the browser: `frame` (which matrix is shown), `cursor` ([row, column] or
+    [-1, -1]), `pinned` (a click holds the cursor), `view` ([zoom 0…1, row, column] of the centre),
+    `column_mark` (−1 or a column: those before it are done, those after it wait), `autoscale`
+    (limits per frame instead of shared ones).
+
+    `readout` holds the exact values of the cursor's cell: {"row", "column", "texts" (one per
+    frame), "version"}.
+
+    >>> view = MatrixView("Weights", [[[0.0, 1.0], [2.0, -3.0]]])
+    >>> view.summaries
+    ['2 × 2, from −3 to 2, root mean square 1.871']
+    """
+
+    _esm = module("matrix")
+
+    label = traitlets.Unicode().tag(sync=True)
+    labels = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    unit = traitlets.Unicode().tag(sync=True)
+    role = traitlets.Unicode().tag(sync=True)
+    frame = traitlets.Int(0).tag(sync=True)
+    autoscale = traitlets.Bool(False).tag(sync=True)
+    cursor = traitlets.List(traitlets.Int(), [-1, -1]).tag(sync=True)
+    pinned = traitlets.Bool(False).tag(sync=True)
+    view = traitlets.List(traitlets.Float(), [0.0, 0.0, 0.0]).tag(sync=True)
+    column_mark = traitlets.Int(-1).tag(sync=True)
+    aspect = traitlets.Float(0.0).tag(sync=True)
+    axes = traitlets.List(traitlets.Unicode(), ["row", "column"]).tag(sync=True)
+    cells = traitlets.Unicode("weights").tag(sync=True)
+
+    data = traitlets.Bytes().tag(sync=True)  # uint8 [frames, grid rows, grid columns]
+    shape = traitlets.List(traitlets.Int(), [0, 0]).tag(sync=True)
+    grid = traitlets.List(traitlets.Int(), [0, 0]).tag(sync=True)
+    step = traitlets.List(traitlets.Int(), [1, 1]).tag(sync=True)  # matrix cells per sent cell
+    ranges = traitlets.List().tag(sync=True)  # per frame: the values of index 0 and of index 254
+    shared_limits = traitlets.List().tag(sync=True)  # per frame: limits of the colours
+    own_limits = traitlets.List().tag(sync=True)  # the same with `autoscale`
+    clipped = traitlets.List().tag(sync=True)  # per frame: the smallest and the largest value
+    nans = traitlets.List(traitlets.Int()).tag(sync=True)
+    colormap = traitlets.Unicode("diverging").tag(sync=True)
+    reduce = traitlets.Unicode("nearest").tag(sync=True)
+    palettes = traitlets.Bytes().tag(sync=True)  # uint8 [2, 256, 3]: for light and dark pages
+    nan_color = traitlets.List(traitlets.Int(), list(colors.NAN_COLOR)).tag(sync=True)
+    summaries = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    version = traitlets.Int(0).tag(sync=True)
+    readout = traitlets.Dict().tag(sync=True)
+    digits = traitlets.Int(4).tag(sync=True)
+
+    def __init__(
+        self,
+        label: str,
+        frames: Sequence[Any] | None = None,
+        *,
+        aspect: float = 0.0,
+        **options: Any,
+    ) -> None:
+        """`aspect` is width / height of the picture; 0 follows the matrix between 1:1 and 4:3.
+
+        `options` are those of `set_frames`.
+        """
+        super().__init__(label=label, aspect=aspect)
+        self._frames: _Frames | None = None
+        self.observe(self._on_cursor, "cursor")
+        self.on_msg(self._on_message)
+        if frames is not None:
+            self.set_frames(frames, **options)
+
+    def set_frames(
+        self,
+        frames: Sequence[Any],
+        *,
+        labels: Sequence[str] | None = None,
+        limits: str | Limits | Sequence[Limits] | None = None,
+        colormap: colors.Colormap = "diverging",
+        reduce: Reduce = "nearest",
+        unit: str = "",
+        digits: int = 4,
+        axes: tuple[str, str] = ("row", "column"),
+        cells: str = "weights",
+        role: str = "",
+        describe: Sequence[str] | None = None,
+    ) -> None:
+        """Replace all matrices. `frame` stays where it is as long as that frame exists.
+
+        - `frames`: matrices of one shape; arrays, tensors, functions returning one, MatrixFrames.
+          They are read again when somebody zooms in: do not change them afterwards.
+        - `limits`: what the ends of the colour map stand for. None: limits shared by all frames
+          that 99.5 % of the values keep; "max": shared, at the largest magnitude; a number m:
+          −m…m (0…m for "sequential"); a pair (low, high); a list with one of these per frame.
+        - `reduce`: which of several values is shown where the screen has one cell for them.
+        - `labels`, `describe`: a name and an additional sentence per frame.
+        - `unit`, `digits`, `axes`, `cells`: how numbers, rows, columns and cells are named.
+        - `role`: the meaning whose colour marks the title: "original", "codes", "error" …
+
+        Raises ValueError for anything that is not a list of real matrices of one shape.
+        """
+        items = [f if isinstance(f, MatrixFrame) else MatrixFrame(f) for f in frames]
+        if not items:
+            raise ValueError("a matrix view needs at least one frame")
+        names = [""] * len(items) if labels is None else [str(name) for name in labels]
+        if len(names) != len(items):
+            raise ValueError(f"{len(names)} labels for {len(items)} frames; give one per frame")
+        if describe is not None and len(describe) != len(items):
+            raise ValueError(f"{len(describe)} descriptions for {len(items)} frames")
+
+        reduce = "nearest" if colormap == "categorical" else reduce
+        new = _Frames(self.version + 1, items, (0, 0), [], reduce, digits)
+        grids: list[Array] = []
+        about: list[Summary] = []
+        for i in range(len(items)):
+            matrix = new.matrix(i)
+            shape = (int(matrix.shape[0]), int(matrix.shape[1]))
+            if i and shape != new.shape:
+                raise ValueError(
+                    f"frame {i} has shape {shape}, but frame 0 has shape {new.shape}; "
+                    "all frames of a view need the same shape"
+                )
+            new.shape = shape
+            grids.append(codec.reduce_matrix(matrix, codec.factors(shape), reduce))
+            about.append(codec.summarize(matrix))
+
+        own, shared = _limits(grids, about, limits, colormap)
+        new.ranges = _ranges(about, own, shared, colormap)
+        categories = int(shared[0][1] - shared[0][0]) + 1 if colormap == "categorical" else 0
+        palettes = [colors.palette(colormap, dark=d, categories=categories) for d in (False, True)]
+        data = b"".join(
+            codec.encode(grid, *span).tobytes()
+            for grid, span in zip(grids, new.ranges, strict=True)
+        )
+        self._frames = new
+        with self.hold_sync():
+            self.labels, self.unit, self.digits = names, unit, digits
+            self.axes, self.cells, self.role = list(axes), cells, role
+            self.shape = list(new.shape)
+            self.grid, self.step = list(grids[0].shape), list(codec.factors(new.shape))
+            self.data, self.ranges = data, [list(span) for span in new.ranges]
+            self.own_limits = [list(span) for span in own]
+            self.shared_limits = [list(span) for span in shared]
+            self.clipped = [[a.low, a.high] for a in about]
+            self.nans = [a.nan for a in about]
+            self.colormap, self.reduce = colormap, reduce
+            self.palettes = b"".join(table.tobytes() for table in palettes)
+            self.summaries = [
+                _sentence(a, digits, unit, describe[i] if describe else "")
+                for i, a in enumerate(about)
+            ]
+            self.version = new.version
+            if self.frame >= len(items):
+                self.frame = len(items) - 1
+            if self.cursor[0] >= new.shape[0] or self.cursor[1] >= new.shape[1]:
+                self.cursor = [-1, -1]
+            self._on_cursor(None)
+
+    def values_at(self, row: int, column: int) -> list[float]:
+        """The exact value of one cell in every frame."""
+        frames = self._frames
+        if frames is None or not (0 <= row < frames.shape[0] and 0 <= column < frames.shape[1]):
+            raise ValueError(f"no cell [{row}, {column}] in a matrix of shape {self.shape}")
+        at = slice(row, row + 1), slice(column, column + 1)
+        return [float(frames.window(i, *at)[0, 0]) for i in range(len(frames.items))]
+
+    def _on_cursor(self, _change: Any) -> None:
+        """Answer the cursor with exact values; runs for moves in the browser and in Python."""
+        frames, (row, column) = self._frames, self.cursor
+        if frames is None or not (0 <= row < frames.shape[0] and 0 <= column < frames.shape[1]):
+            self.readout = {}
+            return
+        texts = [number(v, max(6, frames.digits)) for v in self.values_at(row, column)]
+        self.readout = {"row": row, "column": column, "texts": texts, "version": frames.version}
+
+    def _on_message(self, _widget: Any, content: Any, _buffers: Any) -> None:
+        """Requests of the browser. Whatever does not fit the present frames came late: ignore it,
+        the browser asks again for what it needs."""
+        frames = self._frames
+        if frames is None or not isinstance(content, dict):
+            return
+        if content.get("version") != frames.version:
+            return
+        i = content.get("frame")
+        if not isinstance(i, int) or not 0 <= i < len(frames.items):
+            return
+        if content.get("type") == "tile":
+            self._send_tile(frames, i, content)
+        elif content.get("type") == "around":
+            self._send_neighbours(frames, i, content)
+
+    def _send_tile(self, frames: _Frames, i: int, content: dict[str, Any]) -> None:
+        """The region rows × cols (half-open) of frame i, with exact values where it is small."""
+        rows, columns = (
+            _span(content.get(axis), size)
+            for axis, size in zip(("rows", "cols"), frames.shape, strict=True)
+        )
+        if rows is None or columns is None:
+            return
+        part = frames.window(i, rows, columns)
+        step = codec.factors((part.shape[0], part.shape[1]), _TILE)
+        small = codec.reduce_matrix(part, step, frames.reduce)
+        indices = codec.encode(small, *frames.ranges[i])
+        exact = part.size <= _VALUES
+        answer = {
+            "type": "tile",
+            "id": content.get("id"),
+            "version": frames.version,
+            "frame": i,
+            "rows": [rows.start, rows.stop],
+            "cols": [columns.start, columns.stop],
+            "step": list(step),
+            "grid": list(small.shape),
+        }
+        buffers = [indices.tobytes()]
+        if exact:
+            with np.errstate(over="ignore"):
+                buffers.append(np.ascontiguousarray(part, dtype=np.float32).tobytes())
+        self.send(answer, buffers)
+
+    def _send_neighbours(self, frames: _Frames, i: int, content: dict[str, Any]) -> None:
+        """The cells around the cursor as text, for the table below the picture."""
+        at = [content.get("row"), content.get("column")]
+        if not all(isinstance(v, int) for v in at):
+            return
+        starts, stops = [], []
+        for value, size in zip(at, frames.shape, strict=True):
+            start = max(0, min(cast(int, value) - 3, size - 7))
+            starts.append(start)
+            stops.append(min(size, start + 7))
+        part = frames.window(i, slice(starts[0], stops[0]), slice(starts[1], stops[1]))
+        texts = [[number(v, frames.digits) for v in line] for line in part]
+        self.send(
+            {"type": "around", "version": frames.version, "frame": i, "row": at[0],
+             "column": at[1], "start": starts, "texts": texts}
+        )  # fmt: skip
+
+
+def link_matrices(first: MatrixView, *others: MatrixView) -> None:
+    """Let views of equal shape share cursor, pin and zoom: one cell is the same cell everywhere."""
+    for trait in ("cursor", "pinned", "view"):
+        link(first, trait, *((other, trait) for other in others))
+
+
+def _span(value: Any, size: int) -> slice | None:
+    """[start, stop) as the browser sent it, cut to the matrix; None when nothing is left."""
+    if not (isinstance(value, list) and len(value) == 2 and all(isinstance(v, int) for v in value)):
+        return None
+    start, stop = max(0, value[0]), min(size, value[1])
+    return slice(start, stop) if start < stop else None
+
+
+def _sentence(about: Summary, digits: int, unit: str, more: str) -> str:
+    unit = f" {unit}" if unit else ""
+    text = (
+        f"{about.shape[0]} × {about.shape[1]}, from {number(about.low, digits)} to "
+        f"{number(about.high, digits)}{unit}, root mean square {number(about.rms, digits)}"
+    )
+    if about.nan:
+        text += f", {about.nan} not a number"
+    if about.infinite:
+        text += f", {about.infinite} infinite"
+    return f"{text}. {more}" if more else text
+
+
+def _pair(limits: Any, colormap: str) -> tuple[float, float]:
+    """Limits as the caller wrote them, as (low, high)."""
+    if isinstance(limits, (int, float, np.integer, np.floating)):
+        high = float(limits)
+        low = -high if colormap == "diverging" else 0.0
+    else:
+        try:
+            low, high = (float(v) for v in limits)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"limits {limits!r} are neither a number nor a pair (low, high)"
+            ) from None
+    if not (np.isfinite(low) and np.isfinite(high) and low < high):
+        raise ValueError(f"limits need finite low < high, not {limits!r}")
+    return low, high
+
+
+def _widen(low: float, high: float) -> tuple[float, float]:
+    """A range must have a width: a constant matrix gets one around or above its value."""
+    if high > low and np.isfinite(1 / (high / 2 - low / 2)):
+        return low, high
+    width = max(1.0, abs(low))
+    return (low - width, high + width) if low < 0 or high > 0 else (low, high + width)
+
+
+def _limits(
+    grids: list[Array], about: list[Summary], limits: Any, colormap: str
+) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+    """Limits of the colours per frame: (each frame's own, those in use unless autoscaled)."""
+    if colormap == "categorical":
+        low, high = min(a.low for a in about), max(a.high for a in about)
+        if any(a.nan or a.infinite for a in about) or any(
+            g.dtype.kind == "f" and not np.array_equal(g, np.rint(g)) for g in grids
+        ):
+            raise ValueError("a categorical map needs integer codes")
+        if high - low > 254:
+            raise ValueError(f"codes from {low:g} to {high:g}: a categorical map holds 255 of them")
+        both = [(low, max(high, low + 1))] * len(grids)
+        return both, both
+
+    own = []
+    for grid, summary in zip(grids, about, strict=True):
+        low, high, magnitude = codec.typical(grid)
+        if isinstance(limits, str):
+            if limits != "max":
+                raise ValueError(f"unknown limits {limits!r}: use None, 'max', numbers or pairs")
+            low, high, magnitude = summary.low, summary.high, summary.absmax
+        if colormap == "diverging":
+            low, high = -magnitude, magnitude
+        elif low > 0:
+            low = 0.0
+        own.append((low, high))
+    shared_low, shared_high = min(s[0] for s in own), max(s[1] for s in own)
+    own = [_widen(*span) if span[1] > span[0] else _widen(shared_low, shared_high) for span in own]
+    if limits is None or isinstance(limits, str):
+        return own, [_widen(shared_low, shared_high)] * len(grids)
+    if isinstance(limits, list):
+        if len(limits) != len(grids):
+            raise ValueError(f"{len(limits)} limits for {len(grids)} frames; give one per frame")
+        return own, [_pair(span, colormap) for span in limits]
+    return own, [_pair(limits, colormap)] * len(grids)
+
+
+def _ranges(
+    about: list[Summary],
+    own: list[tuple[float, float]],
+    shared: list[tuple[float, float]],
+    colormap: str,
+) -> list[tuple[float, float]]:
+    """What the 255 indices of each frame span: its values, as far as any limits can show them."""
+    if colormap == "categorical":
+        return [(span[0], span[0] + 254) for span in shared]
+    spans = []
+    for summary, a, b in zip(about, own, shared, strict=True):
+        low, high = max(summary.low, min(a[0], b[0])), min(summary.high, max(a[1], b[1]))
+        if colormap == "diverging":  # zero must be an index of its own, so that it stays white
+            high = max(abs(low), abs(high))
+            low = -high
+        spans.append(_widen(low, high))
+    return spans

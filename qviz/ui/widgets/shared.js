@@ -1,0 +1,120 @@
+// Helpers in front of every widget module. No imports: the page may be offline.
+
+/** Makes a module out of setup({model, el, signal}); the signal ends every listener of one view. */
+function widget(setup) {
+  return {
+    render({ model, el }) {
+      const stop = new AbortController();
+      el.classList.add("qv");
+      setup({ model, el, signal: stop.signal });
+      return () => stop.abort();
+    },
+  };
+}
+
+/** Calls fn when one of the traits changes, until the view is gone. */
+function watch(model, signal, names, fn) {
+  for (const name of names) {
+    const event = name.startsWith("msg:") ? name : `change:${name}`;
+    model.on(event, fn);
+    signal.addEventListener("abort", () => model.off(event, fn));
+  }
+}
+
+function elem(tag, cls, text) {
+  const node = document.createElement(tag);
+  if (cls) node.className = cls;
+  if (text !== undefined) node.textContent = text;
+  return node;
+}
+
+/** Text with _{…} and ^{…} as sub- and superscripts; everything else stays text. */
+function rich(node, text) {
+  node.replaceChildren();
+  for (const part of String(text ?? "").split(/([_^]\{[^{}]*\})/)) {
+    const mark = /^([_^])\{(.*)\}$/.exec(part);
+    node.append(mark ? elem(mark[1] === "_" ? "sub" : "sup", "", mark[2]) : part);
+  }
+  return node;
+}
+
+/** At most one call of draw per animation frame. */
+function painter(draw, signal) {
+  let waiting = 0;
+  signal.addEventListener("abort", () => cancelAnimationFrame(waiting));
+  return () => {
+    if (!waiting && !signal.aborted) {
+      waiting = requestAnimationFrame(() => {
+        waiting = 0;
+        draw();
+      });
+    }
+  };
+}
+
+/** Tells tests and benchmarks that this frame is on the canvas now. */
+function painted(el, frame) {
+  el.dataset.qvPainted = frame;
+  el.dispatchEvent(new CustomEvent("qv-painted", { bubbles: true, detail: { frame } }));
+}
+
+/** Sets a trait in the browser at once and tells the kernel at most once per animation frame. */
+function setter(model, signal) {
+  const save = painter(() => model.save_changes(), signal);
+  return (name, value) => {
+    model.set(name, value);
+    save();
+  };
+}
+
+let qvCount = 0;
+function uid(prefix) {
+  qvCount += 1;
+  return `qv-${prefix}-${qvCount}-${Math.random().toString(36).slice(2, 7)}`;
+}
+
+/** A number as the pages write it; the same rules as number() in Python. */
+function fmt(value, digits = 4) {
+  if (Number.isNaN(value)) return "NaN";
+  if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
+  const [mantissa, exponent] = value.toExponential(digits - 1).split("e");
+  const power = Number(exponent);
+  const text =
+    value === 0 ? "0"
+    : power < -4 || power >= digits ? `${Number(mantissa)}e${power}`
+    : String(Number(Number(value).toFixed(Math.max(0, digits - 1 - power))));
+  return text.replace(/-/g, "−");
+}
+
+function isDark(el) {
+  return getComputedStyle(el).colorScheme.includes("dark");
+}
+
+/** Calls fn when the page turns light or dark. */
+function onTheme(signal, fn) {
+  const media = matchMedia("(prefers-color-scheme: dark)");
+  media.addEventListener("change", fn, { signal });
+  const seen = new MutationObserver(fn);
+  const what = { attributes: true, attributeFilter: ["data-jp-theme-light", "data-qv-theme", "class"] };
+  seen.observe(document.body, what);
+  seen.observe(document.documentElement, what);
+  signal.addEventListener("abort", () => seen.disconnect());
+}
+
+/** A colour of the stylesheet as the browser resolves it here and now. */
+function cssColor(el, value) {
+  const probe = elem("span");
+  probe.style.color = value.startsWith("--") ? `var(${value})` : value;
+  probe.hidden = true;
+  el.append(probe);
+  const color = getComputedStyle(probe).color;
+  probe.remove();
+  return color;
+}
+
+function bytes(view) {
+  return view ? new Uint8Array(view.buffer, view.byteOffset, view.byteLength) : new Uint8Array(0);
+}
+
+const clamp = (v, lo, hi) => Math.min(hi, Math.max(lo, v));
+
