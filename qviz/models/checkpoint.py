@@ -156,7 +156,8 @@ class Checkpoint:
             return str(path.parent if path else self.name)  # …/snapshots/<commit>
         if self.origin == "file":
             return _stamp(self.path)
-        files = sorted([*self.path.glob("*.safetensors"), *self.path.glob("*.json")])
+        patterns = ("*.safetensors", "config.json", "tokenizer*.json", "vocab*", INDEX)
+        files = sorted(file for pattern in patterns for file in self.path.glob(pattern))
         if self.origin != "bundled":
             return ";".join(map(_stamp, files))
         sums = [f"{f.name}:{hashlib.sha256(f.read_bytes()).hexdigest()}" for f in files]

@@ -59,7 +59,7 @@ def _all_texts() -> dict[str, Text]:
     index = TEXTS / "texts.json"
     if not index.is_file():
         raise FileNotFoundError(f"the texts are missing from {TEXTS}; reinstall qviz")
-    entries = json.loads(index.read_text(encoding="utf-8"))
+    entries = json.loads(index.read_text(encoding="utf-8"))["texts"]
     return {
         e["name"]: Text(e["name"], e["description"], e["role"], e["domain"], TEXTS / e["file"])
         for e in entries

