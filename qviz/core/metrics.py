@@ -13,6 +13,45 @@ from qviz.core.calibration import Calibration
 from qviz.core.tensor import QuantizedTensor
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Two matrices compared, in one pass: the sums that all error figures are made of."""
+
+    count: int
+    noise: float  # Σ(W − Ŵ)²
+    signal: float  # ΣW²
+    max_error: float  # the largest |W − Ŵ|
+
+    @property
+    def mse(self) -> float:
+        """Mean squared error, in the weight's units squared."""
+        return self.noise / self.count
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal to quantization noise, 10·log10(ΣW² / Σ(W − Ŵ)²) in dB; inf for no error."""
+        if self.noise == 0:
+            return math.inf
+        return 10 * math.log10(self.signal / self.noise) if self.signal else -math.inf
+
+    @property
+    def relative_error(self) -> float:
+        """‖W − Ŵ‖ / ‖W‖ in the Frobenius norm; 0 when both are zero, inf when only W is."""
+        return math.sqrt(ratio(self.noise, self.signal))
+
+
+def compare(weight: torch.Tensor, reconstruction: torch.Tensor) -> Comparison:
+    """Compare two matrices of one shape; ValueError when the shapes differ."""
+    w, r = _pair(weight, reconstruction)
+    d = w - r
+    return Comparison(
+        count=w.numel(),
+        noise=float(torch.dot(d.flatten(), d.flatten())),
+        signal=float(torch.dot(w.flatten(), w.flatten())),
+        max_error=float(d.abs().max()),
+    )
+
+
 def _pair(weight: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if weight.shape != other.shape:
         raise ValueError(
@@ -22,58 +61,48 @@ def _pair(weight: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torc
 
 
 def mse(weight: torch.Tensor, reconstruction: torch.Tensor) -> float:
-    """Mean squared error, in the weight's units squared."""
-    w, r = _pair(weight, reconstruction)
-    return float((w - r).square().mean())
-
-
-def sqnr_db(weight: torch.Tensor, reconstruction: torch.Tensor) -> float:
-    """Signal to quantization noise, 10·log10(ΣW² / Σ(W − Ŵ)²) in dB; inf for no error at all."""
-    w, r = _pair(weight, reconstruction)
-    noise = float((w - r).square().sum())
-    signal = float(w.square().sum())
-    if noise == 0:
-        return math.inf
-    return 10 * math.log10(signal / noise) if signal else -math.inf
-
-
-def max_error(weight: torch.Tensor, reconstruction: torch.Tensor) -> float:
-    """The largest |W − Ŵ|."""
-    w, r = _pair(weight, reconstruction)
-    return float((w - r).abs().max())
-
-
-def relative_error(weight: torch.Tensor, reconstruction: torch.Tensor) -> float:
-    """‖W − Ŵ‖ / ‖W‖ in the Frobenius norm; 0 when both are zero, inf when only W is."""
-    w, r = _pair(weight, reconstruction)
-    return _ratio(float((w - r).norm()), float(w.norm()))
+    """`compare(…).mse`"""
+    return compare(weight, reconstruction).mse
 
 
 def output_error(
-    weight: torch.Tensor, reconstruction: torch.Tensor, calibration: Calibration
+    weight: torch.Tensor,
+    reconstruction: torch.Tensor,
+    calibration: Calibration,
+    *,
+    energy: float | None = None,
 ) -> float:
     """‖X·(W − Ŵ)ᵀ‖ / ‖X·Wᵀ‖ over all calibration tokens.
 
     Needs only the Hessian H ∝ XᵀX, since ‖X·Dᵀ‖² = tr(D·XᵀX·Dᵀ): it counts every token that was
-    captured, not a sample of them.
+    captured, not a sample of them. `energy` is `output_energy(weight, calibration)` where the
+    caller has it already: it costs as much as the rest.
     """
     w, r = _pair(weight, reconstruction)
-    if calibration.in_features != w.shape[1]:
+    whole = output_energy(w, calibration) if energy is None else energy
+    return math.sqrt(ratio(output_energy(w - r, calibration), whole))
+
+
+def output_energy(d: torch.Tensor, calibration: Calibration) -> float:
+    """tr(D·H·Dᵀ) = 2/tokens · ‖X·Dᵀ‖² for D [out, in].
+
+    The product runs in the Hessian's own precision, which is where D·H loses nothing that H still
+    had; the sum runs in float64.
+    """
+    if calibration.in_features != d.shape[1]:
         raise ValueError(
             f"the calibration has {calibration.in_features} input channels"
-            f"{f' ({calibration.layer})' if calibration.layer else ''}, the weight {w.shape[1]}: "
+            f"{f' ({calibration.layer})' if calibration.layer else ''}, the weight {d.shape[1]}: "
             f"was it captured for another layer?"
         )
-    return _ratio(math.sqrt(_energy(w - r, calibration)), math.sqrt(_energy(w, calibration)))
+    h = calibration.hessian.to(d.device)
+    d = d.to(h.dtype)
+    product = torch.dot((d @ h).double().flatten(), d.double().flatten())
+    return max(float(product), 0.0)  # rounding can push the trace of a zero product below zero
 
 
-def _energy(d: torch.Tensor, calibration: Calibration) -> float:
-    """tr(D·H·Dᵀ); clamped, because rounding can push the trace of a zero product below zero."""
-    h = calibration.hessian.to(d.device).double()
-    return max(float(torch.einsum("oi,oi->", d @ h, d)), 0.0)
-
-
-def _ratio(part: float, whole: float) -> float:
+def ratio(part: float, whole: float) -> float:
+    """part / whole; 0 for 0/0, because nothing was lost, and inf for something lost of nothing."""
     if whole == 0:
         return 0.0 if part == 0 else math.inf
     return part / whole

@@ -4,7 +4,7 @@ Symbols: q codes, s scale, z zero point (the integer code of 0.0), x̂ the recon
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -43,18 +43,22 @@ class Affine:
             x = x + self.offset.to(self.compute).unsqueeze(-1)
         return x
 
+    def select(self, rows: torch.Tensor, groups: torch.Tensor) -> "Affine":
+        """The grid of these groups: parameters [len(rows), len(groups)]."""
+
+        def pick(x: torch.Tensor | None) -> torch.Tensor | None:
+            return None if x is None else x[rows][:, groups]
+
+        return replace(
+            self,
+            scale=self.scale[rows][:, groups],
+            zero_point=pick(self.zero_point),
+            offset=pick(self.offset),
+        )
+
     def levels(self, row: int, group: int) -> torch.Tensor:
         """The 2^bits (or fewer) values [levels] that one group can represent, ascending."""
-        pick = (slice(row, row + 1), slice(group, group + 1))
-        one = Affine(
-            self.scale[pick],
-            self.bits,
-            self.qmin,
-            self.qmax,
-            self.compute,
-            None if self.zero_point is None else self.zero_point[pick],
-            None if self.offset is None else self.offset[pick],
-        )
+        one = self.select(torch.tensor([row]), torch.tensor([group]))
         codes = torch.arange(self.qmin, self.qmax + 1, device=self.scale.device)
         return one.decode(codes.reshape(1, 1, -1)).flatten()
 
@@ -163,6 +167,16 @@ class QuantizedTensor:
     def dequantize(self) -> torch.Tensor:
         """The reconstruction [out, in] in the grid's compute dtype."""
         return self.grid.decode(self.granularity.split(self.codes)).reshape(self.shape)
+
+    def window(self, rows: slice, columns: slice) -> torch.Tensor:
+        """A part of the reconstruction [rows, columns], without computing the rest."""
+        codes = self.codes[rows, columns]
+        at = [torch.arange(n)[part] for n, part in zip(self.shape, (rows, columns), strict=True)]
+        if self.granularity.kind == "tensor":
+            row_of, group_of = torch.zeros_like(at[0]), torch.zeros_like(at[1])
+        else:
+            row_of, group_of = at[0], at[1] // (self.granularity.group_size or self.shape[1])
+        return self.grid.select(row_of, group_of).decode(codes.unsqueeze(-1)).squeeze(-1)
 
     def _streams(self) -> list[Stream]:
         codes = Stream("codes", self.codes.to(torch.int16) - self.grid.qmin, self.grid.bits)

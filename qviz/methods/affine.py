@@ -226,7 +226,7 @@ EVENTS = (
     EventSpec(
         "affine.position",
         {"position": "[rows, columns] where each weight falls, in steps, before rounding"},
-        "x / s + z",
+        "x / s, plus z where the convention adds it before rounding",
         "the convention's source",
     ),
     EventSpec(
@@ -285,13 +285,21 @@ def affine(
         zero = grid.zero_point if grid.zero_point is not None else torch.zeros_like(grid.scale)
         emit("affine.scale", scale=grid.scale, zero=zero)
 
-    position = _position(x, grid, inverse)
-    codes = _round(position, grid, fit.zero_first)  # before clamping
-    clipped = (codes < grid.qmin) | (codes > grid.qmax)
-    codes = codes.clamp(grid.qmin, grid.qmax)
-    codes = codes.to(torch.int8 if grid.qmin < 0 else torch.uint8).reshape(weight.shape)
+    codes = _position(x, grid, inverse)
+    zero = None if grid.zero_point is None else grid.zero_point.to(compute).unsqueeze(-1)
+    # Systems add z before or after rounding, and at a tie the two differ. Both in place: a
+    # matrix of 4096² is 64 MB, and every further copy costs as much time as the arithmetic.
+    if zero is not None and fit.zero_first:
+        codes += zero
     if emit is not None:
-        emit("affine.position", position=position.reshape(weight.shape))
+        emit("affine.position", position=codes.reshape(weight.shape))
+    codes = codes.round_()
+    if zero is not None and not fit.zero_first:
+        codes += zero
+    whole = codes.clamp(grid.qmin, grid.qmax)
+    clipped = whole != codes
+    codes = whole.to(torch.int8 if grid.qmin < 0 else torch.uint8).reshape(weight.shape)
+    if emit is not None:
         emit("affine.codes", codes=codes, clipped=clipped.reshape(weight.shape))
 
     info = {
@@ -357,20 +365,13 @@ def _store(
 
 
 def _position(x: torch.Tensor, grid: Affine, inverse: torch.Tensor | None) -> torch.Tensor:
-    """Where each weight falls, in steps from the level of the zero point. [rows, groups, n]"""
+    """x / s [rows, groups, n], a new tensor: where each weight falls, in steps."""
     if grid.offset is not None:
         x = x - grid.offset.to(x.dtype).unsqueeze(-1)
+    # Dividing and multiplying by the inverse differ in the last bit, and so, near a tie, in codes.
     if inverse is not None:
         return x * inverse.unsqueeze(-1)
     return x / grid.scale.to(x.dtype).unsqueeze(-1)
-
-
-def _round(position: torch.Tensor, grid: Affine, zero_first: bool) -> torch.Tensor:
-    """Codes before clamping. Systems add z before or after rounding; with ties it matters."""
-    if grid.zero_point is None:
-        return torch.round(position)
-    zero = grid.zero_point.to(position.dtype).unsqueeze(-1)
-    return torch.round(position + zero) if zero_first else torch.round(position) + zero
 
 
 METHOD = Method(

@@ -12,6 +12,7 @@ import torch
 from qviz.core import metrics
 from qviz.core.calibration import Calibration
 from qviz.core.check import as_matrix
+from qviz.core.tensor import QuantizedTensor
 from qviz.methods import registry
 
 Progress = Callable[[int, int, str], None]
@@ -80,29 +81,48 @@ def sweep(
     """
     w = as_matrix(weight)
     runs = _runs(methods)
+    energy = None if calibration is None else metrics.output_energy(w, calibration)
     rows = []
     for i, (label, name, own) in enumerate(runs):
         for j, b in enumerate(bits):
             if progress is not None:
                 progress(i * len(bits) + j, len(runs) * len(bits), f"{label}, {b} bits")
             q = registry.quantize(w, name, calibration, bits=b, **{**options, **own})
-            r = q.dequantize()
             row = {
                 "label": label,
                 "method": name,
                 "bits": b,
-                "bits_per_weight": q.bits_per_weight,
-                "mse": metrics.mse(w, r),
-                "sqnr_db": metrics.sqnr_db(w, r),
-                "max_error": metrics.max_error(w, r),
-                "relative_error": metrics.relative_error(w, r),
+                **measure(w, q, calibration, energy=energy),
             }
-            if calibration is not None:
-                row["output_error"] = metrics.output_error(w, r, calibration)
             rows.append(row)
     if progress is not None:
         progress(len(rows), len(rows), "done")
     return Table(tuple(rows))
+
+
+def measure(
+    weight: torch.Tensor,
+    quantized: QuantizedTensor,
+    calibration: Calibration | None = None,
+    *,
+    energy: float | None = None,
+) -> dict[str, float]:
+    """The figures of one row: cost, errors of the weight, and error of the output if known.
+
+    `energy` as in `metrics.output_error`.
+    """
+    r = quantized.dequantize()
+    error = metrics.compare(weight, r)
+    row = {
+        "bits_per_weight": quantized.bits_per_weight,
+        "mse": error.mse,
+        "sqnr_db": error.sqnr_db,
+        "max_error": error.max_error,
+        "relative_error": error.relative_error,
+    }
+    if calibration is not None:
+        row["output_error"] = metrics.output_error(weight, r, calibration, energy=energy)
+    return row
 
 
 def _runs(

@@ -38,13 +38,13 @@ def test_definitions():
     w = torch.tensor([[1.0, -2.0], [3.0, 4.0]])
     r = torch.tensor([[1.5, -2.0], [3.0, 3.0]])
     assert metrics.mse(w, r) == (0.25 + 1) / 4
-    assert metrics.max_error(w, r) == 1
-    assert metrics.sqnr_db(w, r) == pytest.approx(10 * math.log10(30 / 1.25))
-    assert metrics.relative_error(w, r) == pytest.approx(math.sqrt(1.25 / 30))
-    assert metrics.sqnr_db(w, w) == math.inf
+    assert metrics.compare(w, r).max_error == 1
+    assert metrics.compare(w, r).sqnr_db == pytest.approx(10 * math.log10(30 / 1.25))
+    assert metrics.compare(w, r).relative_error == pytest.approx(math.sqrt(1.25 / 30))
+    assert metrics.compare(w, w).sqnr_db == math.inf
     zero = torch.zeros(2, 2)
-    assert metrics.relative_error(zero, zero) == 0
-    assert metrics.relative_error(zero, w) == math.inf
+    assert metrics.compare(zero, zero).relative_error == 0
+    assert metrics.compare(zero, w).relative_error == math.inf
     with pytest.raises(ValueError, match="shape"):
         metrics.mse(w, w[:1])
 

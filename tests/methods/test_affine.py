@@ -207,3 +207,19 @@ def test_levels_are_where_the_codes_decode():
         assert len(levels) == 8
         assert (levels.diff() > 0).all()
         assert back[row, column] in levels
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "channel", "group"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_window_is_the_part_of_the_whole(granularity, symmetric):
+    w = torch.randn(12, 64)
+    q = qviz.quantize(
+        w,
+        bits=4,
+        symmetric=symmetric,
+        granularity=granularity,
+        group_size=16 if granularity == "group" else None,
+    )
+    whole = q.dequantize()
+    for rows, columns in [(slice(0, 12), slice(0, 64)), (slice(3, 4), slice(15, 34))]:
+        assert torch.equal(q.window(rows, columns), whole[rows, columns])

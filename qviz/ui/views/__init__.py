@@ -1,1 +1,6 @@
 """One view per lesson: wires controls to methods and figures."""
+
+from qviz.ui.views.bit_width import BitWidthLesson
+from qviz.ui.views.gallery import Gallery
+
+__all__ = ["BitWidthLesson", "Gallery"]

@@ -1,0 +1,60 @@
+"""One weight's whole arithmetic as rows of text: how it became its code and what came back."""
+
+from collections.abc import Sequence
+
+import torch
+
+from qviz.core.tensor import Affine, QuantizedTensor
+from qviz.ui.widgets import number
+
+Row = tuple[str, list[str] | str, str]
+
+
+def affine_rows(
+    weight: torch.Tensor, tensors: Sequence[QuantizedTensor], row: int, column: int
+) -> list[Row]:
+    """(label, a text for each of `tensors`, colour role) for the weight at [row, column].
+
+    `tensors` are quantizations of `weight` [out, in] that differ in bit-width alone.
+    """
+    x = float(weight[row, column])
+    at = [_Place(q, row, column) for q in tensors]
+    group = tensors[0].granularity.split(weight)
+    r, g = tensors[0].granularity.group_of(row, column)
+    low, high = float(group[r, g].min()), float(group[r, g].max())
+    rows: list[Row] = [
+        ("row, column", f"{row}, {column}", ""),
+        ("trained weight x", number(x), "original"),
+        ("its group spans", f"{number(low, 3)} … {number(high, 3)}", ""),
+        ("step s", [number(p.scale) for p in at], ""),
+    ]
+    if at[0].zero is not None:
+        rows.append(("zero point z", [number(p.zero or 0.0) for p in at], ""))
+    if at[0].offset is not None:
+        rows.append(("offset", [number(p.offset or 0.0) for p in at], ""))
+    return [
+        *rows,
+        ("x in steps", [number(p.position(x)) for p in at], ""),
+        ("code q", [f"{p.code} of {p.grid.qmin}…{p.grid.qmax}" for p in at], "codes"),
+        ("reconstruction x̂", [number(p.value) for p in at], "codes"),
+        ("error x − x̂", [number(x - p.value) for p in at], "error"),
+        ("in steps", [number((x - p.value) / p.scale, 2) for p in at], "error"),
+    ]
+
+
+class _Place:
+    """One cell of a quantized tensor: its code, its parameters, its value."""
+
+    def __init__(self, q: QuantizedTensor, row: int, column: int) -> None:
+        self.grid: Affine = q.grid
+        r, g = q.granularity.group_of(row, column)
+        self.code = int(q.codes[row, column])
+        self.scale = float(self.grid.scale[r, g])
+        zero, offset = self.grid.zero_point, self.grid.offset
+        self.zero = None if zero is None else float(zero[r, g])
+        self.offset = None if offset is None else float(offset[r, g])
+        self.value = float(q.window(slice(row, row + 1), slice(column, column + 1)))
+
+    def position(self, x: float) -> float:
+        """Where x lies on the scale of codes, before rounding."""
+        return (x - (self.offset or 0.0)) / self.scale + (self.zero or 0.0)

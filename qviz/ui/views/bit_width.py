@@ -1,0 +1,550 @@
+"""Lesson 1: a real layer, a slider from 2 to 8 bits, and what the bits do.
+
+The bit-width slider is tied to every picture, chart, table and caption in the browser: all seven
+bit-widths are computed and sent ahead, so dragging needs no kernel. Everything else (the layer,
+symmetric or asymmetric, who shares a scale) the kernel computes when it changes.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from qviz.core import metrics
+from qviz.core.calibration import Calibration
+from qviz.core.check import unknown
+from qviz.core.tensor import QuantizedTensor
+from qviz.methods.affine import CONVENTIONS, DEFAULT_CONVENTION, affine
+from qviz.models.capture import load_calibration
+from qviz.models.load import list_layers, load_layer
+from qviz.study.sweep import measure, sweep
+from qviz.ui.figures.bit_width import error_curves, levels_histogram
+from qviz.ui.views.arithmetic import affine_rows
+from qviz.ui.views.lessons import LESSONS
+from qviz.ui.widgets import (
+    Button,
+    Caption,
+    Chart,
+    Choice,
+    Code,
+    Equation,
+    MatrixFrame,
+    MatrixView,
+    Readout,
+    Slider,
+    Status,
+    TextField,
+    Toggle,
+    details,
+    figures_row,
+    link,
+    link_matrices,
+    page,
+    section,
+)
+
+BITS = (2, 3, 4, 5, 6, 7, 8)
+FRAMES = [f"{b} bits" for b in BITS]
+WHOLE, ROW = "whole matrix", "row"
+GROUP_SIZES = (256, 128, 64, 32, 16)
+COMPARED = (WHOLE, ROW, "group of 128", "group of 32")
+SCALE_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+OUTPUT, WEIGHTS = "the layer's output", "its weights"
+GUESS_WITHIN = 0.10  # the prediction asks for the fewest bits that keep the output this close
+FIRST_LAYER = "model.layers.1.mlp.down_proj"
+AXES = ("output", "input")
+# What a handler may meet in the learner's input; anything else is a defect and stays loud.
+EXPECTED = (ValueError, TypeError, OSError, ImportError, MemoryError)
+
+EQUATION = """
+<math display="block"><mrow>
+  <mi data-term="q">q</mi><mo>=</mo><mi data-term="clamp">clamp</mi><mo>(</mo>
+  <mi data-term="round">round</mi><mo>(</mo><mfrac><mi data-term="x">x</mi>
+  <mi data-term="s">s</mi></mfrac><mo>+</mo><mi data-term="z">z</mi><mo>)</mo><mo>)</mo>
+</mrow></math>
+<math display="block"><mrow>
+  <mover accent="true"><mi data-term="xhat">x</mi><mo>^</mo></mover><mo>=</mo>
+  <mi data-term="s">s</mi><mo>·</mo><mo>(</mo><mi data-term="q">q</mi><mo>−</mo>
+  <mi data-term="z">z</mi><mo>)</mo>
+</mrow></math>
+"""
+TERMS = {
+    "x": "x: the trained weight",
+    "s": "s: the step between two levels, shared by the group",
+    "z": "z: the code that means 0; symmetric levels need none",
+    "round": "round: to the nearest whole number, a tie to the even one",
+    "clamp": "clamp: codes beyond the first or last level become that level",
+    "q": "q: the stored code, a whole number of so many bits",
+    "xhat": "x̂: the weight as it comes back",
+}
+
+
+class BitWidthLesson:
+    """The lesson. `.widget` is the page; the rest is plain Python and needs no browser.
+
+    source  None (the bundled model), "minilm", a directory, a .safetensors file or a Hub id
+    layer   the name of one of its linear layers
+    """
+
+    def __init__(self, source: str | None = None, layer: str | None = None) -> None:
+        self.source: str | None = None
+        self.weight = torch.zeros(1, 1)
+        self.calibration: Calibration | None = None
+        self.tensors: list[QuantizedTensor] = []  # one for each of BITS
+        self.rows: dict[str, list[dict[str, Any]]] = {}  # unit → a row of measures for each of BITS
+        self._captured: set[str] = set()  # models of the learner that were run
+        self._quiet = False
+        self._build_controls()
+        self._build_views()
+        self._wire()
+        self.widget = self._page()
+        self.open(source, layer)
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        return self.widget._repr_mimebundle_(**kwargs)
+
+    # ---------------------------------------------------------------- what the learner chose
+
+    @property
+    def bits(self) -> int:
+        return BITS[self.bits_control.index]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of `affine`, except bits, as the controls say."""
+        kind, size = _granularity(self.unit_control.value)
+        return {"granularity": kind, "group_size": size, **self._scheme}
+
+    @property
+    def _scheme(self) -> dict[str, Any]:
+        """The options that all curves of the chart share."""
+        return {
+            "symmetric": self.scheme_control.index == 0,
+            "convention": self.convention_control.value,
+            "scale_dtype": SCALE_DTYPES[self.dtype_control.value],
+        }
+
+    @property
+    def cell(self) -> tuple[int, int]:
+        """The weight that is read out: where the cursor was last, inside the matrix."""
+        return self._cell
+
+    # ---------------------------------------------------------------- built once, then mutated
+
+    def _build_controls(self) -> None:
+        self.bits_control = Slider("Bits per code", [str(b) for b in BITS], index=2, ticks=True)
+        self.scheme_control = Choice("Levels", ["symmetric", "asymmetric"], kind="segmented")
+        self.unit_control = Slider("One scale for each", [ROW])
+        self.layer_control = Choice("Layer", ["…"])
+        self.convention_control = Choice("Convention", [DEFAULT_CONVENTION])
+        self.dtype_control = Choice("Scales stored as", list(SCALE_DTYPES))
+        self.stretch_control = Toggle("Stretch the error's colours at each bit-width")
+        self.metric_control = Choice("Error of", [OUTPUT, WEIGHTS], kind="segmented")
+        self.guess_control = Choice(
+            f"Before you drag: how few bits keep the output of this layer within "
+            f"{GUESS_WITHIN:.0%} of the true one?",
+            ["?", *(str(b) for b in BITS)],
+            kind="segmented",
+        )
+        self.source_control = TextField("Model", placeholder="Hub id, folder or .safetensors file")
+        self.open_button = Button("Open it")
+        self.capture_button = Button("Run it on text, to measure outputs")
+        self.bundled_button = Button("Back to the bundled model")
+        self.status = Status()
+
+    def _build_views(self) -> None:
+        self.original_view = MatrixView("Trained weights W")
+        self.rounded_view = MatrixView("Rounded weights Ŵ")
+        self.error_view = MatrixView("Error W − Ŵ")
+        self.histogram = Chart("The layer's weights, and the levels open to the chosen one")
+        self.curves = Chart("Error against bit-width")
+        self.equation = Equation(EQUATION, TERMS, [])
+        self.cell_table = Readout("The chosen weight")
+        self.ledger_table = Readout("Bits per weight")
+        self.caption = Caption()
+        self.verdict = Caption()
+        self.code = Code()
+
+    def _wire(self) -> None:
+        """First what the browser does alone, then what the kernel does for each control."""
+        framed = (
+            self.rounded_view, self.error_view, self.histogram, self.curves,
+            self.cell_table, self.ledger_table, self.caption, self.code,
+        )  # fmt: skip
+        link(self.bits_control, "index", *((widget, "frame") for widget in framed))
+        link(self.stretch_control, "value", (self.error_view, "autoscale"))
+        link_matrices(self.original_view, self.rounded_view, self.error_view)
+
+        self._on(self.bits_control, "index", lambda: None, lights=["q", "clamp"])
+        self._on(self.scheme_control, "index", self._new_scheme, lights=["z"])
+        self._on(self.unit_control, "index", self._new_grid, lights=["s"])
+        self._on(self.layer_control, "index", self._new_layer, busy="Reading the layer …")
+        self._on(self.convention_control, "index", self._recompute, busy="Computing …")
+        self._on(self.dtype_control, "index", self._recompute, busy="Computing …")
+        self._on(self.metric_control, "index", self._draw_curves)
+        self._on(self.guess_control, "index", self._judge_guess)
+        self._on(self.original_view, "cursor", self._new_cell)
+        self._on(self.original_view, "pinned", self._draw_histogram)
+        self.open_button.on_click(self._handler(self._open_own, "Reading the model's headers …"))
+        self.capture_button.on_click(self._handler(self._capture, "Running the model on text …"))
+        self.bundled_button.on_click(self._handler(self.open, "Opening the bundled model …"))
+
+    def _on(
+        self,
+        control: Any,
+        trait: str,
+        action: Callable[[], None],
+        busy: str = "",
+        lights: list[str] | None = None,
+    ) -> None:
+        handle = self._handler(action, busy)
+
+        def changed(change: Any) -> None:
+            if self._quiet:
+                return
+            if lights:
+                self.equation.active = lights
+            handle(change)
+
+        control.observe(changed, trait)
+
+    def _handler(self, action: Callable[[], None], busy: str = "") -> Callable[[Any], None]:
+        """The action for a control: what is wrong with the input is said in the page in words."""
+
+        def handle(_event: Any) -> None:
+            if busy:
+                self.status.busy(busy)
+            try:
+                action()
+            except EXPECTED as error:
+                self.status.show_error(str(error))
+            else:
+                self.status.clear()
+
+        return handle
+
+    @contextmanager
+    def _quietly(self) -> Iterator[None]:
+        """Set controls from Python without each change starting a computation."""
+        self._quiet = True
+        try:
+            yield
+        finally:
+            self._quiet = False
+
+    def _page(self) -> Any:
+        lesson = LESSONS[0]
+        more = details("More", self.convention_control, self.dtype_control, self.stretch_control)
+        own = details(
+            "Your own layer",
+            self.source_control, self.open_button, self.capture_button, self.bundled_button,
+        )  # fmt: skip
+        return page(
+            f"{lesson.number} · {lesson.title}",
+            lesson.question,
+            controls=[
+                self.bits_control,
+                self.scheme_control,
+                self.unit_control,
+                self.layer_control,
+                more,
+                own,
+                details("Show the code", self.code),
+                self.status,
+            ],
+            main=[
+                section(
+                    "The layer",
+                    figures_row(self.original_view, self.rounded_view, self.error_view),
+                    figures_row(self.histogram, self.curves),
+                    self.metric_control,
+                )
+            ],
+            side=[
+                section("What happens to a weight", self.equation, self.cell_table),
+                section("What the bits cost", self.ledger_table),
+            ],
+            caption=self.caption,
+            foot=section("Predict", self.guess_control, self.verdict),
+        )
+
+    # ---------------------------------------------------------------- opening a model, a layer
+
+    def open(self, source: str | None = None, layer: str | None = None) -> None:
+        """Show a layer of a model; if it cannot be read, everything stays as it was."""
+        names = [info.name for info in list_layers(source)]
+        if not names:
+            raise ValueError(f"{source or 'the model'} has no linear layers to show")
+        if layer is not None and layer not in names:
+            raise ValueError(unknown("layer", layer, names))
+        first = layer or (FIRST_LAYER if FIRST_LAYER in names else names[0])
+        weight = load_layer(source, first)
+        self.source = source
+        with self._quietly():
+            self.layer_control.set_options(names, names.index(first))
+        self._show(weight)
+
+    def _open_own(self) -> None:
+        source = str(self.source_control.value).strip()
+        if not source:
+            raise ValueError("type a Hub id, a folder or the path of a .safetensors file first")
+        self.open(source)
+
+    def _new_layer(self) -> None:
+        self._show(load_layer(self.source, self.layer_control.value))
+
+    def _capture(self) -> None:
+        """Run the learner's model, which may take a while and much memory: only when asked."""
+        if self.source is None:
+            raise ValueError("the bundled model's inputs are captured already; open yours first")
+        load_calibration(self.source, self.layer_control.value)
+        self._captured.add(self.source)
+        self._show(self.weight)
+
+    def _show(self, weight: torch.Tensor) -> None:
+        self.weight = weight.float()
+        known = self.source in (None, "minilm") or self.source in self._captured
+        self.calibration = (
+            load_calibration(self.source, self.layer_control.value) if known else None
+        )
+        rows, columns = weight.shape
+        sizes = [f"group of {g}" for g in GROUP_SIZES if g < columns and columns % g == 0]
+        self._cell = (rows // 7, columns // 7)
+        with self._quietly():
+            options = [WHOLE, ROW, *sizes]
+            chosen = self.unit_control.value
+            first = "group of 128" if chosen == ROW and not self.tensors else chosen
+            at = options.index(first) if first in options else 1
+            self.unit_control.set_options(options, at)
+            self._fit_conventions()
+            self.metric_control.index = 0 if self.calibration is not None else 1
+            self.metric_control.disabled = self.calibration is None
+            self.guess_control.index = 0
+            self.guess_control.disabled = self.calibration is None
+            self.verdict.set_texts("")
+            self.original_view.set_frames([MatrixFrame(self.weight)], role="original", axes=AXES)
+            self.original_view.cursor = list(self._cell)
+            self.original_view.pinned = True
+        self._recompute()
+
+    # ---------------------------------------------------------------- computing
+
+    def _recompute(self) -> None:
+        """After a change that makes every measure stale."""
+        self.rows.clear()
+        self._new_grid()
+
+    def _new_scheme(self) -> None:
+        with self._quietly():
+            self._fit_conventions()
+        self._recompute()
+
+    def _fit_conventions(self) -> None:
+        """Offer the conventions that define what the learner chose, symmetric or asymmetric."""
+        symmetric = self.scheme_control.index == 0
+        names = [n for n, c in CONVENTIONS.items() if (c.symmetric if symmetric else c.asymmetric)]
+        kept = self.convention_control.value
+        name = kept if kept in names else DEFAULT_CONVENTION
+        self.convention_control.set_options(names, names.index(name))
+
+    def _new_grid(self) -> None:
+        """Quantize at every bit-width and send all of it ahead."""
+        self.tensors = [affine(self.weight, bits=b, **self.options) for b in BITS]
+        self.rounded_view.set_frames(
+            [MatrixFrame(q.dequantize, q.window) for q in self.tensors],
+            labels=FRAMES,
+            limits=tuple(self.original_view.shared_limits[0]),
+            role="codes",
+            axes=AXES,
+        )
+        self.error_view.set_frames(
+            [
+                MatrixFrame(partial(_error, self.weight, q), partial(_error_window, self.weight, q))
+                for q in self.tensors
+            ],
+            labels=FRAMES,
+            reduce="max_abs",
+            role="error",
+            axes=AXES,
+        )
+        unit = self.unit_control.value
+        if unit not in self.rows:
+            known = self.calibration
+            energy = None if known is None else metrics.output_energy(self.weight, known)
+            self.rows[unit] = [measure(self.weight, q, known, energy=energy) for q in self.tensors]
+        self._draw_cell_table()
+        self._draw_ledger()
+        self._draw_captions()
+        self._draw_histogram()
+        self.code.texts = [self._snippet(b) for b in BITS]
+        self._compare()
+
+    def _compare(self) -> None:
+        """The curves of the other granularities: the slow part, so it comes last."""
+        missing = [u for u in self.unit_control.options if u in COMPARED and u not in self.rows]
+        for unit in missing:
+            kind, size = _granularity(unit)
+            table = sweep(
+                self.weight, "affine", BITS, calibration=self.calibration,
+                granularity=kind, group_size=size, **self._scheme,
+            )  # fmt: skip
+            self.rows[unit] = list(table)
+        self._draw_curves()
+        self._judge_guess()
+
+    # ---------------------------------------------------------------- drawing
+
+    def _new_cell(self) -> None:
+        row, column = self.original_view.cursor
+        if row >= 0 and (row, column) != self._cell:
+            self._cell = (row, column)
+            self._draw_cell_table()
+            if self.original_view.pinned:
+                self._draw_histogram()
+
+    def _draw_cell_table(self) -> None:
+        self.cell_table.set_rows(affine_rows(self.weight, self.tensors, *self._cell))
+
+    def _draw_histogram(self) -> None:
+        row, column = self._cell
+        counts, edges = np.histogram(self.weight.numpy(), bins=81)
+        x = float(self.weight[row, column])
+        self.histogram.set_figures(
+            [
+                levels_histogram(counts, edges, q.levels(row, column).numpy(), x, self._nearest(q))
+                for q in self.tensors
+            ],
+            summary=[
+                f"Histogram of the layer's {self.weight.numel()} weights, with the "
+                f"{len(q.levels(row, column))} levels open to weight {row}, {column}: "
+                f"{x:.4f} goes to {self._nearest(q):.4f}"
+                for q in self.tensors
+            ],
+        )
+
+    def _nearest(self, q: QuantizedTensor) -> float:
+        row, column = self._cell
+        return float(q.window(slice(row, row + 1), slice(column, column + 1)))
+
+    def _draw_curves(self) -> None:
+        chosen = self.unit_control.value
+        what = self.metric_control.value
+        column = "output_error" if what == OUTPUT else "relative_error"
+        curves = {
+            unit: [row[column] for row in self.rows[unit]]
+            for unit in self.unit_control.options
+            if unit in COMPARED or unit == chosen
+        }
+        self.curves.set_figures(
+            [error_curves(BITS, curves, chosen, b, f"error of {what}") for b in BITS],
+            summary=[
+                f"Relative error of {what} with one scale for each {chosen}, at {b} bits "
+                f"{_percent(curves[chosen][i])}"
+                for i, b in enumerate(BITS)
+            ],
+        )
+
+    def _draw_ledger(self) -> None:
+        ledgers = [q.ledger for q in self.tensors]
+        names = dict.fromkeys(item.name for ledger in ledgers for item in ledger.items)
+        kilobytes = 2 * self.weight.numel() / 1000
+        self.ledger_table.set_rows(
+            [
+                *((name, [f"{x.per_weight(name):.4g}" for x in ledgers], "") for name in names),
+                ("bits per weight", [f"{x.bits_per_weight:.4g}" for x in ledgers], "codes"),
+                ("this layer", [f"{x.nbytes / 1000:.4g} kB" for x in ledgers], ""),
+                ("in 16 bits", f"{kilobytes:.4g} kB", "wait"),
+            ]
+        )
+
+    def _draw_captions(self) -> None:
+        self.caption.set_texts(
+            [
+                self._sentence(b, q, row)
+                for b, q, row in zip(
+                    BITS, self.tensors, self.rows[self.unit_control.value], strict=True
+                )
+            ]
+        )
+
+    def _sentence(self, bits: int, q: QuantizedTensor, row: dict[str, Any]) -> str:
+        """What this bit-width does to the layer, in words."""
+        levels = q.grid.qmax - q.grid.qmin + 1
+        unit = self.unit_control.value.removeprefix("whole ")
+        text = (
+            f"{bits} bits: {levels} levels for each {unit}. Weights are off by "
+            f"{_percent(row['relative_error'])}"
+        )
+        if self.calibration is not None:
+            text += (
+                f", the layer's output by {_percent(row['output_error'])} on "
+                f"{self.calibration.tokens} tokens of real input"
+            )
+        split = metrics.error_split(self.weight, q)
+        if split.clipping > 0:
+            text += f"; {_percent(split.clipping / split.total)} of the squared error is clipping"
+        bpw = q.bits_per_weight
+        return f"{text}. A weight costs {bpw:.4g} bits, {16 / bpw:.3g} times less than in 16."
+
+    def _snippet(self, bits: int) -> str:
+        """The library calls behind the page at this moment."""
+        o = self.options
+        size = f", group_size={o['group_size']}" if o["group_size"] else ""
+        return (
+            "import qviz, torch\n\n"
+            f"weight = qviz.load_layer({self.source!r}, {self.layer_control.value!r})\n"
+            f'q = qviz.quantize(weight.float(), "affine", bits={bits},\n'
+            f"    symmetric={o['symmetric']}, granularity={o['granularity']!r}{size},\n"
+            f"    convention={o['convention']!r}, scale_dtype={o['scale_dtype']})\n"
+            "error = weight - q.dequantize()\n"
+            "print(q.ledger)"
+        )
+
+    def _judge_guess(self) -> None:
+        """Compare the prediction with the computed curve and ask why."""
+        if self.calibration is None or self.guess_control.index == 0:
+            self.verdict.set_texts("")
+            return
+        guess = int(self.guess_control.value)
+        unit = self.unit_control.value
+        errors = dict(zip(BITS, (row["output_error"] for row in self.rows[unit]), strict=True))
+        enough = [b for b in BITS if errors[b] <= GUESS_WITHIN]
+        at_guess = f"At {guess} bits the output is off by {_percent(errors[guess])}"
+        if not enough:
+            verdict = f"{at_guess}, and even 8 bits are not within {GUESS_WITHIN:.0%} here."
+        elif guess == enough[0]:
+            verdict = f"Right. {at_guess}."
+        else:
+            verdict = (
+                f"{at_guess}; the fewest that do are {enough[0]}, with "
+                f"{_percent(errors[enough[0]])}."
+            )
+        step = errors[3] / errors[4]
+        self.verdict.set_texts(
+            f"{verdict} One bit more divides the error by about {step:.2g} (from 3 to 4). Why "
+            f"about that much? Move the scale's slider, and see whether the answer changes."
+        )
+
+
+def _granularity(unit: str) -> tuple[str, int | None]:
+    """(granularity, group_size) of an option of the scale's slider."""
+    if unit.startswith("group of "):
+        return "group", int(unit.removeprefix("group of "))
+    return {WHOLE: "tensor", ROW: "channel"}[unit], None
+
+
+def _error(weight: torch.Tensor, q: QuantizedTensor) -> torch.Tensor:
+    return weight - q.dequantize()
+
+
+def _error_window(
+    weight: torch.Tensor, q: QuantizedTensor, rows: slice, columns: slice
+) -> torch.Tensor:
+    return weight[rows, columns] - q.window(rows, columns)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.3g} %"

@@ -1,0 +1,30 @@
+"""The lessons that exist, in their order: the gallery, the server and the tests read this list."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One notebook with one view. `view` is the class in qviz.ui.views that it shows."""
+
+    number: int
+    slug: str
+    title: str
+    question: str
+    promise: str
+
+    @property
+    def notebook(self) -> str:
+        return f"{self.number:02d}_{self.slug}.ipynb"
+
+
+LESSONS = (
+    Lesson(
+        1,
+        "bit_width",
+        "Bit width",
+        "How many bits does a weight need?",
+        "Drag a slider from 8 bits to 2 on a layer of a trained model. Watch every weight jump to "
+        "its nearest level, the error grow, and what the bits cost.",
+    ),
+)
