@@ -40,11 +40,10 @@ from jupyterlab_server.themes_handler import ThemesHandler
 from markupsafe import Markup
 from tornado.httpserver import HTTPServer
 from tornado.ioloop import IOLoop
-from tornado.netutil import bind_sockets
 from tornado.web import HTTPError, RequestHandler, authenticated
 from traitlets.config import Config
 from voila.app import Voila
-from voila.static_file_handler import AllowListFileHandler
+from voila.static_file_handler import AllowListFileHandler, TemplateStaticFileHandler
 from voila.tornado.contentshandler import VoilaContentsHandler
 from voila.tornado.handler import TornadoVoilaHandler
 from voila.tornado.kernel_websocket_handler import VoilaKernelWebsocketHandler
@@ -153,12 +152,17 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def bind(port: int | None, host: str, say: Say) -> list[socket.socket]:
-    """Sockets on `host`. Raises ServeError when a named port, or the address, cannot be had."""
+def bind(port: int | None, host: str, say: Say) -> socket.socket:
+    """A socket that listens on `host`.
+
+    Raises ServeError when the named port, or the address, cannot be had.
+    """
     wanted = [port] if port is not None else range(DEFAULT_PORT, DEFAULT_PORT + 100)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for candidate in wanted:
         try:
-            sockets: list[socket.socket] = bind_sockets(candidate, host)
+            # Not tornado's bind_sockets, which leaves a socket open when it fails.
+            listening = socket.create_server((host, candidate), family=family, backlog=128)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 continue
@@ -172,7 +176,8 @@ def bind(port: int | None, host: str, say: Say) -> list[socket.socket]:
             ) from error
         if port is None and candidate != DEFAULT_PORT:
             say(f"Port {DEFAULT_PORT} is in use; using {candidate} instead.")
-        return sockets
+        listening.setblocking(False)
+        return listening
     if port is None:
         raise ServeError(
             f"ports {DEFAULT_PORT} to {DEFAULT_PORT + 99} are all in use; name another with --port"
@@ -271,6 +276,7 @@ class WarmKernels(_PreheatedKernels):  # type: ignore[misc]
         self._pages: list[str] = []  # the parent fills pools while it is constructed: not yet
         self._size = size
         self._closing = False
+        self._starting: asyncio.Task[Any] | None = None
         self._one_at_a_time = asyncio.Semaphore(1)
         super().__init__(**kwargs)
         self._pages = pages
@@ -293,11 +299,18 @@ class WarmKernels(_PreheatedKernels):  # type: ignore[misc]
         pool[:] = [entry for entry in pool if not failed(entry)]
         for _ in range(self._size - len(pool)):
             wait = REFILL_DELAY_SECONDS if delay is None else delay
-            pool.append(asyncio.ensure_future(self._warm(notebook_name, wait)))
+            entry = asyncio.ensure_future(self._warm(notebook_name, wait))
+            entry.add_done_callback(self._note)
+            pool.append(entry)
+
+    def _note(self, entry: "asyncio.Future[Any]") -> None:
+        if failed(entry) and not entry.cancelled() and not self._closing:
+            self.log.warning("A page stays cold: %s", entry.exception())
 
     async def _warm(self, page: str, delay: float) -> dict[str, Any]:
         await asyncio.sleep(delay)
         await self._one_at_a_time.acquire()
+        self._starting = asyncio.current_task()
         try:
             self._check_room(page)
             content: dict[str, Any] = await self._initialize(
@@ -313,7 +326,7 @@ class WarmKernels(_PreheatedKernels):  # type: ignore[misc]
     def _check_room(self, page: str) -> None:
         free = free_memory()
         if self._closing or (free is not None and free < KEEP_FREE_BYTES):
-            raise RuntimeError(f"no kernel kept warm for {page}: too little free memory")
+            raise RuntimeError(f"too little free memory to keep {page} ready")
 
     def _environment(self) -> dict[str, str]:
         return {
@@ -337,11 +350,13 @@ class WarmKernels(_PreheatedKernels):  # type: ignore[misc]
         self._closing = True
         for pool in self._pools.values():
             for entry in pool:
-                # One that is being started is left to finish: cut short, its process would stay.
-                if not entry.done() and self._one_at_a_time.locked():
-                    continue
-                entry.cancel()
-        await super().shutdown_all(*args, **kwargs)
+                # The one that is being started may finish: cut short, its process would stay.
+                if not entry.done() and entry is not self._starting:
+                    entry.cancel()
+            pool[:] = [entry for entry in pool if entry.done() or entry is self._starting]
+        # Kernels hold nothing worth an orderly end, and one interrupted while it starts prints a
+        # traceback into the terminal.
+        await super().shutdown_all(now=True)
 
 
 def ready(entry: "asyncio.Future[Any]") -> bool:
@@ -383,6 +398,17 @@ class PageHandler(TornadoVoilaHandler):  # type: ignore[misc]
                 "<script>qvizPage.alarm('This page could not be built. The terminal in which the "
                 "server runs says why.')</script>"
             )
+
+
+class TemplateFileHandler(TemplateStaticFileHandler):  # type: ignore[misc]
+    """Static files of page templates; the parent answers a malformed path with an exception."""
+
+    def parse_url_path(self, path: str) -> str:
+        parts = path.split("/")
+        if len(parts) < 3 or parts[1] != "static" or ".." in parts:
+            raise HTTPError(404)
+        checked: str = super().parse_url_path(path)
+        return checked
 
 
 class SocketHandler(VoilaKernelWebsocketHandler):  # type: ignore[misc]
@@ -463,7 +489,11 @@ class LessonServer(Voila):  # type: ignore[misc]
             AllowListFileHandler,
             ThemesHandler,
         )
-        ours = {TornadoVoilaHandler: PageHandler, VoilaKernelWebsocketHandler: SocketHandler}
+        ours = {
+            TornadoVoilaHandler: PageHandler,
+            TemplateStaticFileHandler: TemplateFileHandler,
+            VoilaKernelWebsocketHandler: SocketHandler,
+        }
         kept = []
         for route in super().init_handlers():
             pattern, handler, *arguments = route
@@ -487,14 +517,13 @@ class LessonServer(Voila):  # type: ignore[misc]
         return f"http://{host}:{self.port}{self.base_url}{query}"
 
     def start(self) -> None:
-        sockets = bind(self.options.port, self.options.host, self.say)
-        self.port = sockets[0].getsockname()[1]
-        self._sockets = sockets
+        self._listening = bind(self.options.port, self.options.host, self.say)
+        self.port = self._listening.getsockname()[1]
         super().start()
 
     def listen(self) -> None:
         server = HTTPServer(self.app)
-        server.add_sockets(self._sockets)
+        server.add_socket(self._listening)
         self.ioloop = IOLoop.current()
         for name in ("SIGINT", "SIGHUP"):  # SIGTERM is Voilà's already, to the same end
             if hasattr(signal, name) and threading.current_thread() is threading.main_thread():
@@ -507,9 +536,7 @@ class LessonServer(Voila):  # type: ignore[misc]
             self.stop()
 
     def stop(self) -> None:
-        for sock in self._sockets:
-            with contextlib.suppress(OSError):
-                sock.close()
+        self._listening.close()  # nobody new comes in while kernels end
         run_sync(self.kernel_manager.shutdown_all)()
         shutil.rmtree(self.connection_dir, ignore_errors=True)
 

@@ -1,0 +1,33 @@
+"""binder/: what mybinder.org would build must be what was tested."""
+
+import json
+import os
+import runpy
+from pathlib import Path
+
+from qviz import server
+
+ROOT = Path(__file__).parents[1]
+BINDER = ROOT / "binder"
+
+
+def test_requirements_are_the_tested_versions() -> None:
+    tool = runpy.run_path(str(ROOT / "tools" / "binder_requirements.py"))
+    assert tool["requirements"]() == (BINDER / "requirements.txt").read_text(encoding="utf-8"), (
+        "run: python tools/binder_requirements.py"
+    )
+
+
+def test_voila_is_as_strict_as_our_own_server() -> None:
+    there = json.loads((BINDER / "voila.json").read_text())["VoilaConfiguration"]
+    here = server.voila_config(server.ServeOptions(notebooks=ROOT)).VoilaConfiguration
+    for name, value in there.items():
+        assert here[name] == value, name
+
+
+def test_scripts_can_be_run() -> None:
+    for name in ("postBuild", "start"):
+        assert os.access(BINDER / name, os.X_OK), name
+        assert (BINDER / name).read_text().startswith("#!/bin/bash")
+    assert "set -e" in (BINDER / "postBuild").read_text()
+    assert (BINDER / "runtime.txt").read_text().strip() == "python-3.11"
