@@ -86,9 +86,9 @@ def quantize_model(
         try:
             tensors[name] = registry.quantize(layer.weight, method, given, **options)
         except ValueError as error:
-            failure = ValueError(f"{name}: {error}")
             if on_error == "raise":
-                raise failure from error
+                raise ValueError(f"{name}: {error}") from error
+            failure = failure or ValueError(f"{name}: {error}")
             skipped[name] = str(error)
         if progress is not None:
             progress(done + 1, len(chosen))

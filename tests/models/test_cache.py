@@ -116,7 +116,7 @@ for i in range(4):
     made[f"l.{i}"] = Calibration(
         torch.randn(64, 256), torch.randn(256, 256), torch.randn(256), torch.randn(256), 9, f"l.{i}"
     )
-for _ in range(30):
+for _ in range(15):
     cache.write({"model": "race"}, made)
     for name, calibration in made.items():
         read = cache.read({"model": "race"}, name)
@@ -126,10 +126,10 @@ for _ in range(30):
 
 def test_processes_may_race(cache):
     racing = [
-        subprocess.Popen([sys.executable, "-c", RACER], stderr=subprocess.PIPE) for _ in range(3)
+        subprocess.Popen([sys.executable, "-c", RACER], stderr=subprocess.PIPE) for _ in range(2)
     ]
     errors = [p.communicate()[1] for p in racing]
-    assert errors == [b"", b"", b""]
+    assert errors == [b"", b""]
     assert [f.suffix for f in cache.iterdir()] == [".safetensors"], "no half-written files"
 
 
