@@ -51,7 +51,7 @@ from voila.tornado.treehandler import TornadoVoilaTreeHandler
 from voila.utils import ENV_VARIABLE
 from voila.voila_kernel_manager import voila_kernel_manager_factory
 
-from qviz.ui import plotly_js
+from qviz.ui import extension
 
 DEFAULT_PORT = 8866
 START_PAGE = "00_start.ipynb"
@@ -503,7 +503,7 @@ class LessonServer(Voila):  # type: ignore[misc]
         return [
             *kept,
             (self.base_url, StartPageHandler),
-            *plotly_js.handlers(self.base_url),
+            *extension.handlers(self.base_url),
         ]
 
     @property

@@ -21,7 +21,7 @@ import pytest
 
 from qviz import server
 from qviz.server import ServeError, ServeOptions
-from qviz.ui.plotly_js import plotly_js_file, plotly_js_name
+from qviz.ui.extension import plotly_js_file, plotly_js_name
 
 TOKEN = "token-of-the-tests"
 SCRIPT = """

@@ -7,6 +7,7 @@ that nothing outside this machine is asked for.
 """
 
 import argparse
+import json
 import os
 import re
 import secrets
@@ -71,7 +72,7 @@ def requirements(folder: Path) -> Path:
 
 
 def build() -> dict[str, str]:
-    """The environment variables under which the built environment runs."""
+    """Install the requirements; the variables under which the environment runs."""
     shutil.rmtree(ENVIRONMENT, ignore_errors=True)
     began = time.perf_counter()
     python = interpreter()
@@ -87,16 +88,19 @@ def build() -> dict[str, str]:
     pip = [str(ENVIRONMENT / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
     # pip still with the user's own configuration (index, certificates), all else with the new home.
     subprocess.run(
-        [*pip, "install", "-q", "--no-cache-dir", "-r", str(requirements(home))],
+        [*pip, "install", "-qq", "--no-cache-dir", "-r", str(requirements(home))],
         check=True,
         env=variables,
     )
     step(f"requirements installed in {time.perf_counter() - began:.0f} s")
     variables["HOME"] = str(home)
+    return variables
+
+
+def post_build(variables: dict[str, str]) -> None:
     began = time.perf_counter()
     subprocess.run([str(ROOT / "binder" / "postBuild")], check=True, cwd=ROOT, env=variables)
     step(f"postBuild ran in {time.perf_counter() - began:.0f} s")
-    return variables
 
 
 def free_port() -> int:
@@ -217,7 +221,16 @@ def check_in_browser(server: Server, page_name: str, browser_path: str) -> list[
             f"{page_name}: “{page.title()}”, ready in {seconds:.1f} s, {widgets} widgets, "
             f"{server.memory():.0f} MB for server and kernel"
         )
-        page.close(run_before_unload=True)
+        # A closed page must end its kernel: a session has 2 GB, and no lesson leaves a note.
+        page.goto(f"{server.base}api/status")
+        kernels: list[object] = []
+        for _ in range(50):
+            kernels = json.loads(server.get("api/kernels"))
+            if not kernels:
+                break
+            time.sleep(0.1)
+        if kernels:
+            problems.append("its kernel still runs five seconds after the page was left")
         browser.close()
     return problems
 
@@ -236,7 +249,7 @@ def check_by_http(server: Server, page_name: str) -> list[str]:
 
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--keep", action="store_true", help="use the environment built before")
+    options.add_argument("--keep", action="store_true", help="do not install requirements anew")
     options.add_argument("pages", nargs="*", help="notebooks to open (default: all lessons)")
     args = options.parse_args()
     if args.keep and ENVIRONMENT.exists():
@@ -247,6 +260,7 @@ def main() -> int:
         }
     else:
         variables = build()
+    post_build(variables)
     pages = args.pages or sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
     problems: list[str] = []
     server = Server(variables)
@@ -258,7 +272,7 @@ def main() -> int:
                 check_in_browser(server, page, browser) if browser else check_by_http(server, page)
             )
             problems += [f"{page}: {problem}" for problem in found]
-        from qviz.ui.plotly_js import plotly_js_name
+        from qviz.ui.extension import plotly_js_name
 
         try:
             step(f"plotly.js over HTTP: {len(server.get(f'qviz/static/{plotly_js_name()}'))} bytes")

@@ -35,6 +35,7 @@ window.qvizPage = (() => {
 
   // Ready means: every widget that the notebook shows has drawn its first element.
   function cellsSent() {
+    prepareGoodbye();
     const root = byId("qv-cells");
     const WIDGET = "application/vnd.jupyter.widget-view+json";
     const scripts = root.querySelectorAll('script[type="application/vnd.voila.cell-output+json"]');
@@ -52,6 +53,13 @@ window.qvizPage = (() => {
     setTimeout(() => {
       if (byId("loading")) say("This takes longer than usual. The page appears as soon as it can.");
     }, 20000);
+  }
+
+  const base = () => JSON.parse(byId("jupyter-config-data").textContent).baseUrl;
+
+  // Voilà ends the kernel when the page is closed, if this cookie is there to prove where we are.
+  function prepareGoodbye() {
+    if (!/\b_xsrf=/.test(document.cookie)) fetch(`${base()}qviz/cookie`).catch(() => {});
   }
 
   // Voilà calls these by name while the notebook runs and when its theme is there.
@@ -95,9 +103,8 @@ window.qvizPage = (() => {
 
   async function lookAfter(id) {
     if (leaving) return;
-    const base = JSON.parse(byId("jupyter-config-data").textContent).baseUrl;
     try {
-      const answer = await fetch(`${base}api/kernels/${id}`, { cache: "no-store" });
+      const answer = await fetch(`${base()}api/kernels/${id}`, { cache: "no-store" });
       if (!answer.ok || answer.redirected) lost();
     } catch {
       alarm("The server does not answer: it was stopped, or the connection is down.");

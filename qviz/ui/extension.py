@@ -1,10 +1,13 @@
-"""plotly.js over HTTP: the copy inside the installed plotly package, compressed and cacheable.
+"""What our pages need from any Jupyter server that shows them: plotly.js, and a way to say goodbye.
 
-A widget could bring it over the websocket, 4.8 MB on every page; over HTTP it is 1.4 MB once per
-browser. The address carries plotly's version, so the browser may keep it for ever.
+- plotly.js over HTTP is the copy inside the installed plotly package, compressed and cacheable. A
+  widget could bring it over the websocket, 4.8 MB on every page; over HTTP it is 1.4 MB once per
+  browser. The address carries plotly's version, so the browser may keep it for ever.
+- A page ends its kernel when it is closed, which needs the XSRF cookie; Voilà's pages do not set
+  it. Without it every page ever opened would keep its kernel, and Binder's memory be full after a
+  few lessons.
 
-This module is also a Jupyter server extension, so that JupyterLab and Binder have the address too.
-It imports neither plotly (0.3 s) nor Voilà.
+`qviz serve` has the same addresses. Neither plotly (0.3 s) nor Voilà is imported here.
 """
 
 import gzip
@@ -64,13 +67,27 @@ class PlotlyJsHandler(JupyterHandler):  # type: ignore[misc]
         await self.get(name)
 
 
+class CookieHandler(JupyterHandler):  # type: ignore[misc]
+    """`GET <base_url>qviz/cookie` sets the XSRF cookie and says nothing."""
+
+    @authenticated  # type: ignore[untyped-decorator]
+    async def get(self) -> None:
+        _ = self.xsrf_token
+        self.set_header("Cache-Control", "no-store")
+        self.set_status(204)
+        self.finish()
+
+
 def handlers(base_url: str) -> list[tuple[str, type[JupyterHandler]]]:
     """Routes for a tornado application whose pages live under `base_url`."""
-    return [(url_path_join(base_url, r"/qviz/static/(plotly-[\w.+-]+\.js)"), PlotlyJsHandler)]
+    return [
+        (url_path_join(base_url, r"/qviz/static/(plotly-[\w.+-]+\.js)"), PlotlyJsHandler),
+        (url_path_join(base_url, "/qviz/cookie"), CookieHandler),
+    ]
 
 
 def _jupyter_server_extension_points() -> list[dict[str, str]]:
-    return [{"module": "qviz.ui.plotly_js"}]
+    return [{"module": "qviz.ui.extension"}]
 
 
 def _load_jupyter_server_extension(server: Any) -> None:

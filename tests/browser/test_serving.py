@@ -1,0 +1,160 @@
+"""A page in a real browser: nothing from elsewhere, readable, honest when its kernel is lost."""
+
+import json
+import re
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Tab, eventually, write_notebooks
+
+pytestmark = pytest.mark.browser
+
+WIDGETS = '''
+import os, signal
+import anywidget, traitlets
+import ipywidgets as widgets
+from IPython.display import display
+
+slider = widgets.IntSlider(description="Bits", min=2, max=8)
+label = widgets.Label("2 bits")
+slider.observe(lambda change: setattr(label, "value", f"{change.new} bits"), "value")
+end = widgets.Button(description="End Python")
+end.on_click(lambda _: os.kill(os.getpid(), signal.SIGKILL))
+
+class Own(anywidget.AnyWidget):
+    _esm = """export default {
+        render({ model, el }) { el.innerHTML = `<b id=own>${model.get("n")}</b>` }
+    }"""
+    n = traitlets.Int(7).tag(sync=True)
+
+display(widgets.VBox([slider, label, end]), Own())
+'''
+READY = "body[data-qviz-ready]"
+
+
+@pytest.fixture(scope="module")
+def base(
+    serve_notebooks: Callable[[Path], Any], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("serving")
+    pages = {"01_widgets": WIDGETS, "02_broken": "raise ValueError('a detail of the code')"}
+    write_notebooks(folder, pages)
+    with serve_notebooks(folder) as url:
+        yield url
+
+
+def kernel_of(tab: Tab) -> str:
+    text = tab.page.locator("#jupyter-config-data").text_content()
+    return str(json.loads(text)["kernelId"])
+
+
+def status_of(url: str) -> int:
+    try:
+        with urllib.request.urlopen(url) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_page_opens_from_this_machine_alone(
+    base: str, open_tab: Callable[..., Tab], width: int, scheme: str
+) -> None:
+    tab = open_tab(width=width, color_scheme=scheme)
+    page = tab.open(f"{base}/voila/render/01_widgets.ipynb", READY)
+    assert page.title() == "Test page · qviz"
+    assert page.locator("#own").inner_text() == "7"
+    assert page.locator("#loading").count() == 0
+    slider = page.locator("[role=slider]")
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    page.get_by_text("3 bits").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    light = page.evaluate(
+        "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)[0] > 128"
+    )
+    assert light == (scheme == "light")
+    tab.assert_clean()
+
+
+def test_the_address_alone_leads_to_the_gallery(base: str, open_tab: Callable[..., Tab]) -> None:
+    tab = open_tab()
+    page = tab.open(base, READY)
+    assert page.url == f"{base}/voila/render/00_start.ipynb"
+    tab.assert_clean()
+
+
+def test_a_page_that_is_left_ends_its_kernel(base: str, open_tab: Callable[..., Tab]) -> None:
+    tab = open_tab()
+    tab.open(f"{base}/voila/render/01_widgets.ipynb", READY)
+    kernel = f"{base}/api/kernels/{kernel_of(tab)}"
+    assert status_of(kernel) == 200
+    tab.page.goto("about:blank")
+    eventually(lambda: status_of(kernel) == 404)
+
+
+def test_a_lost_kernel_is_said_and_can_be_started_again(
+    base: str, open_tab: Callable[..., Tab]
+) -> None:
+    tab = open_tab()
+    page = tab.open(f"{base}/voila/render/01_widgets.ipynb", READY)
+    page.get_by_text("End Python").click()
+    page.get_by_text("The Python process behind this page has ended").wait_for(timeout=20_000)
+    page.get_by_role("button", name="Start again").click()
+    page.wait_for_selector(READY, timeout=30_000)
+    page.locator("[role=slider]").focus()
+    page.keyboard.press("ArrowRight")
+    page.get_by_text("3 bits").wait_for()
+
+
+def test_a_page_that_cannot_be_built_says_so(base: str, open_tab: Callable[..., Tab]) -> None:
+    tab = open_tab(width=390)
+    page = tab.open(f"{base}/voila/render/02_broken.ipynb", READY)
+    assert "could not be built" in page.locator(".qv-failed").inner_text()
+    assert "a detail of the code" not in page.content()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    tab.assert_clean()
+
+
+def test_without_scripts_a_page_says_what_it_needs(base: str, open_tab: Callable[..., Tab]) -> None:
+    tab = open_tab(java_script_enabled=False)
+    tab.page.goto(f"{base}/voila/render/01_widgets.ipynb")
+    assert re.search("needs JavaScript", tab.page.locator("noscript").inner_text())
+
+
+def test_plotly_js_comes_over_http_once(base: str, open_tab: Callable[..., Tab]) -> None:
+    from qviz.ui.extension import plotly_js_name
+
+    tab = open_tab()
+    page = tab.open(f"{base}/voila/render/00_start.ipynb", READY)
+    address = f"{base}/qviz/static/{plotly_js_name()}"
+    load = """address => new Promise((done, failed) => {
+        const script = document.createElement("script");
+        script.src = address;
+        script.onload = () => done(typeof Plotly.react);
+        script.onerror = () => failed(new Error("not loaded"));
+        document.head.append(script);
+    })"""
+    assert page.evaluate(load, address) == "function"
+    sizes = "name => performance.getEntriesByName(name).map(entry => entry.transferSize)"
+    assert 1_000_000 < page.evaluate(sizes, address)[-1] < 2_000_000
+    page.goto(f"{base}/voila/render/00_start.ipynb")
+    page.wait_for_selector(READY)
+    page.evaluate(load, address)
+    assert page.evaluate(sizes, address)[-1] == 0  # from the browser's own cache
+    tab.assert_clean()
+
+
+def test_a_stopped_server_is_said(
+    serve_notebooks: Callable[[Path], Any], tmp_path: Path, open_tab: Callable[..., Tab]
+) -> None:
+    write_notebooks(tmp_path, {"01_widgets": WIDGETS})
+    tab = open_tab()
+    with serve_notebooks(tmp_path) as url:
+        tab.open(f"{url}/voila/render/01_widgets.ipynb", READY)
+    tab.page.get_by_text("The server does not answer").wait_for(timeout=20_000)
