@@ -110,9 +110,7 @@ def encode(values: Array, lo: float, hi: float) -> npt.NDArray[np.uint8]:
     with np.errstate(over="ignore", invalid="ignore"):
         k = (values.astype(np.float64) - middle) / half
         k = np.rint(np.clip((k + 1) * (_TOP / 2), 0, _TOP))
-    missing = np.isnan(k)
-    k[missing] = NAN_INDEX
-    return k.astype(np.uint8)
+    return np.where(np.isnan(k), NAN_INDEX, k).astype(np.uint8)
 
 
 def decode(indices: Array, lo: float, hi: float) -> npt.NDArray[np.float64]:

@@ -5,7 +5,7 @@ export default widget(({ model, el, signal }) => {
   el.append(button);
   const show = () => {
     rich(button, model.get("summary"));
-    button.setAttribute("aria-expanded", String(model.get("open")));
+    button.setAttribute("aria-expanded", String(model.get("expanded")));
     // the body is the next box of the same parent; the page attaches both a moment later
     requestAnimationFrame(() => {
       const body = el.nextElementSibling;
@@ -15,9 +15,9 @@ export default widget(({ model, el, signal }) => {
     });
   };
   button.addEventListener("click", () => {
-    model.set("open", !model.get("open"));
+    model.set("expanded", !model.get("expanded"));
     model.save_changes();
   }, { signal });
-  watch(model, signal, ["summary", "open"], show);
+  watch(model, signal, ["summary", "expanded"], show);
   show();
 });

@@ -42,7 +42,7 @@ class Disclosure(BrowserWidget):
     _esm = module("disclosure")
 
     summary = traitlets.Unicode().tag(sync=True)
-    open = traitlets.Bool(False).tag(sync=True)
+    expanded = traitlets.Bool(False).tag(sync=True)
 
 
 def _box(children: Sequence[Widget], *classes: str) -> ipywidgets.Box:
@@ -71,7 +71,8 @@ def figures_row(*children: Widget, wide: bool = False) -> ipywidgets.Box:
 def details(summary: str, *children: Widget, open: bool = False) -> ipywidgets.Box:
     """Children behind a button that shows and hides them; works by keyboard and without Python."""
     return _box(
-        [Disclosure(summary=summary, open=open), _box(children, "qv-details-body")], "qv-details"
+        [Disclosure(summary=summary, expanded=open), _box(children, "qv-details-body")],
+        "qv-details",
     )
 
 

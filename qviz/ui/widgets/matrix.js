@@ -193,7 +193,10 @@ export default widget(({ model, el, signal }) => {
   function limits(f) {
     return (get("autoscale") ? get("own_limits") : get("shared_limits"))[f];
   }
+  let themed = false; // colours can be asked for only once the view is part of the page
   function readTheme() {
+    themed = el.isConnected;
+    if (!themed) return;
     const all = bytes(get("palettes"));
     palette = all.subarray(isDark(el) ? 768 : 0, isDark(el) ? 1536 : 768);
     for (const key of ["ink", "card", "now", "wait", "line"]) colours[key] = cssColor(el, `--qv-${key}`);
@@ -398,7 +401,7 @@ export default widget(({ model, el, signal }) => {
     const [rowName, colName] = get("axes");
     const has = row >= 0 && col >= 0 && ready();
     readout.classList.toggle("qv-pinned", Boolean(has && get("pinned")));
-    if (!has) return rich(readout, "");
+    if (!has) return rich(readout, ready() ? "Point at a cell for its value" : "");
     const exact = get("readout");
     const f = frame();
     const unit = get("unit") ? ` ${get("unit")}` : "";
@@ -421,20 +424,19 @@ export default widget(({ model, el, signal }) => {
   }
   function noteText() {
     const step = get("step");
-    const words = { nearest: "one of them", mean: "their mean", max_abs: "the largest" };
+    const words = { nearest: "a sample", mean: "mean", max_abs: "largest" };
     const tile = tiles.byFrame.get(frame());
     const s = tile ? tile.step : step;
     const n = [Math.max(s[0], Math.round(1 / geo.sy)), Math.max(s[1], Math.round(1 / geo.sx))];
     const parts = [];
     if (n[0] * n[1] > 1) {
-      parts.push(`One pixel stands for ${n[0]} × ${n[1]} ${get("cells")} and shows ${words[get("reduce")]}`);
+      parts.push(`1 pixel = ${n[0]} × ${n[1]} ${get("cells")} (${words[get("reduce")]})`);
     }
     if (geo.t > 0) {
       const [ra, rb, ca, cb] = visible();
       parts.push(`${get("axes")[0]}s ${ra}–${rb - 1}, ${get("axes")[1]}s ${ca}–${cb - 1}`);
     }
     note.textContent = parts.join(" · ");
-    note.title = note.textContent;
   }
   function legendText() {
     const f = frame();
@@ -506,7 +508,8 @@ export default widget(({ model, el, signal }) => {
 
   // ---- one redraw per animation frame ---------------------------------------------------------
   const schedule = painter(() => {
-    if (!ready() || palette.length < 768) return;
+    if (!ready()) return;
+    if (!themed) readTheme();
     geometry();
     if (valuesDirty) {
       valuesDirty = false;

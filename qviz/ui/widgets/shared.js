@@ -87,7 +87,7 @@ function fmt(value, digits = 4) {
 }
 
 function isDark(el) {
-  return getComputedStyle(el).colorScheme.includes("dark");
+  return cssColor(el, "light-dark(rgb(1, 1, 1), rgb(2, 2, 2))") === "rgb(2, 2, 2)";
 }
 
 /** Calls fn when the page turns light or dark. */
@@ -98,6 +98,7 @@ function onTheme(signal, fn) {
   const what = { attributes: true, attributeFilter: ["data-jp-theme-light", "data-qv-theme", "class"] };
   seen.observe(document.body, what);
   seen.observe(document.documentElement, what);
+  seen.observe(document.head, { childList: true }); // the stylesheet may come after the widget
   signal.addEventListener("abort", () => seen.disconnect());
 }
 

@@ -68,8 +68,9 @@ export default widget(({ model, el, signal }) => {
     scrub.style.setProperty("--qv-part", n > 1 ? i / (n - 1) : 0);
     scrub.setAttribute("aria-valuetext", `${get("label")} ${i} of ${n - 1}`);
     count.textContent = `${get("label")} ${i} / ${n - 1}`;
-    first.disabled = back.disabled = i <= 0;
-    forward.disabled = last.disabled = i >= n - 1;
+    // not `disabled`: the button would lose the keyboard at the ends
+    for (const b of [first, back]) b.setAttribute("aria-disabled", String(i <= 0));
+    for (const b of [forward, last]) b.setAttribute("aria-disabled", String(i >= n - 1));
     const text = textNow();
     caption.hidden = !text;
     rich(caption, text);

@@ -14,8 +14,9 @@ export default {
     let gone = false;
 
     function raise(text) {
-      if (banner) return;
+      if (banner || gone) return;
       gone = true;
+      if (globalThis.qvizPage?.alarm) return void globalThis.qvizPage.alarm(text); // the page has a place for it
       banner = elem("div", "qv qv-banner");
       banner.setAttribute("role", "alert");
       const again = elem("button", "qv-button", inLab ? "Reload the page" : "Start again");
