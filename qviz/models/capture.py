@@ -25,7 +25,14 @@ from qviz.core.calibration import Calibration
 from qviz.core.check import require_int
 from qviz.models import cache
 from qviz.models.checkpoint import find_checkpoint, list_layers
-from qviz.models.load import LinearLayer, LoadedModel, choose_layers, linear_layers, load_model
+from qviz.models.load import (
+    LinearLayer,
+    LoadedModel,
+    choose_layers,
+    linear_layers,
+    load_model,
+    require_memory,
+)
 from qviz.models.statistics import Collector
 from qviz.models.texts import find_text
 
@@ -71,6 +78,10 @@ def capture(
     require_int(batch_size, "batch_size", 1, 4096)
     wanted = choose_layers(model, layers)
     windows = token_windows(model, texts, max_tokens, sequence_length)
+    # At least one Hessian for each width within each module; q, k and v share one.
+    widths = {(name.rpartition(".")[0], one.in_features) for name, one in wanted.items()}
+    needed = sum(width**2 for _, width in widths) * hessian_dtype.itemsize
+    require_memory(needed, f"Hessians for {len(wanted)} layers", "Name fewer layers at a time")
     collector = Collector(hessian_dtype, keep_inputs, seed)
     runner = _smallest_runner(model, wanted)
     with input_hooks(wanted, collector.see), torch.no_grad():

@@ -274,7 +274,11 @@ def _check_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> None:
             f"Give the original checkpoint"
         )
     count = sum(torch.Size(t.shape).numel() for t in headers.values())
-    require_memory(count * dtype.itemsize, f"{checkpoint.name} as {dtype}")
+    require_memory(
+        count * dtype.itemsize,
+        f"{checkpoint.name} as {dtype}",
+        "Take a smaller model or dtype=torch.bfloat16, or read single layers with load_layer",
+    )
 
 
 def _from_pretrained(
@@ -353,11 +357,11 @@ def available_memory() -> int | None:
     return min(limits) if limits else None
 
 
-def require_memory(needed: int, what: str) -> None:
+def require_memory(needed: int, what: str, instead: str) -> None:
     """MemoryError in words, before the machine starts to swap or kills the process."""
     free = available_memory()
     if free is not None and needed > free:
         raise MemoryError(
             f"{what} needs {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free. "
-            f"Take a smaller model, or read single layers with load_layer"
+            f"{instead}"
         )

@@ -100,7 +100,7 @@ def quantize_model(
 def with_weights(model: LoadedModel, tensors: Mapping[str, QuantizedTensor]) -> LoadedModel:
     """A copy of the model that computes with the dequantized weights; tied weights stay tied."""
     size = sum(p.numel() * p.element_size() for p in model.model.parameters())
-    require_memory(size, f"a copy of {model.name}")
+    require_memory(size, f"a copy of {model.name}", "Take a smaller model, or single layers")
     twin = replace(model, model=copy.deepcopy(model.model))
     layers = linear_layers(twin)
     with torch.no_grad():

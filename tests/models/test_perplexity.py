@@ -33,8 +33,8 @@ def test_one_window_is_transformers_loss(loaded, words, kind):
     assert found.tokens == ids.shape[1] - 1
 
 
-@pytest.mark.parametrize(("length", "stride"), [(16, 16), (16, 8), (16, 5), (32, 1), (7, 7)])
-@pytest.mark.parametrize("count", [2, 16, 17, 18, 33, 60])
+@pytest.mark.parametrize(("length", "stride"), [(16, 16), (16, 5), (32, 1)])
+@pytest.mark.parametrize("count", [2, 17, 18, 50])
 def test_windows_by_hand(loaded, words, length, stride, count):
     """Every token but the first is scored once, with the documented context."""
     model = loaded["llama"]
