@@ -75,7 +75,6 @@ export default widget(({ model, el, signal }) => {
   const base = elem("canvas", "qv-values");
   const over = elem("canvas", "qv-over");
   base.setAttribute("role", "img");
-  base.setAttribute("aria-labelledby", title.id);
   over.setAttribute("aria-hidden", "true");
   const buttons = elem("div", "qv-zoom");
   const button = (label, path, act) => {
@@ -401,7 +400,12 @@ export default widget(({ model, el, signal }) => {
     const [rowName, colName] = get("axes");
     const has = row >= 0 && col >= 0 && ready();
     readout.classList.toggle("qv-pinned", Boolean(has && get("pinned")));
-    if (!has) return rich(readout, ready() ? "Point at a cell for its value" : "");
+    if (!has) {
+      said.cell = "";
+      const hint = ready() ? "Point at a cell for its value" : "";
+      if (readout.textContent !== hint) readout.textContent = hint;
+      return;
+    }
     const exact = get("readout");
     const f = frame();
     const unit = get("unit") ? ` ${get("unit")}` : "";
@@ -419,9 +423,13 @@ export default widget(({ model, el, signal }) => {
         value = k === NAN ? "≈ NaN" : `≈ ${fmt(lo + (k / 254) * (hi - lo), 2)}`;
       }
     }
-    readout.replaceChildren(`${rowName} ${row}, ${colName} ${col}: `, elem("b", "", value + unit));
-    if (get("pinned")) readout.append(" · held");
+    const text = `${rowName} ${row}, ${colName} ${col}: |${value}${unit}|${get("pinned") ? " · held" : ""}`;
+    if (text === said.cell) return; // touching the text costs a layout of the page
+    said.cell = text;
+    const [where, what, held] = text.split("|");
+    readout.replaceChildren(where, elem("b", "", what), held);
   }
+  const said = { cell: "", note: "", legend: "" };
   function noteText() {
     const step = get("step");
     const words = { nearest: "a sample", mean: "mean", max_abs: "largest" };
@@ -436,7 +444,8 @@ export default widget(({ model, el, signal }) => {
       const [ra, rb, ca, cb] = visible();
       parts.push(`${get("axes")[0]}s ${ra}–${rb - 1}, ${get("axes")[1]}s ${ca}–${cb - 1}`);
     }
-    note.textContent = parts.join(" · ");
+    const text = parts.join(" · ");
+    if (text !== said.note) note.textContent = said.note = text;
   }
   function legendText() {
     const f = frame();
@@ -444,6 +453,9 @@ export default widget(({ model, el, signal }) => {
     const [low, high] = get("clipped")[f];
     const unit = get("unit") ? ` ${get("unit")}` : "";
     const slack = (to - from) * 1e-6;
+    const key = [from, to, low < from - slack, high > to + slack, unit, get("nans")[f], get("colormap")].join();
+    if (key === said.legend) return;
+    said.legend = key;
     ends[0].textContent = (low < from - slack ? "≤ " : "") + fmt(from, 2);
     ends[1].textContent = get("colormap") === "diverging" && from === -to ? "0" : fmt(from / 2 + to / 2, 3);
     ends[2].textContent = (high > to + slack ? "≥ " : "") + fmt(to, 2) + unit;
@@ -464,8 +476,11 @@ export default widget(({ model, el, signal }) => {
     which.textContent = get("labels")[f] ?? "";
     title.dataset.role = get("role");
     clearTimeout(telling); // a screen reader is told where the slider stopped, not every station
-    telling = setTimeout(() => (summary.textContent = `${get("label")}: ${get("summaries")[f] ?? ""}`), 400);
-    base.setAttribute("aria-label", `${get("label")}, ${get("summaries")[f] ?? ""}`);
+    telling = setTimeout(() => {
+      const text = get("summaries")[frame()] ?? "";
+      summary.textContent = `${get("label")}: ${text}`;
+      base.setAttribute("aria-label", `${get("label")}, ${text}`);
+    }, 400);
     legendText();
     stage.classList.toggle("qv-zoomed", geo.t > 0);
   }
