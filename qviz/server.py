@@ -281,9 +281,9 @@ class WarmKernels(_PreheatedKernels):  # type: ignore[misc]
         super().__init__(**kwargs)
         self._pages = pages
 
-    def warm_up(self) -> None:
-        """Ask for the warm kernels of all pages; they start one after the other."""
-        for page in self._pages:
+    def warm_up(self, *pages: str) -> None:
+        """Ask for warm kernels of these pages, or of all; they start one after the other."""
+        for page in pages or self._pages:
             self.fill_if_needed(delay=0, notebook_name=page)
 
     def fill_if_needed(
@@ -616,10 +616,10 @@ def serve(options: ServeOptions, say: Say) -> None:
             loop.add_callback(app.kernel_manager.warm_up)
 
         if options.fill_cache and can_fill_cache():
-            # Warm kernels wait for it: started now, each would capture the same data by itself.
-            say(
-                "Preparing calibration data: the model's activations on sample text, captured once."
-            )
+            # Lessons wait for it: begun now, each would capture the same data by itself. The
+            # gallery needs none, and is the page that is opened first.
+            app.kernel_manager.warm_up(START_PAGE)
+            say("Preparing calibration data: the model's activations on sample text.")
             filler = CacheFiller(say, warm_up)
             filler.start()
         else:
