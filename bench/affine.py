@@ -1,6 +1,6 @@
 """Time of affine quantization beside torchao and compressed-tensors, same weight, same run.
 
-    python bench/affine.py
+python bench/affine.py
 """
 
 import time

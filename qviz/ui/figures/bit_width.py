@@ -13,10 +13,18 @@ NOW, WAIT, INK = "var(--qv-now)", "var(--qv-wait)", "var(--qv-ink)"
 
 
 def _layout(x: str, y: str) -> go.Layout:
+    def axis(title: str) -> dict[str, object]:
+        return {
+            "title": {"text": title, "font": {"size": 12}, "standoff": 6},
+            "tickfont": {"size": 11},
+            "fixedrange": True,  # dragging on a phone must scroll the page, not zoom the chart
+            "zeroline": False,
+        }
+
     return go.Layout(
-        margin={"l": 52, "r": 10, "t": 8, "b": 40},
-        xaxis={"title": {"text": x}, "fixedrange": True, "zeroline": False},
-        yaxis={"title": {"text": y}, "fixedrange": True, "zeroline": False},
+        margin={"l": 48, "r": 8, "t": 6, "b": 36},
+        xaxis=axis(x),
+        yaxis=axis(y),
         showlegend=False,
         bargap=0,
     )
@@ -67,23 +75,30 @@ def levels_histogram(
 
 
 def error_curves(
-    bits: Sequence[int], curves: Mapping[str, Sequence[float]], chosen: str, now: int, what: str
+    bits: Sequence[int], curves: Mapping[str, Sequence[float]], chosen: str, now: int
 ) -> go.Figure:
     """Relative error in percent against bit-width, one line per granularity, log scale.
 
     curves  label → error as a fraction for each entry of `bits`; `chosen` is drawn in full, the
-            others for comparison; `now` the bit-width of the moment; `what` names the error.
+            others for comparison, each with its own dashes; `now` the bit-width of the moment.
     """
-    figure = go.Figure(layout=_layout("bits per code", f"{what}, %"))
+    figure = go.Figure(layout=_layout("bits per code", "error, %"))
+    dashes = iter(("dot", "dash", "dashdot", "longdash", "longdashdot"))
     for label, values in curves.items():
         mine = label == chosen
+        dash = next(dashes)  # also for the chosen one, so that the others keep theirs
         figure.add_scatter(
             x=list(bits),
             y=[100 * v for v in values],
             mode="lines+markers" if mine else "lines",
-            line={"color": ERROR if mine else WAIT, "width": 2.5 if mine else 1.2},
+            line={
+                "color": ERROR if mine else WAIT,
+                "width": 2.5 if mine else 1.5,
+                "dash": "solid" if mine else dash,
+            },
             marker={"size": 5},
             name=label,
+            zorder=int(mine),
             hovertemplate=f"{label}, %{{x}} bits: %{{y:.3g}} %<extra></extra>",
         )
     value = 100 * curves[chosen][list(bits).index(now)]
@@ -91,35 +106,30 @@ def error_curves(
         x=[now],
         y=[value],
         mode="markers+text",
-        marker={"color": NOW, "size": 12, "line": {"width": 2, "color": INK}},
-        text=[f" {value:.3g} %"],
-        textposition="top right" if now <= (bits[0] + bits[-1]) / 2 else "top left",
+        marker={"color": NOW, "size": 11, "line": {"width": 2, "color": INK}},
+        text=[f"<b>{value:.2g} %</b>"],
+        # right of the line, where the curves have already fallen; left of it at the right end
+        textposition="top right" if now < bits[-1] else "bottom left",
         textfont={"color": INK, "size": 13},
         name="now",
+        showlegend=False,
         hoverinfo="skip",
+        zorder=2,
     )
-    for label, text_at in _ends(curves).items():
-        figure.add_annotation(
-            x=bits[0],
-            y=np.log10(max(100 * text_at, 1e-9)),
-            text=label,
-            showarrow=False,
-            xanchor="right",
-            xshift=-6,
-            font={"size": 11, "color": ERROR if label == chosen else WAIT},
-        )
+    # The upper right corner is free: every curve falls.
+    figure.update_layout(
+        showlegend=True,
+        legend={
+            "x": 1,
+            "y": 1.02,
+            "xanchor": "right",
+            "yanchor": "top",
+            "font": {"size": 11},
+            "bgcolor": "rgba(0,0,0,0)",
+            "itemclick": False,
+            "itemdoubleclick": False,
+        },
+    )
     figure.update_yaxes(type="log", dtick=1, exponentformat="none")
-    figure.update_xaxes(dtick=1, range=[bits[0] - 1.45, bits[-1] + 0.3])
+    figure.update_xaxes(dtick=1, range=[bits[0] - 0.3, bits[-1] + 0.4])
     return figure
-
-
-def _ends(curves: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Where each curve's label stands: at its left end, pushed apart so that none overlap."""
-    order = sorted(curves, key=lambda label: curves[label][0], reverse=True)
-    places: dict[str, float] = {}
-    ceiling = np.inf
-    for label in order:
-        place = min(max(curves[label][0], 1e-9), ceiling)
-        places[label] = place
-        ceiling = place / 1.33
-    return places

@@ -36,6 +36,7 @@ from qviz.ui.widgets import (
     Readout,
     Slider,
     Status,
+    Text,
     TextField,
     Toggle,
     details,
@@ -44,15 +45,16 @@ from qviz.ui.widgets import (
     link_matrices,
     page,
     section,
+    stack,
 )
 
 BITS = (2, 3, 4, 5, 6, 7, 8)
 FRAMES = [f"{b} bits" for b in BITS]
-WHOLE, ROW = "whole matrix", "row"
+WHOLE, ROW = "matrix", "row"
 GROUP_SIZES = (256, 128, 64, 32, 16)
 COMPARED = (WHOLE, ROW, "group of 128", "group of 32")
 SCALE_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-OUTPUT, WEIGHTS = "the layer's output", "its weights"
+OUTPUT, WEIGHTS = "layer output", "weights"
 GUESS_WITHIN = 0.10  # the prediction asks for the fewest bits that keep the output this close
 FIRST_LAYER = "model.layers.1.mlp.down_proj"
 AXES = ("output", "input")
@@ -91,6 +93,7 @@ class BitWidthLesson:
 
     def __init__(self, source: str | None = None, layer: str | None = None) -> None:
         self.source: str | None = None
+        self.layers: list[str] = []
         self.weight = torch.zeros(1, 1)
         self.calibration: Calibration | None = None
         self.tensors: list[QuantizedTensor] = []  # one for each of BITS
@@ -111,6 +114,10 @@ class BitWidthLesson:
     @property
     def bits(self) -> int:
         return BITS[self.bits_control.index]
+
+    @property
+    def layer(self) -> str:
+        return self.layers[int(self.layer_control.index)]
 
     @property
     def options(self) -> dict[str, Any]:
@@ -137,17 +144,18 @@ class BitWidthLesson:
     def _build_controls(self) -> None:
         self.bits_control = Slider("Bits per code", [str(b) for b in BITS], index=2, ticks=True)
         self.scheme_control = Choice("Levels", ["symmetric", "asymmetric"], kind="segmented")
-        self.unit_control = Slider("One scale for each", [ROW])
+        self.unit_control = Slider("Scale per", [ROW])
         self.layer_control = Choice("Layer", ["…"])
         self.convention_control = Choice("Convention", [DEFAULT_CONVENTION])
         self.dtype_control = Choice("Scales stored as", list(SCALE_DTYPES))
         self.stretch_control = Toggle("Stretch the error's colours at each bit-width")
-        self.metric_control = Choice("Error of", [OUTPUT, WEIGHTS], kind="segmented")
+        self.metric_control = Choice(
+            "Error against bit-width, of the", [OUTPUT, WEIGHTS], kind="segmented"
+        )
         self.guess_control = Choice(
-            f"Before you drag: how few bits keep the output of this layer within "
-            f"{GUESS_WITHIN:.0%} of the true one?",
-            ["?", *(str(b) for b in BITS)],
-            kind="segmented",
+            f"Before you drag: how few bits keep this layer's output within {GUESS_WITHIN:.0%} of "
+            f"the true one?",
+            ["your guess", *(f"{b} bits" for b in BITS)],
         )
         self.source_control = TextField("Model", placeholder="Hub id, folder or .safetensors file")
         self.open_button = Button("Open it")
@@ -159,11 +167,11 @@ class BitWidthLesson:
         self.original_view = MatrixView("Trained weights W")
         self.rounded_view = MatrixView("Rounded weights Ŵ")
         self.error_view = MatrixView("Error W − Ŵ")
-        self.histogram = Chart("The layer's weights, and the levels open to the chosen one")
-        self.curves = Chart("Error against bit-width")
+        self.histogram = Chart("All weights, and the levels open to the chosen one", height=190)
+        self.curves = Chart("Error against bit-width", height=190)
         self.equation = Equation(EQUATION, TERMS, [])
         self.cell_table = Readout("The chosen weight")
-        self.ledger_table = Readout("Bits per weight")
+        self.ledger_table = Readout()
         self.caption = Caption()
         self.verdict = Caption()
         self.code = Code()
@@ -254,13 +262,17 @@ class BitWidthLesson:
                 own,
                 details("Show the code", self.code),
                 self.status,
+                section("Predict", self.guess_control, self.verdict),
             ],
             main=[
                 section(
                     "The layer",
                     figures_row(self.original_view, self.rounded_view, self.error_view),
-                    figures_row(self.histogram, self.curves),
-                    self.metric_control,
+                    figures_row(
+                        stack(Text(self.histogram.label, "h3"), self.histogram),
+                        stack(self.metric_control, self.curves),
+                        wide=True,
+                    ),
                 )
             ],
             side=[
@@ -268,7 +280,6 @@ class BitWidthLesson:
                 section("What the bits cost", self.ledger_table),
             ],
             caption=self.caption,
-            foot=section("Predict", self.guess_control, self.verdict),
         )
 
     # ---------------------------------------------------------------- opening a model, a layer
@@ -284,7 +295,8 @@ class BitWidthLesson:
         weight = load_layer(source, first)
         self.source = source
         with self._quietly():
-            self.layer_control.set_options(names, names.index(first))
+            self.layers = names
+            self.layer_control.set_options(_short(names), names.index(first))
         self._show(weight)
 
     def _open_own(self) -> None:
@@ -294,22 +306,20 @@ class BitWidthLesson:
         self.open(source)
 
     def _new_layer(self) -> None:
-        self._show(load_layer(self.source, self.layer_control.value))
+        self._show(load_layer(self.source, self.layer))
 
     def _capture(self) -> None:
         """Run the learner's model, which may take a while and much memory: only when asked."""
         if self.source is None:
             raise ValueError("the bundled model's inputs are captured already; open yours first")
-        load_calibration(self.source, self.layer_control.value)
+        load_calibration(self.source, self.layer)
         self._captured.add(self.source)
         self._show(self.weight)
 
     def _show(self, weight: torch.Tensor) -> None:
         self.weight = weight.float()
         known = self.source in (None, "minilm") or self.source in self._captured
-        self.calibration = (
-            load_calibration(self.source, self.layer_control.value) if known else None
-        )
+        self.calibration = load_calibration(self.source, self.layer) if known else None
         rows, columns = weight.shape
         sizes = [f"group of {g}" for g in GROUP_SIZES if g < columns and columns % g == 0]
         self._cell = (rows // 7, columns // 7)
@@ -439,9 +449,9 @@ class BitWidthLesson:
             if unit in COMPARED or unit == chosen
         }
         self.curves.set_figures(
-            [error_curves(BITS, curves, chosen, b, f"error of {what}") for b in BITS],
+            [error_curves(BITS, curves, chosen, b) for b in BITS],
             summary=[
-                f"Relative error of {what} with one scale for each {chosen}, at {b} bits "
+                f"Relative error of the {what} with one scale for each {chosen}, at {b} bits "
                 f"{_percent(curves[chosen][i])}"
                 for i, b in enumerate(BITS)
             ],
@@ -473,7 +483,7 @@ class BitWidthLesson:
     def _sentence(self, bits: int, q: QuantizedTensor, row: dict[str, Any]) -> str:
         """What this bit-width does to the layer, in words."""
         levels = q.grid.qmax - q.grid.qmin + 1
-        unit = self.unit_control.value.removeprefix("whole ")
+        unit = self.unit_control.value
         text = (
             f"{bits} bits: {levels} levels for each {unit}. Weights are off by "
             f"{_percent(row['relative_error'])}"
@@ -495,7 +505,7 @@ class BitWidthLesson:
         size = f", group_size={o['group_size']}" if o["group_size"] else ""
         return (
             "import qviz, torch\n\n"
-            f"weight = qviz.load_layer({self.source!r}, {self.layer_control.value!r})\n"
+            f"weight = qviz.load_layer({self.source!r}, {self.layer!r})\n"
             f'q = qviz.quantize(weight.float(), "affine", bits={bits},\n'
             f"    symmetric={o['symmetric']}, granularity={o['granularity']!r}{size},\n"
             f"    convention={o['convention']!r}, scale_dtype={o['scale_dtype']})\n"
@@ -508,7 +518,7 @@ class BitWidthLesson:
         if self.calibration is None or self.guess_control.index == 0:
             self.verdict.set_texts("")
             return
-        guess = int(self.guess_control.value)
+        guess = BITS[self.guess_control.index - 1]
         unit = self.unit_control.value
         errors = dict(zip(BITS, (row["output_error"] for row in self.rows[unit]), strict=True))
         enough = [b for b in BITS if errors[b] <= GUESS_WITHIN]
@@ -527,6 +537,15 @@ class BitWidthLesson:
             f"{verdict} One bit more divides the error by about {step:.2g} (from 3 to 4). Why "
             f"about that much? Move the scale's slider, and see whether the answer changes."
         )
+
+
+def _short(names: list[str]) -> list[str]:
+    """Layer names without the dotted beginning that all of them share."""
+    parts = [name.split(".") for name in names]
+    same = 0
+    while all(len(p) > same + 1 and p[same] == parts[0][same] for p in parts):
+        same += 1
+    return [".".join(p[same:]) for p in parts]
 
 
 def _granularity(unit: str) -> tuple[str, int | None]:

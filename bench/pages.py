@@ -1,0 +1,274 @@
+"""The pages in a real Chromium: keypress to paint, opening time, bytes and memory.
+
+    python bench/pages.py            all of it, about five minutes
+    python bench/pages.py --quick    fewer repeats
+
+Keypress to paint runs from the browser's own time stamp of the key event to the frame after the
+drawing was done. plotly's FigureWidget heatmap stands beside MatrixView in the same run.
+"""
+
+import argparse
+import json
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import nbformat
+import psutil
+from delay_proxy import delaying_proxy
+from nbformat.v4 import new_code_cell, new_notebook
+from playwright.sync_api import Browser, Page, sync_playwright
+from record import save
+
+CHROMIUM = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--no-first-run",
+]  # fmt: skip
+ROUND_TRIP = 0.150
+
+MATRIX = """
+import numpy as np
+from qviz.ui.widgets import MatrixView, Slider, link, page
+rng = np.random.default_rng(0)
+slider = Slider("Bits", [str(b) for b in range(2, 9)], 3)
+w = rng.standard_normal(({n}, {n})).astype("float32")
+view = MatrixView("W", [np.round(w * 2**b) / 2**b for b in range(7)])
+link(slider, "index", (view, "frame"))
+page("bench", controls=[slider], main=[view])
+"""
+HEATMAP = """
+import numpy as np, ipywidgets as widgets, plotly.graph_objects as go
+rng = np.random.default_rng(0)
+w = rng.standard_normal(({n}, {n})).astype("float32")
+frames = [np.round(w * 2**b) / 2**b for b in range(7)]
+figure = go.FigureWidget(go.Heatmap(z=frames[3]))
+slider = widgets.IntSlider(value=3, min=0, max=6, description="Bits")
+def show(change):
+    figure.data[0].z = frames[change["new"]]
+slider.observe(show, "value")
+widgets.VBox([slider, figure])
+"""
+
+# Resolves with [milliseconds from key to drawn, …] of everything that has to be drawn. Drawn is
+# one animation frame and one task after the last widget said so: the frame is with the compositor.
+WATCH = """
+([what, skip]) => {
+  const state = (window.bench = { key: 0, waiting: new Set(), done: null });
+  const finish = () => requestAnimationFrame(() => setTimeout(() => {
+    if (state.done) { state.done(performance.now() - state.key); state.done = null; }
+  }));
+  const hit = (el) => { if (state.waiting.delete(el) && !state.waiting.size) finish(); };
+  addEventListener("keydown", (e) => { state.key = e.timeStamp; }, true);
+  const drawn = what === "plotly"
+    ? [...document.querySelectorAll(".js-plotly-plot")]
+    : [...document.querySelectorAll(what)].slice(skip);
+  if (what === "plotly") for (const gd of drawn) gd.on("plotly_afterplot", () => hit(gd));
+  else addEventListener("qv-painted", (e) => {
+    for (const el of drawn) if (el.contains(e.target) || e.target.contains(el)) hit(el);
+  });
+  state.expect = () => new Promise((resolve) => {
+    state.waiting = new Set(drawn);
+    state.done = resolve;
+  });
+  return drawn.length;
+}
+"""
+
+
+@contextmanager
+def server(notebooks: Path) -> Iterator[tuple[int, psutil.Process]]:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    command = [sys.executable, "-m", "qviz", "serve", "--no-browser", "--no-token"]
+    process = subprocess.Popen(
+        [*command, "--port", str(port), "--notebooks", str(notebooks)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        for _ in range(600):
+            with socket.socket() as s:
+                if s.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield port, psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def write_notebooks(folder: Path) -> None:
+    pages = {"00_start.ipynb": "print('bench')"}
+    for n in (256, 1024):
+        pages[f"matrix_{n}.ipynb"] = MATRIX.format(n=n)
+        pages[f"heatmap_{n}.ipynb"] = HEATMAP.format(n=n)
+    for name, code in pages.items():
+        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+        nbformat.write(new_notebook(cells=[new_code_cell(code)], metadata=kernel), folder / name)
+
+
+def press_and_time(page: Page, slider: str, drawn: str, skip: int, presses: int) -> list[float]:
+    """Milliseconds from keypress to paint of all `drawn` but the first `skip`, for a walk up and
+    down the slider."""
+    page.locator(slider).first.focus()
+    assert page.evaluate(WATCH, [drawn, skip]) > 0, f"nothing to watch: {drawn}"
+    keys = (["ArrowRight"] * 3 + ["ArrowLeft"] * 6 + ["ArrowRight"] * 3) * (presses // 12 + 1)
+    times = []
+    for key in keys[: presses + 2]:
+        page.evaluate("() => { window.bench.result = window.bench.expect(); }")
+        page.keyboard.press(key)
+        times.append(page.evaluate("() => window.bench.result"))
+        page.wait_for_timeout(60)
+    return times[2:]  # the first two warm the page up
+
+
+def spread(times: list[float]) -> dict[str, float]:
+    return {"p50, ms": median(times), "p95, ms": quantiles(times, n=20)[-1]}
+
+
+def latencies(browser: Browser, presses: int) -> list[dict[str, Any]]:
+    """Rows of keypress-to-paint for the bench notebooks and the first lesson, near and far."""
+    rows = []
+    lessons = Path(__file__).parents[1] / "notebooks"
+    ours = (".qv-range", ".qv-matrix")
+    all_of_it = (".qv-range", ".qv-matrix, .qv-chart")
+    heatmap = (".noUi-handle", "plotly")
+    with tempfile.TemporaryDirectory() as folder:
+        write_notebooks(Path(folder))
+        runs = [
+            (Path(folder), "MatrixView 256²", "matrix_256", *ours),
+            (Path(folder), "MatrixView 1024²", "matrix_1024", *ours),
+            (Path(folder), "FigureWidget heatmap 256²", "heatmap_256", *heatmap),
+            (Path(folder), "FigureWidget heatmap 1024²", "heatmap_1024", *heatmap),
+            (lessons, "first lesson, the pictures", "01_bit_width", *ours),
+            (lessons, "first lesson, pictures and charts", "01_bit_width", *all_of_it),
+        ]  # fmt: skip
+        for notebooks in (Path(folder), lessons):
+            with server(notebooks) as (port, _):
+                wait_for_warm_kernels(port)
+                with delaying_proxy(port, ROUND_TRIP) as far:
+                    for where, name, notebook, slider, drawn in runs:
+                        if where != notebooks:
+                            continue
+                        for at, trip in ((port, "none"), (far, "150 ms")):
+                            skip = int("lesson" in name)  # its first picture never changes
+                            few = 8 if "FigureWidget" in name else presses
+                            page = open_page(browser, at, notebook, slider, drawn)
+                            times = press_and_time(page, slider, drawn, skip, few)
+                            page.close()
+                            row = {"what": name, "added round trip": trip, **spread(times)}
+                            rows.append({**row, "presses": len(times)})
+                            print(rows[-1], flush=True)
+    return rows
+
+
+def open_page(browser: Browser, port: int, notebook: str, slider: str, drawn: str) -> Page:
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    page.goto(f"http://127.0.0.1:{port}/voila/render/{notebook}.ipynb", timeout=120_000)
+    page.wait_for_selector(slider, timeout=120_000)
+    selector = ".js-plotly-plot .heatmaplayer" if drawn == "plotly" else "[data-qv-painted] canvas"
+    page.wait_for_selector(selector, timeout=120_000, state="attached")
+    if "qv-chart" in drawn:
+        page.wait_for_selector(".qv-chart .js-plotly-plot", timeout=120_000)
+    page.wait_for_timeout(2500)
+    return page
+
+
+def wait_for_warm_kernels(port: int) -> None:
+    """The kernels of the pool start one after the other; measure when they rest."""
+    time.sleep(5)
+    while psutil.cpu_percent(2) > 25:
+        time.sleep(1)
+
+
+def openings(browser: Browser, repeats: int) -> list[dict[str, Any]]:
+    """Time to first interaction, bytes and memory of every page, from a warm server."""
+    lessons = Path(__file__).parents[1] / "notebooks"
+    rows = []
+    with server(lessons) as (port, process):
+        for notebook in sorted(p.stem for p in lessons.glob("[0-9]*.ipynb")):
+            tries = []
+            for _ in range(repeats):
+                wait_for_warm_kernels(port)
+                tries.append(open_once(browser, port, notebook, process))
+            rows.append({"page": notebook, "opened": repeats, **middle(tries)})
+            print(rows[-1], flush=True)
+    return rows
+
+
+def open_once(
+    browser: Browser, port: int, notebook: str, process: psutil.Process
+) -> dict[str, float]:
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    page = context.new_page()
+    bytes_of = {"websocket": 0, "http": 0}
+    kernels: list[str] = []
+
+    def on_socket(ws: Any) -> None:
+        kernels.extend(re.findall(r"/api/kernels/([0-9a-f-]+)/", ws.url))
+        ws.on("framereceived", lambda payload: count("websocket", len(payload)))
+
+    def count(kind: str, n: float) -> None:
+        bytes_of[kind] += int(n)
+
+    page.on("websocket", on_socket)
+    network = context.new_cdp_session(page)
+    network.send("Network.enable")
+    network.on("Network.loadingFinished", lambda e: count("http", e["encodedDataLength"]))
+    start = time.perf_counter()
+    page.goto(f"http://127.0.0.1:{port}/voila/render/{notebook}.ipynb", timeout=120_000)
+    page.wait_for_selector(".qv-range", timeout=120_000)
+    page.wait_for_selector("[data-qv-painted] canvas", timeout=120_000, state="attached")
+    ready = time.perf_counter() - start
+    page.wait_for_timeout(4000)
+    memory = kernel_memory(process, kernels[-1])
+    context.close()
+    return {
+        "to first interaction, s": ready,
+        "websocket, MB": bytes_of["websocket"] / 1e6,
+        "http, MB": bytes_of["http"] / 1e6,
+        "kernel PSS, MB": memory,
+    }
+
+
+def kernel_memory(server_process: psutil.Process, kernel: str) -> float:
+    for child in server_process.children(recursive=True):
+        if any(kernel in part for part in child.cmdline()):
+            return child.memory_full_info().pss / 1e6
+    raise RuntimeError(f"no process of kernel {kernel}")
+
+
+def middle(tries: list[dict[str, float]]) -> dict[str, float]:
+    return {key: median(t[key] for t in tries) for key in tries[0]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    quick = parser.parse_args().quick
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=CHROMIUM)
+        opened = openings(browser, 2 if quick else 5)
+        pressed = latencies(browser, 12 if quick else 48)
+        browser.close()
+    if quick:
+        print(json.dumps([opened, pressed], indent=1))
+        return
+    print(save("pages_latency", "Keypress to paint in Chromium", pressed).read_text())
+    notes = (
+        "From a warm server, empty browser cache, to the first slider and painted matrix (median). "
+        "PSS of the page's kernel after opening; HTTP counts compressed bytes, plotly.js too."
+    )
+    print(save("pages_opening", "Opening a page", opened, notes).read_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""Lesson 1 without a browser: what stands on the page is what the library computes."""
+
+import numpy as np
+import pytest
+import torch
+
+import qviz
+from qviz.core import metrics
+from qviz.models.capture import load_calibration
+from qviz.ui.views.bit_width import BITS, FIRST_LAYER, BitWidthLesson, _short
+
+
+@pytest.fixture(scope="module")
+def shared() -> BitWidthLesson:
+    return BitWidthLesson()
+
+
+@pytest.fixture
+def lesson(shared: BitWidthLesson) -> BitWidthLesson:
+    """The lesson in its first state; building it anew for each test would take seconds."""
+    shared.scheme_control.index = 0
+    shared.unit_control.index = shared.unit_control.options.index("group of 128")
+    shared.bits_control.index = 2
+    if shared.source is not None or shared.layer != FIRST_LAYER:
+        shared.open()
+    return shared
+
+
+def choose(control, name):
+    control.index = control.options.index(name)
+
+
+def rows(table):
+    return {row["label"]: row["texts"] for row in table.rows}
+
+
+def test_opens_on_the_bundled_model(lesson):
+    assert lesson.layer == FIRST_LAYER
+    assert torch.equal(lesson.weight, qviz.load_layer(None, FIRST_LAYER).float())
+    assert lesson.bits == 4
+    assert lesson.status.kind == ""
+
+
+@pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
+@pytest.mark.parametrize("unit", ["matrix", "row", "group of 32"])
+def test_what_is_shown_is_what_the_library_computes(lesson, scheme, unit):
+    choose(lesson.scheme_control, scheme)
+    choose(lesson.unit_control, unit)
+    w = lesson.weight
+    calibration = load_calibration(None, FIRST_LAYER)
+    kind, size = {"matrix": ("tensor", None), "row": ("channel", None)}.get(unit, ("group", 32))
+    row, column = lesson.original_view.cursor
+    for i, bits in enumerate(BITS):
+        q = qviz.quantize(
+            w, bits=bits, symmetric=scheme == "symmetric", granularity=kind, group_size=size,
+            scale_dtype=torch.float16,
+        )  # fmt: skip
+        r = q.dequantize()
+        assert lesson.rounded_view.values_at(row, column)[i] == r[row, column].item()
+        assert lesson.error_view.values_at(row, column)[i] == (w - r)[row, column].item()
+        measured = lesson.rows[unit][i]
+        assert measured["output_error"] == pytest.approx(
+            metrics.output_error(w, r, calibration), rel=1e-5
+        )
+        assert measured["relative_error"] == metrics.compare(w, r).relative_error
+        assert rows(lesson.ledger_table)["bits per weight"][i] == f"{q.bits_per_weight:.4g}"
+        assert rows(lesson.cell_table)["code q"][i].startswith(
+            str(int(q.codes[row, column])).replace("-", "−")
+        )
+        assert f"{bits} bits:" in lesson.caption.texts[i]
+
+
+def test_the_cursor_brings_that_weights_arithmetic(lesson):
+    lesson.original_view.cursor = [3, 200]
+    table = rows(lesson.cell_table)
+    assert table["row, column"] == ["3, 200"]
+    x = lesson.weight[3, 200].item()
+    for i in range(len(BITS)):
+        back = float(table["reconstruction x̂"][i].replace("−", "-"))
+        error = float(table["error x − x̂"][i].replace("−", "-"))
+        assert back + error == pytest.approx(x, abs=1e-3 * max(abs(x), abs(back)))
+
+
+def test_every_kind_of_layer_opens(lesson):
+    kinds = {name.rpartition(".")[2]: i for i, name in enumerate(lesson.layers)}
+    assert len(kinds) == 7  # q, k, v, o, gate, up, down
+    for i in kinds.values():
+        lesson.layer_control.index = i
+        assert lesson.status.kind == "", lesson.status.text
+        assert tuple(lesson.original_view.shape) == tuple(lesson.weight.shape)
+
+
+def test_conventions_follow_the_scheme(lesson):
+    choose(lesson.scheme_control, "asymmetric")
+    assert "hqq" in lesson.convention_control.options
+    assert "absmax" not in lesson.convention_control.options
+    for name in list(lesson.convention_control.options):
+        choose(lesson.convention_control, name)
+        assert lesson.status.kind == "", lesson.status.text
+        assert lesson.tensors[0].info["convention"] == name
+    choose(lesson.scheme_control, "symmetric")
+    assert lesson.convention_control.value == "compressed_tensors"
+
+
+def test_bad_sources_are_said_in_words_and_nothing_is_lost(lesson, tmp_path):
+    before = lesson.caption.texts
+    for source, says in [
+        ("", "type a Hub id"),
+        (str(tmp_path), "safetensors"),
+        (str(tmp_path / "nowhere"), "nowhere"),
+    ]:
+        lesson.source_control.value = source
+        lesson.open_button.click()
+        assert lesson.status.kind == "error"
+        assert says in lesson.status.text
+        assert lesson.caption.texts == before
+        assert lesson.source is None
+    choose(lesson.unit_control, "row")
+    assert lesson.status.kind == ""
+
+
+def test_own_layer_from_a_file(lesson, tmp_path):
+    from safetensors.torch import save_file
+
+    weight = torch.randn(40, 96, generator=torch.Generator().manual_seed(1))
+    save_file({"block.fc.weight": weight.half()}, tmp_path / "mine.safetensors")
+    lesson.source_control.value = str(tmp_path / "mine.safetensors")
+    lesson.open_button.click()
+    assert lesson.status.kind == "", lesson.status.text
+    assert torch.equal(lesson.weight, weight.half().float())
+    assert lesson.calibration is None
+    assert lesson.metric_control.disabled
+    assert lesson.unit_control.options == ["matrix", "row", "group of 32", "group of 16"]
+    assert "output" not in lesson.caption.texts[0]
+    lesson.bundled_button.click()
+    assert lesson.layer == FIRST_LAYER
+    assert not lesson.metric_control.disabled
+
+
+def test_a_layer_that_float16_scales_cannot_hold_is_an_error_in_words(lesson, tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"fc.weight": torch.randn(8, 64) * 1e-9}, tmp_path / "tiny.safetensors")
+    lesson.source_control.value = str(tmp_path / "tiny.safetensors")
+    lesson.open_button.click()
+    assert lesson.status.kind == "error"
+    assert "scale" in lesson.status.text
+    choose(lesson.dtype_control, "float32")
+    assert lesson.status.kind == ""
+    choose(lesson.dtype_control, "float16")
+    lesson.bundled_button.click()
+
+
+def test_the_prediction_is_judged_by_the_curve(lesson):
+    errors = {
+        b: row["output_error"] for b, row in zip(BITS, lesson.rows["group of 128"], strict=True)
+    }
+    fewest = min(b for b in BITS if errors[b] <= 0.10)
+    choose(lesson.guess_control, f"{fewest} bits")
+    assert lesson.verdict.texts[0].startswith("Right.")
+    choose(lesson.guess_control, "2 bits")
+    assert f"the fewest that do are {fewest}" in lesson.verdict.texts[0]
+    lesson.guess_control.index = 0
+    assert lesson.verdict.texts == [""]
+
+
+def test_the_code_on_the_page_runs_and_gives_the_page(lesson):
+    choose(lesson.unit_control, "group of 64")
+    names: dict[str, object] = {}
+    exec(lesson.code.texts[1], names)  # the page's own text, 3 bits
+    assert torch.equal(names["q"].codes, lesson.tensors[1].codes)
+
+
+def test_the_histogram_counts_every_weight(lesson):
+    import json
+
+    figure = json.loads(lesson.histogram.figures)[0]
+    spot = figure["data"][0]["y"]
+    counts = np.frombuffer(
+        lesson.histogram.buffers, np.dtype(spot["qv"]), int(np.prod(spot["shape"])), spot["at"]
+    )
+    assert counts.sum() == lesson.weight.numel()
+
+
+def test_short_names():
+    assert _short(["model.a.x", "model.b.x"]) == ["a.x", "b.x"]
+    assert _short(["fc"]) == ["fc"]
+    assert _short(["a.b", "a.b.c"]) == ["b", "b.c"]
