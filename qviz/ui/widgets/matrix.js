@@ -327,6 +327,7 @@ export default widget(({ model, el, signal }) => {
         const [bx, by] = [Math.min(x, x + sx / 2 - m), Math.min(y, y + sy / 2 - m)];
         const [bw, bh] = [Math.max(sx, 2 * m), Math.max(sy, 2 * m)];
         top.strokeRect(bx, by, bw, bh);
+        if (printing()) continue; // lines would strike the numbers out
         top.beginPath();
         top.moveTo(0, by + bh / 2); top.lineTo(bx, by + bh / 2);
         top.moveTo(bx + bw, by + bh / 2); top.lineTo(W, by + bh / 2);
@@ -427,18 +428,18 @@ export default widget(({ model, el, signal }) => {
     if (text === said.cell) return; // touching the text costs a layout of the page
     said.cell = text;
     const [where, what, held] = text.split("|");
-    readout.replaceChildren(where, elem("b", "", what), held);
+    readout.replaceChildren(where, elem("b", "", what), elem("span", "qv-sr", held));
   }
   const said = { cell: "", note: "", legend: "" };
   function noteText() {
     const step = get("step");
-    const words = { nearest: "a sample", mean: "mean", max_abs: "largest" };
+    const words = { nearest: "sampled", mean: "averaged", max_abs: "largest" };
     const tile = tiles.byFrame.get(frame());
     const s = tile ? tile.step : step;
     const n = [Math.max(s[0], Math.round(1 / geo.sy)), Math.max(s[1], Math.round(1 / geo.sx))];
     const parts = [];
     if (n[0] * n[1] > 1) {
-      parts.push(`1 pixel = ${n[0]} × ${n[1]} ${get("cells")} (${words[get("reduce")]})`);
+      parts.push(`1 pixel = ${n[0]} × ${n[1]} ${get("cells")}, ${words[get("reduce")]}`);
     }
     if (geo.t > 0) {
       const [ra, rb, ca, cb] = visible();
@@ -518,6 +519,8 @@ export default widget(({ model, el, signal }) => {
     const caption = elem("caption", "qv-sr",
       `${get("label")} ${get("labels")[frame()] ?? ""}: values around row ${msg.row}, column ${msg.column}`);
     table.replaceChildren(caption, head, ...body);
+    const here = table.querySelector(".qv-here");
+    if (here) tableBox.scrollLeft = here.offsetLeft + here.offsetWidth / 2 - tableBox.clientWidth / 2;
   }
   more.addEventListener("toggle", askAround, { signal });
 
