@@ -4,13 +4,14 @@ import base64
 import os
 import re
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Tab, eventually, write_notebooks
+from conftest import Tab, eventually, running, write_notebooks
 
 from qviz.ui.widgets import codec, colors, number
 
@@ -209,7 +210,7 @@ def point_at(tab: Tab, name: str, row: int, column: int, shape: tuple[int, int])
 
 
 def cell_text(tab: Tab, name: str) -> str:
-    return tab.page.inner_text(f".t-{name} .qv-cell")
+    return str(tab.page.text_content(f".t-{name} .qv-cell"))
 
 
 # ---------------------------------------------------------------------- slider and matrix
@@ -553,3 +554,43 @@ def test_busy_kernel_raises_no_alarm_and_a_lost_one_does(
     tab.until("document.querySelector('.qv-banner') !== null", seconds=30)
     assert tab.page.get_by_role("button", name="Start again").count() >= 1
     tab.close()
+
+
+def test_jupyterlab_in_its_dark_theme(open_tab: Callable[..., Tab], tmp_path: Path) -> None:
+    """There the callbacks run on another thread, and the theme is Lab's, not the system's."""
+    write_notebooks(tmp_path / "pages", {"01_widgets": PAGE})
+    settings = tmp_path / "settings" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True)
+    (settings / "themes.jupyterlab-settings").write_text('{"theme": "JupyterLab Dark"}')
+    (settings / "notification.jupyterlab-settings").write_text(
+        '{"fetchNews": "false", "checkForUpdates": false}'
+    )
+    arguments = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
+    arguments += ["--ServerApp.ip=127.0.0.1", "--ServerApp.port=0", "--IdentityProvider.token="]
+    arguments += [f"--ServerApp.root_dir={tmp_path / 'pages'}"]
+    places = {
+        "JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path / "workspaces"),
+        "JUPYTER_CONFIG_DIR": str(tmp_path / "config"),
+    }
+    ready = r"(http://127\.0\.0\.1:\d+)/lab"
+    with running(arguments, ready, env={**os.environ, **places}) as (match, _):
+        tab = open_tab(height=1000, color_scheme="light")
+        page = tab.page
+        page.goto(f"{match.group(1)}/lab/tree/01_widgets.ipynb")
+        page.wait_for_selector(".jp-Notebook .jp-InputPrompt", timeout=60_000)
+        tab.until("document.body.innerText.includes('| Idle')", seconds=60)  # the kernel is there
+        page.click(".jp-Notebook .jp-Cell .jp-InputArea-editor")
+        page.keyboard.press("Control+Enter")
+        page.wait_for_selector(".t-chart[data-qv-painted]", timeout=60_000)
+        choose(tab, 3)
+        says(tab, "slider=3")
+        limit = max(float(np.abs(m).max()) for m in SMALL)
+        want = expected(SMALL[3], float(np.abs(SMALL[3]).max()), limit, dark=True)
+        eventually(lambda: np.array_equal(cell_colours(tab, "small", (12, 16)), want))
+        point_at(tab, "small", 5, 9, (12, 16))
+        text = f"row 5, column 9: {number(SMALL[3][5, 9], 6)} mV"
+        eventually(lambda: cell_text(tab, "small") == text)
+        painted(tab, "chart", 3)
+        tab.assert_clean()
+        tab.close()

@@ -85,6 +85,7 @@ def page(
     caption: Widget | None = None,
     foot: Widget | Sequence[Widget] | None = None,
     *,
+    lead: Widget | None = None,
     controls_heading: str = "You choose",
 ) -> ipywidgets.Box:
     """One screen of a lesson.
@@ -92,6 +93,9 @@ def page(
     Below the title three columns: `controls` (one card), `main` and `side` (each a column of
     sections; what is no section gets a card of its own), then `caption` and `foot` over the full
     width. In a box narrower than 900 pixels all of it is stacked in this order.
+
+    `lead` is the one control the page is about. It stands above `controls`, and where the page is
+    stacked it stays on the screen while the pictures scroll by under it.
     """
     head: list[Widget] = [Text(title, "h1", names="qv-page")]
     if isinstance(subtitle, str):
@@ -103,6 +107,8 @@ def page(
         subtitle.add_class("qv-subtitle")
         head.append(subtitle)
     parts: list[Widget] = [_box(head, "qv-head")]
+    if lead is not None:
+        parts.append(_box([_box([lead], "qv-card")], "qv-col", "qv-lead"))
     if controls:
         parts.append(_box([section(controls_heading, *controls)], "qv-col", "qv-controls"))
     parts.append(_box(_cards(main), "qv-col", "qv-main"))
@@ -113,7 +119,7 @@ def page(
     if foot is not None:
         below = [foot] if isinstance(foot, ipywidgets.Widget) else list(foot)
         parts.append(_box(below, "qv-foot", "qv-stack"))
-    absent = [name for name, there in (("side", side), ("controls", controls)) if not there]
+    absent = [name for name, there in (("side", side), ("controls", controls or lead)) if not there]
     grid = _box(parts, "qv-page", *(f"qv-no-{name}" for name in absent))
     return _box([grid, style()], "qv-root")
 

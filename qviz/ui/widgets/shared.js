@@ -6,6 +6,10 @@ function widget(setup) {
     render({ model, el }) {
       const stop = new AbortController();
       el.classList.add("qv");
+      // a notebook has shortcuts on plain keys, arrows among them; here they belong to the control
+      el.addEventListener("keydown", (event) => {
+        if (!event.ctrlKey && !event.metaKey && !event.altKey && event.key !== "Escape") event.stopPropagation();
+      }, { signal: stop.signal });
       setup({ model, el, signal: stop.signal });
       return () => stop.abort();
     },
