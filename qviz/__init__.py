@@ -26,7 +26,7 @@ _HOME = {
     "sweep": "qviz.study.sweep",
 }
 
-__all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604  (strings, all of them)
+__all__ = ["__version__", *sorted(_HOME)]
 
 
 def __getattr__(name: str) -> Any:

@@ -282,8 +282,8 @@ def affine(
     fit = rule(lo, hi, bits)
     grid, inverse = _store(fit, bits, compute, scale_dtype, convention)
     if emit is not None:
-        zero = grid.zero_point if grid.zero_point is not None else torch.zeros_like(grid.scale)
-        emit("affine.scale", scale=grid.scale, zero=zero)
+        shown = torch.zeros_like(grid.scale) if grid.zero_point is None else grid.zero_point
+        emit("affine.scale", scale=grid.scale, zero=shown)
 
     codes = _position(x, grid, inverse)
     zero = None if grid.zero_point is None else grid.zero_point.to(compute).unsqueeze(-1)

@@ -184,5 +184,6 @@ def test_the_histogram_counts_every_weight(lesson):
 
 def test_short_names():
     assert _short(["model.a.x", "model.b.x"]) == ["a.x", "b.x"]
+    assert _short(["model.layers.0.q", "model.layers.1.q"]) == ["layers.0.q", "layers.1.q"]
     assert _short(["fc"]) == ["fc"]
     assert _short(["a.b", "a.b.c"]) == ["b", "b.c"]

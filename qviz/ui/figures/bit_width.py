@@ -120,6 +120,7 @@ def error_curves(
     figure.update_layout(
         showlegend=True,
         legend={
+            "orientation": "v",
             "x": 1,
             "y": 1.02,
             "xanchor": "right",

@@ -167,7 +167,7 @@ class BitWidthLesson:
         self.original_view = MatrixView("Trained weights W")
         self.rounded_view = MatrixView("Rounded weights Ŵ")
         self.error_view = MatrixView("Error W − Ŵ")
-        self.histogram = Chart("All weights, and the levels open to the chosen one", height=190)
+        self.histogram = Chart("All weights, and the chosen one's levels", height=190)
         self.curves = Chart("Error against bit-width", height=190)
         self.equation = Equation(EQUATION, TERMS, [])
         self.cell_table = Readout("The chosen weight")
@@ -253,8 +253,8 @@ class BitWidthLesson:
         return page(
             f"{lesson.number} · {lesson.title}",
             lesson.question,
+            lead=self.bits_control,
             controls=[
-                self.bits_control,
                 self.scheme_control,
                 self.unit_control,
                 self.layer_control,
@@ -540,10 +540,13 @@ class BitWidthLesson:
 
 
 def _short(names: list[str]) -> list[str]:
-    """Layer names without the dotted beginning that all of them share."""
+    """Layer names without the dotted beginning that all of them share ("model." of
+    "model.layers.0…"; a word that belongs to a number stays)."""
     parts = [name.split(".") for name in names]
     same = 0
-    while all(len(p) > same + 1 and p[same] == parts[0][same] for p in parts):
+    while all(
+        len(p) > same + 1 and p[same] == parts[0][same] and not p[same + 1].isdigit() for p in parts
+    ):
         same += 1
     return [".".join(p[same:]) for p in parts]
 

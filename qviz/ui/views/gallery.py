@@ -12,7 +12,7 @@ from qviz.ui.views.bit_width import BITS, FIRST_LAYER
 from qviz.ui.views.lessons import LESSONS, Lesson
 from qviz.ui.widgets import Caption, MatrixView, Slider, figures_row, link, page, section
 
-CORNER = 48  # rows and columns of the layer that the first picture shows
+CORNER = 32  # rows and columns of the layer that the first picture shows
 
 
 class Gallery:
@@ -24,17 +24,12 @@ class Gallery:
         self.caption = Caption()
         link(self.bits_control, "index", (self.picture, "frame"), (self.caption, "frame"))
         self._compute()
-        cards = [section(f"Lesson {x.number}", ipywidgets.HTML(_card(x))) for x in LESSONS]
+        lessons = [ipywidgets.HTML(_link(lesson)) for lesson in LESSONS]
         self.widget = page(
             "qviz",
             "See and touch LLM quantization, on real weights",
-            main=[
-                figures_row(
-                    section("Touch it", self.bits_control, self.picture, self.caption),
-                    *cards,
-                    wide=True,
-                )
-            ],
+            main=[section("Lessons", figures_row(*lessons, wide=True))],
+            side=[section("Touch it", self.bits_control, self.picture, self.caption)],
         )
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
@@ -54,10 +49,10 @@ class Gallery:
         )
 
 
-def _card(lesson: Lesson) -> str:
-    """A link with the lesson's question; a plain anchor, so that it opens like any link."""
+def _link(lesson: Lesson) -> str:
+    """A plain anchor, so that it opens like any link."""
     return (
         f'<a class="qv-lesson-link" href="{escape(lesson.notebook)}">'
-        f"<strong>{escape(lesson.title)}</strong> "
-        f"<span>{escape(lesson.question)}</span></a><p>{escape(lesson.promise)}</p>"
+        f"<strong>{lesson.number} · {escape(lesson.title)}</strong>"
+        f"<span>{escape(lesson.question)}</span><small>{escape(lesson.promise)}</small></a>"
     )

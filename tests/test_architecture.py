@@ -1,0 +1,84 @@
+"""The layout's promises: imports run one way, importing is cheap, every method is documented."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qviz.methods import registry
+
+PACKAGE = Path(__file__).parents[1] / "qviz"
+# Each layer may import itself and those before it.
+LAYERS = (
+    {"core"},
+    {"methods"},
+    {"models"},
+    {"study", "kernels", "cost", "export"},
+    {"exercises"},
+    {"ui"},
+    {"cli", "server", "site", "__main__"},
+)
+RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}
+
+
+def imported_parts(path: Path) -> set[str]:
+    """The parts of qviz that a module imports anywhere in it, also inside functions."""
+    here = ("qviz", *path.relative_to(PACKAGE).with_suffix("").parts)
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(here[: len(here) - node.level]) if node.level else ""
+            name = ".".join(part for part in (base, node.module) if part)
+            found |= {name} if name != "qviz" else {f"qviz.{a.name}" for a in node.names}
+    return {name.split(".")[1] for name in found if name.startswith("qviz.")}
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py"),
+    ids=lambda p: str(p.relative_to(PACKAGE)),
+)
+def test_imports_run_one_way(path):
+    mine = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    assert mine in RANK, f"{mine} has no place in the order of the layers"
+    wrong = {part for part in imported_parts(path) if RANK.get(part, 0) > RANK[mine]}
+    assert not wrong, f"{path.name} in {mine} imports from above: {sorted(wrong)}"
+
+
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        ("import qviz", ("torch", "transformers", "plotly", "ipywidgets")),
+        ("import qviz; qviz.quantize; qviz.Trace", ("transformers", "plotly", "ipywidgets")),
+        ("from qviz.ui.views import BitWidthLesson", ("transformers",)),
+    ],
+)
+def test_what_an_import_does_not_load(code, absent):
+    script = f"{code}\nimport sys\nprint([m for m in {absent!r} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_public_name_exists():
+    import qviz
+
+    for name in qviz.__all__:
+        assert getattr(qviz, name) is not None
+    with pytest.raises(AttributeError, match="quantize"):
+        qviz.nothing_of_the_kind  # noqa: B018
+
+
+def test_the_registry_is_complete():
+    for name, method in registry.methods().items():
+        assert method.name == name
+        assert method.kind in ("weight", "linear", "cache", "training")
+        assert method.needs <= {"inputs", "hessian", "act_absmax", "act_absmean"}
+        assert method.source
+        assert method.function.__doc__
+        assert all(event.formula and event.source and event.tensors for event in method.events)
