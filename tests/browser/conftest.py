@@ -1,132 +1,24 @@
-"""A real server and a real Chromium for the browser tests.
+"""Fixtures of the browser tests: one Chromium for the session, servers and tabs on request."""
 
-`serve_notebooks` starts qviz's own Voilà server on a free port of 127.0.0.1; `Tab` is a page that
-remembers what went wrong in it: errors of the console, exceptions, requests that left the machine.
-"""
-
-import json
-import os
-import re
-import shutil
-import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
-CHROMIUM_ARGUMENTS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
-SERVER = """
-import sys
-from pathlib import Path
-from qviz.server import ServeOptions, serve
-serve(
-    ServeOptions(
-        notebooks=Path(sys.argv[1]), port=0, host="127.0.0.1", browser=False, token=None, pool=0,
-        fill_cache=False,
-    ),
-    lambda text: print(text, flush=True),
+from driver import (
+    CHROMIUM_ARGUMENTS,
+    SERVER,
+    Tab,
+    eventually,
+    notebook,
+    require_chromium,
+    running,
+    write_notebooks,
 )
-"""
 
-
-def find_chromium() -> str | None:
-    named = os.environ.get("QVIZ_CHROMIUM")
-    candidates = [named] if named else ["chromium", "chromium-browser", "google-chrome"]
-    return next((path for name in candidates if name and (path := shutil.which(name))), None)
-
-
-def require_chromium() -> str:
-    """Where Chromium is. Without it the tests are skipped, unless QVIZ_REQUIRE_BROWSER=1."""
-    path = find_chromium()
-    if path is None:
-        why = "no Chromium found: install it, or name its program in QVIZ_CHROMIUM"
-        if os.environ.get("QVIZ_REQUIRE_BROWSER") == "1":
-            pytest.fail(why)
-        pytest.skip(why)
-    return path
-
-
-def notebook(*cells: str) -> dict[str, Any]:
-    """A notebook of code cells."""
-    return {
-        "cells": [
-            {
-                "cell_type": "code",
-                "id": f"cell-{i}",
-                "metadata": {},
-                "execution_count": None,
-                "outputs": [],
-                "source": source,
-            }
-            for i, source in enumerate(cells)
-        ],
-        "metadata": {
-            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
-            "title": "Test page",
-        },
-        "nbformat": 4,
-        "nbformat_minor": 5,
-    }
-
-
-def write_notebooks(folder: Path, pages: dict[str, str]) -> None:
-    """One notebook of one cell for each name; the start page is added where it is missing."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, source in {"00_start": "print('start')", **pages}.items():
-        (folder / f"{name}.ipynb").write_text(json.dumps(notebook(source)), encoding="utf-8")
-
-
-@contextmanager
-def running(arguments: list[str], ready: str, seconds: float = 90, **options: Any) -> Iterator[Any]:
-    """A child process and the first line of its output that matches `ready`; ended afterwards."""
-    process = subprocess.Popen(
-        arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, **options
-    )
-    assert process.stdout is not None
-    lines: list[str] = []
-    found: list[re.Match[str]] = []
-    there = threading.Event()
-
-    def read(stream: Any) -> None:
-        for line in stream:  # to the end: a full pipe would stop the server
-            lines.append(line)
-            match = re.search(ready, line)
-            if match and not found:
-                found.append(match)
-                there.set()
-        there.set()
-
-    reader = threading.Thread(target=read, args=(process.stdout,), daemon=True)
-    reader.start()
-    try:
-        there.wait(seconds)
-        if not found:
-            raise RuntimeError(f"the server did not start:\n{''.join(lines[-40:])}")
-        yield found[0], lines
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(10)
-        reader.join(5)
-        process.stdout.close()
+__all__ = ["Tab", "eventually", "notebook", "running", "write_notebooks"]
 
 
 @pytest.fixture(scope="session")
@@ -155,45 +47,6 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
-class Tab:
-    """A page with what tests want to know of it."""
-
-    def __init__(self, browser: Any, width: int = 1280, height: int = 800, **context: Any) -> None:
-        self.context = browser.new_context(viewport={"width": width, "height": height}, **context)
-        self.page = self.context.new_page()
-        self.errors: list[str] = []
-        self.left_the_machine: list[str] = []
-        self.page.on("console", self._on_console)
-        self.page.on("pageerror", lambda error: self.errors.append(f"exception: {error}"))
-        self.page.on("request", self._on_request)
-
-    def _on_console(self, message: Any) -> None:
-        if message.type == "error":
-            self.errors.append(f"console: {message.text} ({message.location.get('url', '')})")
-
-    def _on_request(self, request: Any) -> None:
-        parts = urlsplit(request.url)
-        if parts.scheme in ("http", "https", "ws", "wss") and parts.hostname != "127.0.0.1":
-            self.left_the_machine.append(request.url)
-
-    def open(self, url: str, ready: str = "[data-qv-painted]", seconds: float = 60) -> Any:
-        """Goes there and waits until `ready` is on the page."""
-        self.page.goto(url, wait_until="domcontentloaded")
-        self.page.wait_for_selector(ready, timeout=seconds * 1000, state="attached")
-        return self.page
-
-    def until(self, expression: str, argument: Any = None, seconds: float = 10) -> Any:
-        """Waits until a JavaScript expression is true."""
-        return self.page.wait_for_function(expression, arg=argument, timeout=seconds * 1000)
-
-    def assert_clean(self) -> None:
-        assert self.errors == []
-        assert self.left_the_machine == []
-
-    def close(self) -> None:
-        self.context.close()
-
-
 @pytest.fixture(scope="session")
 def open_tab(browser: Any) -> Iterator[Callable[..., Tab]]:
     """Opens tabs of given size (and colour scheme …) that are closed at the end of the session."""
@@ -206,14 +59,3 @@ def open_tab(browser: Any) -> Iterator[Callable[..., Tab]]:
     yield new
     for tab in tabs:
         tab.close()
-
-
-def eventually(check: Callable[[], Any], seconds: float = 10) -> Any:
-    """What `check` returns once it is true; its last value is in the failure otherwise."""
-    end = time.monotonic() + seconds
-    while True:
-        value = check()
-        if value:
-            return value
-        assert time.monotonic() < end, f"not within {seconds} s; last was {value!r}"
-        time.sleep(0.05)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Tab, eventually, running, write_notebooks
+from driver import Tab, eventually, running, write_notebooks
 
 from qviz.ui.widgets import codec, colors, number
 
