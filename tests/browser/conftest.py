@@ -7,18 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from driver import (
-    CHROMIUM_ARGUMENTS,
-    SERVER,
-    Tab,
-    eventually,
-    notebook,
-    require_chromium,
-    running,
-    write_notebooks,
-)
-
-__all__ = ["Tab", "eventually", "notebook", "running", "write_notebooks"]
+from driver import CHROMIUM_ARGUMENTS, SERVER, Tab, require_chromium, running
 
 
 @pytest.fixture(scope="session")

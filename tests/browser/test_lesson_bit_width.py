@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Tab, eventually
+from driver import Tab, eventually
 
 import qviz
 from qviz.ui.views.bit_width import BITS, FIRST_LAYER, BitWidthLesson

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Tab, eventually, write_notebooks
+from driver import Tab, eventually, write_notebooks
 
 pytestmark = pytest.mark.browser
 

@@ -4,19 +4,10 @@ import math
 
 import pytest
 import torch
+from inputs import calibration_for
 
 import qviz
 from qviz.core import metrics
-
-
-def calibration_for(x: torch.Tensor) -> qviz.Calibration:
-    return qviz.Calibration(
-        inputs=x.float(),
-        hessian=(2 * x.double().T @ x.double() / len(x)),
-        act_absmax=x.abs().amax(0).float(),
-        act_absmean=x.abs().mean(0).float(),
-        tokens=len(x),
-    )
 
 
 def test_output_error_is_the_error_of_the_output():

@@ -5,10 +5,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from inputs import adversarial
 
 import qviz
 from qviz.methods.affine import CONVENTIONS
-from tests.conftest import adversarial
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BITS = (2, 3, 4, 5, 6, 7, 8)

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from inputs import calibration_for
 
 import qviz
 from qviz.core import metrics
-from tests.core.test_metrics import calibration_for
 
 
 def test_rows_equal_the_pieces():

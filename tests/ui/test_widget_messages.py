@@ -22,7 +22,6 @@ from qviz.ui.widgets import (
     Choice,
     Disclosure,
     Equation,
-    KernelWatch,
     MatrixFrame,
     MatrixView,
     PlotlyLoader,
@@ -503,7 +502,7 @@ def test_readout_rows_and_captions() -> None:
     assert Caption("one").texts == ["one"]
 
 
-def test_status_and_watch(browse: Callable[[Any], Browser]) -> None:
+def test_status() -> None:
     status = Status()
     status.busy("Computing")
     assert (status.kind, status.text) == ("busy", "Computing")
@@ -511,9 +510,6 @@ def test_status_and_watch(browse: Callable[[Any], Browser]) -> None:
     assert status.kind == "error"
     status.clear()
     assert status.text == ""
-    browser = browse(KernelWatch())
-    browser.send(type="ping", id=4)
-    assert browser.sent == [({"type": "pong", "id": 4}, [])]
 
 
 def test_page_puts_everything_into_its_place() -> None:
@@ -560,7 +556,7 @@ def test_modules_stay_small_and_import_nothing() -> None:
     """A module must load within two seconds on a slow machine and without a network."""
     for make in (
         lambda: MatrixView("W"), lambda: Chart("C"), lambda: Transport(1), lambda: Status(),
-        lambda: Slider("S", ["a"]), lambda: Equation("<math/>"), lambda: KernelWatch(),
+        lambda: Slider("S", ["a"]), lambda: Equation("<math/>"),
     ):  # fmt: skip
         text = make()._esm
         assert len(text) < 48_000

@@ -7,7 +7,7 @@ from .equation import Equation
 from .layout import Disclosure, Text, details, figures_row, page, section, stack
 from .matrix import MatrixFrame, MatrixView, link_matrices
 from .readout import Caption, Code, Readout
-from .status import KernelWatch, Status
+from .status import Status
 from .transport import Transport
 
 __all__ = [
@@ -18,7 +18,6 @@ __all__ = [
     "Code",
     "Disclosure",
     "Equation",
-    "KernelWatch",
     "MatrixFrame",
     "MatrixView",
     "PlotlyLoader",
