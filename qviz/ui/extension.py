@@ -12,33 +12,13 @@
 
 import gzip
 from functools import cache
-from importlib.metadata import version
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from jupyter_server.base.handlers import JupyterHandler
 from jupyter_server.utils import url_path_join
 from tornado.web import HTTPError, authenticated
 
-
-def plotly_js_file() -> Path:
-    """The file that plotly itself ships. Raises FileNotFoundError when there is none."""
-    spec = find_spec("plotly")  # finds the package without running it
-    roots = spec.submodule_search_locations if spec else None
-    for root in roots or []:
-        path = Path(root) / "package_data" / "plotly.min.js"
-        if path.is_file():
-            return path
-    raise FileNotFoundError(
-        "plotly.min.js was not found in the plotly package; reinstall plotly "
-        "(pip install --force-reinstall plotly)"
-    )
-
-
-def plotly_js_name() -> str:
-    """File name in the address, `plotly-7.1.0.min.js`."""
-    return f"plotly-{version('plotly')}.min.js"
+from qviz.ui.plotly_js import plotly_js_file, plotly_js_name
 
 
 @cache

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -176,3 +177,34 @@ def eventually(check: Callable[[], Any], seconds: float = 10) -> Any:
             return value
         assert time.monotonic() < end, f"not within {seconds} s; last was {value!r}"
         time.sleep(0.05)
+
+
+@contextmanager
+def jupyterlab(folder: Path, home: Path, theme: str = "JupyterLab Light") -> Iterator[str]:
+    """Base URL of a JupyterLab over a folder of notebooks, with settings of its own in `home`."""
+    settings = home / "settings" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True)
+    (settings / "themes.jupyterlab-settings").write_text(json.dumps({"theme": theme}))
+    (settings / "notification.jupyterlab-settings").write_text(
+        '{"fetchNews": "false", "checkForUpdates": false}'
+    )
+    arguments = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
+    arguments += ["--ServerApp.ip=127.0.0.1", "--ServerApp.port=0", "--IdentityProvider.token="]
+    arguments += [f"--ServerApp.root_dir={folder}"]
+    places = {
+        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
+        "JUPYTER_CONFIG_DIR": str(home / "config"),
+    }
+    ready = r"(http://127\.0\.0\.1:\d+)/lab"
+    with running(arguments, ready, env={**os.environ, **places}) as (match, _):
+        yield match.group(1)
+
+
+def run_first_cell(tab: Tab, url: str) -> None:
+    """Open a notebook in JupyterLab and run its first cell as a reader would."""
+    tab.page.goto(url)
+    tab.page.wait_for_selector(".jp-Notebook .jp-InputPrompt", timeout=60_000)
+    tab.until("document.body.innerText.includes('| Idle')", seconds=60)  # the kernel is there
+    tab.page.click(".jp-Notebook .jp-Cell .jp-InputArea-editor")
+    tab.page.keyboard.press("Control+Enter")

@@ -4,14 +4,13 @@ import base64
 import os
 import re
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from driver import Tab, eventually, running, write_notebooks
+from driver import Tab, eventually, jupyterlab, run_first_cell, write_notebooks
 
 from qviz.ui.widgets import codec, colors, number
 
@@ -557,29 +556,10 @@ def test_busy_kernel_raises_no_alarm_and_a_lost_one_does(
 def test_jupyterlab_in_its_dark_theme(open_tab: Callable[..., Tab], tmp_path: Path) -> None:
     """There the callbacks run on another thread, and the theme is Lab's, not the system's."""
     write_notebooks(tmp_path / "pages", {"01_widgets": PAGE})
-    settings = tmp_path / "settings" / "@jupyterlab" / "apputils-extension"
-    settings.mkdir(parents=True)
-    (settings / "themes.jupyterlab-settings").write_text('{"theme": "JupyterLab Dark"}')
-    (settings / "notification.jupyterlab-settings").write_text(
-        '{"fetchNews": "false", "checkForUpdates": false}'
-    )
-    arguments = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
-    arguments += ["--ServerApp.ip=127.0.0.1", "--ServerApp.port=0", "--IdentityProvider.token="]
-    arguments += [f"--ServerApp.root_dir={tmp_path / 'pages'}"]
-    places = {
-        "JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "settings"),
-        "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path / "workspaces"),
-        "JUPYTER_CONFIG_DIR": str(tmp_path / "config"),
-    }
-    ready = r"(http://127\.0\.0\.1:\d+)/lab"
-    with running(arguments, ready, env={**os.environ, **places}) as (match, _):
+    with jupyterlab(tmp_path / "pages", tmp_path, theme="JupyterLab Dark") as url:
         tab = open_tab(height=1000, color_scheme="light")
         page = tab.page
-        page.goto(f"{match.group(1)}/lab/tree/01_widgets.ipynb")
-        page.wait_for_selector(".jp-Notebook .jp-InputPrompt", timeout=60_000)
-        tab.until("document.body.innerText.includes('| Idle')", seconds=60)  # the kernel is there
-        page.click(".jp-Notebook .jp-Cell .jp-InputArea-editor")
-        page.keyboard.press("Control+Enter")
+        run_first_cell(tab, f"{url}/lab/tree/01_widgets.ipynb")
         page.wait_for_selector(".t-chart[data-qv-painted]", timeout=60_000)
         choose(tab, 3)
         says(tab, "slider=3")

@@ -10,35 +10,18 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib import metadata
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import traitlets
 
+from qviz.ui.plotly_js import plotly_js_file, plotly_js_url
+
 from .base import BrowserWidget, module
 
 _TYPES = {"i1", "u1", "i2", "u2", "i4", "u4", "f4", "f8"}  # what a typed array of a browser holds
 _LONG = 8  # lists shorter than this stay lists
-
-
-@cache
-def plotly_js() -> Path:
-    """The plotly.min.js that the installed plotly package brings along."""
-    spec = find_spec("plotly")
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("plotly is not installed; run: pip install plotly")
-    return Path(spec.origin).parent / "package_data" / "plotly.min.js"
-
-
-@cache
-def plotly_url() -> str:
-    """Where a server of qviz offers that file, relative to its base URL."""
-    return f"qviz/static/plotly-{metadata.version('plotly')}.min.js"
 
 
 def smallest(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -135,7 +118,7 @@ class PlotlyLoader(BrowserWidget):
     url = traitlets.Unicode().tag(sync=True)
 
     def __init__(self) -> None:
-        super().__init__(url=plotly_url())
+        super().__init__(url=plotly_js_url())
         self.on_msg(_answer_plotly)
 
 
@@ -143,7 +126,7 @@ def _answer_plotly(widget: Any, content: Any, _buffers: Any) -> None:
     """The page could not get plotly.js over HTTP and asks for it here."""
     if isinstance(content, dict) and content.get("type") == "plotly":
         try:
-            source = plotly_js().read_bytes()
+            source = plotly_js_file().read_bytes()
         except OSError as error:
             widget.send({"type": "plotly", "error": str(error)})
         else:
@@ -177,7 +160,7 @@ class Chart(BrowserWidget):
         *,
         height: int = 220,
     ) -> None:
-        super().__init__(label=label, height=height, url=plotly_url())
+        super().__init__(label=label, height=height, url=plotly_js_url())
         self.on_msg(_answer_plotly)
         if figures is not None:
             self.set_figures(figures, summary)
