@@ -564,3 +564,22 @@ def test_modules_stay_small_and_import_nothing() -> None:
         assert "http:" not in text.replace("http://www.w3.org", "")
         assert "https:" not in text
         assert "innerHTML" not in text
+
+
+def test_a_figure_with_frames_is_the_figures_it_stands_for() -> None:
+    base = go.Figure([go.Scatter(x=[0, 1], y=[0, 1], line={"color": "red", "width": 1})])
+    base.add_bar(x=[1], y=[2])
+    base.frames = [
+        go.Frame(traces=[0], data=[{"type": "scatter", "y": [k, k], "line": {"width": k}}])
+        for k in (2, 3)
+    ]
+    several = [
+        go.Figure([
+            go.Scatter(x=[0, 1], y=[k, k], line={"color": "red", "width": k}),
+            go.Bar(x=[1], y=[2]),
+        ])
+        for k in (2, 3)
+    ]  # fmt: skip
+    one, two = Chart("c", base, ["a", "b"]), Chart("c", several, ["a", "b"])
+    assert one.figures == two.figures
+    assert one.buffers == two.buffers

@@ -31,17 +31,19 @@ def _layout(x: str, y: str) -> go.Layout:
 
 
 def levels_histogram(
-    counts: np.ndarray, edges: np.ndarray, levels: np.ndarray, weight: float, nearest: float
+    counts: np.ndarray,
+    edges: np.ndarray,
+    levels: Sequence[np.ndarray],
+    weight: float,
+    nearest: Sequence[float],
 ) -> go.Figure:
-    """How the layer's weights are spread, and the levels one of them may take.
+    """How the layer's weights are spread, and the levels one of them may take; a frame for each
+    bit-width.
 
-    counts [bins], edges [bins + 1] of all weights of the layer; levels [n] of the group of the
-    chosen weight; `weight` its value, `nearest` the level it was rounded to.
+    counts [bins], edges [bins + 1] of all weights of the layer; for each bit-width `levels` [n] of
+    the group of the chosen weight and `nearest`, the level its value `weight` was rounded to.
     """
     top = float(counts.max())
-    gap = np.full_like(levels, np.nan)
-    x = np.stack([levels, levels, gap], axis=1).ravel()
-    y = np.tile([0.0, top, np.nan], len(levels))
     figure = go.Figure(layout=_layout("weight", "weights per bin"))
     figure.add_bar(
         x=(edges[:-1] + edges[1:]) / 2,
@@ -52,15 +54,12 @@ def levels_histogram(
         hovertemplate="%{y} weights near %{x:.4f}<extra></extra>",
     )
     figure.add_scatter(
-        x=x,
-        y=y,
         mode="lines",
-        line={"color": CODES, "width": 1.5 if len(levels) <= 32 else 0.5},
+        line={"color": CODES},
         name="levels",
         hovertemplate="level %{x:.4f}<extra></extra>",
     )
     figure.add_scatter(
-        x=[weight, nearest],
         y=[top * 1.06, top * 1.06],
         mode="lines+markers",
         line={"color": ERROR, "width": 2},
@@ -68,19 +67,38 @@ def levels_histogram(
         name="the chosen weight and its level",
         hovertemplate="%{x:.5f}<extra></extra>",
     )
-    reach = max(float(np.abs(edges).max()), float(np.abs(levels).max()))
+    reach = max(float(np.abs(edges).max()), *(float(np.abs(x).max()) for x in levels))
     figure.update_xaxes(range=[-1.04 * reach, 1.04 * reach])
     figure.update_yaxes(range=[0, top * 1.14])
+    figure.frames = [
+        go.Frame(
+            traces=[1, 2],
+            data=[_upright(x, top), {"type": "scatter", "x": [weight, to]}],
+        )
+        for x, to in zip(levels, nearest, strict=True)
+    ]
     return figure
 
 
+def _upright(levels: np.ndarray, top: float) -> dict[str, object]:
+    """Vertical lines as one trace: up, and a gap before the next."""
+    gap = np.full_like(levels, np.nan)
+    return {
+        "type": "scatter",
+        "x": np.stack([levels, levels, gap], axis=1).ravel(),
+        "y": np.tile([0.0, top, np.nan], len(levels)),
+        "line": {"width": 1.5 if len(levels) <= 32 else 0.5},
+    }
+
+
 def error_curves(
-    bits: Sequence[int], curves: Mapping[str, Sequence[float]], chosen: str, now: int
+    bits: Sequence[int], curves: Mapping[str, Sequence[float]], chosen: str
 ) -> go.Figure:
-    """Relative error in percent against bit-width, one line per granularity, log scale.
+    """Relative error in percent against bit-width, one line per granularity, log scale; a frame for
+    each bit-width, which marks it.
 
     curves  label → error as a fraction for each entry of `bits`; `chosen` is drawn in full, the
-            others for comparison, each with its own dashes; `now` the bit-width of the moment.
+            others for comparison, each with its own dashes
     """
     figure = go.Figure(layout=_layout("bits per code", "error, %"))
     dashes = iter(("dot", "dash", "dashdot", "longdash", "longdashdot"))
@@ -101,21 +119,31 @@ def error_curves(
             zorder=int(mine),
             hovertemplate=f"{label}, %{{x}} bits: %{{y:.3g}} %<extra></extra>",
         )
-    value = 100 * curves[chosen][list(bits).index(now)]
     figure.add_scatter(
-        x=[now],
-        y=[value],
         mode="markers+text",
         marker={"color": NOW, "size": 11, "line": {"width": 2, "color": INK}},
-        text=[f"<b>{value:.2g} %</b>"],
-        # right of the line, where the curves have already fallen; left of it at the right end
-        textposition="top right" if now < bits[-1] else "bottom left",
         textfont={"color": INK, "size": 13},
         name="now",
         showlegend=False,
         hoverinfo="skip",
         zorder=2,
     )
+    figure.frames = [
+        go.Frame(
+            traces=[len(curves)],
+            data=[
+                {
+                    "type": "scatter",
+                    "x": [b],
+                    "y": [100 * value],
+                    "text": [f"<b>{100 * value:.2g} %</b>"],
+                    # right of the line, where the curves have fallen; at the right end left of it
+                    "textposition": "top right" if b < bits[-1] else "bottom left",
+                }
+            ],
+        )
+        for b, value in zip(bits, curves[chosen], strict=True)
+    ]
     # The upper right corner is free: every curve falls.
     figure.update_layout(
         showlegend=True,

@@ -422,22 +422,17 @@ class BitWidthLesson:
         row, column = self._cell
         counts, edges = np.histogram(self.weight.numpy(), bins=81)
         x = float(self.weight[row, column])
+        here = slice(row, row + 1), slice(column, column + 1)
+        nearest = [float(q.window(*here)) for q in self.tensors]
+        levels = [q.levels(row, column).numpy() for q in self.tensors]
         self.histogram.set_figures(
-            [
-                levels_histogram(counts, edges, q.levels(row, column).numpy(), x, self._nearest(q))
-                for q in self.tensors
-            ],
+            levels_histogram(counts, edges, levels, x, nearest),
             summary=[
-                f"Histogram of the layer's {self.weight.numel()} weights, with the "
-                f"{len(q.levels(row, column))} levels open to weight {row}, {column}: "
-                f"{x:.4f} goes to {self._nearest(q):.4f}"
-                for q in self.tensors
+                f"Histogram of the layer's {self.weight.numel()} weights, with the {len(open_to)} "
+                f"levels open to weight {row}, {column}: {x:.4f} goes to {to:.4f}"
+                for open_to, to in zip(levels, nearest, strict=True)
             ],
         )
-
-    def _nearest(self, q: QuantizedTensor) -> float:
-        row, column = self._cell
-        return float(q.window(slice(row, row + 1), slice(column, column + 1)))
 
     def _draw_curves(self) -> None:
         chosen = self.unit_control.value
@@ -449,7 +444,7 @@ class BitWidthLesson:
             if unit in COMPARED or unit == chosen
         }
         self.curves.set_figures(
-            [error_curves(BITS, curves, chosen, b) for b in BITS],
+            error_curves(BITS, curves, chosen),
             summary=[
                 f"Relative error of the {what} with one scale for each {chosen}, at {b} bits "
                 f"{_percent(curves[chosen][i])}"
