@@ -31,9 +31,9 @@ class Calibration:
     source: str = ""
 
     def __post_init__(self) -> None:
+        if self.hessian.ndim != 2 or self.hessian.shape[0] != self.hessian.shape[1]:
+            raise ValueError(f"hessian must be [in, in], got shape {tuple(self.hessian.shape)}")
         n = self.hessian.shape[0]
-        if self.hessian.shape != (n, n):
-            raise ValueError(f"hessian must be square, got {tuple(self.hessian.shape)}")
         for name in ("act_absmax", "act_absmean"):
             if getattr(self, name).shape != (n,):
                 raise ValueError(

@@ -11,7 +11,8 @@ FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def as_matrix(x: object, name: str = "weight") -> torch.Tensor:
-    """`x` as a finite, non-empty floating-point matrix [rows, columns]; never a copy, never a cast.
+    """`x` as a finite, non-empty floating-point matrix [rows, columns]; never a cast, and a copy
+    only of NumPy arrays that torch cannot share (read-only or reversed ones).
 
     Takes a torch tensor on any device or a NumPy array. Raises TypeError for anything else or for
     integers, ValueError for other shapes and for NaN or Inf (naming the first position).
@@ -22,10 +23,14 @@ def as_matrix(x: object, name: str = "weight") -> torch.Tensor:
                 f"{name} has NumPy dtype {x.dtype}; convert it first, for example "
                 f"{name}.astype('float32')"
             )
-        # torch shares memory with the array and warns if that is read-only, although we only read
-        x = torch.from_numpy(x if x.flags.writeable else x.copy())
+        # torch warns if an array is read-only, although we only read, and has no negative strides
+        shareable = x.flags.writeable and min(x.strides, default=0) >= 0
+        x = torch.from_numpy(x if shareable else x.copy())
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"{name} must be a torch tensor or a NumPy array, got {type(x).__name__}")
+    if x.layout != torch.strided or x.is_meta:
+        fix = "load its values first" if x.is_meta else f"take {name}.to_dense()"
+        raise TypeError(f"{name} must be a dense tensor that holds its values: {fix}")
     if x.dtype not in FLOAT_DTYPES:
         raise TypeError(
             f"{name} has dtype {x.dtype}; expected one of float32, bfloat16, float16, float64. "

@@ -7,6 +7,7 @@ a row. For activations [tokens, in] a row is a token. Every granularity is the s
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 KINDS = ("tensor", "channel", "group", "token")
@@ -19,24 +20,33 @@ class Granularity:
     kind: str
     group_size: int | None = None
 
+    def __post_init__(self) -> None:
+        size = self.group_size
+        if self.kind not in KINDS:
+            raise ValueError(f"granularity must be one of {', '.join(KINDS)}, got {self.kind!r}")
+        if size is None:
+            return
+        if self.kind != "group":
+            raise ValueError(
+                f'group_size={size} has no meaning with granularity="{self.kind}"; '
+                f'use granularity="group", or leave group_size out'
+            )
+        if isinstance(size, bool) or not isinstance(size, int | np.integer):
+            raise TypeError(f"group_size must be an integer or None, got {size!r}")
+        if size < 1:
+            raise ValueError(f"group_size must be at least 1, got {size}")
+
     @classmethod
     def of(cls, kind: "str | Granularity", group_size: int | None = None) -> "Granularity":
         """From the options of a method. A group_size of None with "group" means the whole row."""
         if isinstance(kind, Granularity):
+            if group_size is not None:
+                raise ValueError(
+                    f"{kind} has its own group size; leave group_size={group_size} out"
+                )
             return kind
-        if kind not in KINDS:
-            raise ValueError(f"granularity must be one of {', '.join(KINDS)}, got {kind!r}")
-        if kind != "group" and group_size is not None:
-            raise ValueError(
-                f'group_size={group_size} has no meaning with granularity="{kind}"; '
-                f'use granularity="group", or leave group_size out'
-            )
         if kind == "group" and group_size is None:
             return cls("channel")
-        if kind == "group" and (isinstance(group_size, bool) or not isinstance(group_size, int)):
-            raise TypeError(f"group_size must be an integer or None, got {group_size!r}")
-        if group_size is not None and group_size < 1:
-            raise ValueError(f"group_size must be at least 1, got {group_size}")
         return cls(kind, group_size)
 
     def split(self, x: torch.Tensor) -> torch.Tensor:

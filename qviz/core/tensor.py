@@ -200,6 +200,11 @@ class QuantizedTensor:
 
     def levels(self, row: int, column: int) -> torch.Tensor:
         """All values [levels] that the weight at this place could have taken."""
+        if not (0 <= row < self.shape[0] and 0 <= column < self.shape[1]):
+            raise IndexError(
+                f"there is no weight [{row}, {column}]: rows go from 0 to {self.shape[0] - 1}, "
+                f"columns from 0 to {self.shape[1] - 1}"
+            )
         return self.grid.levels(*self.granularity.group_of(row, column))
 
     def __repr__(self) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from qviz.core.check import as_matrix, require_int, unknown
+from qviz.core.check import FLOAT_DTYPES, as_matrix, require_int, unknown
 from qviz.core.granularity import Granularity
 from qviz.core.tensor import Affine, QuantizedTensor
 from qviz.core.trace import Emit, EventSpec
@@ -118,9 +118,10 @@ def _compressed_asymmetric(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit
     half = 2 ** (bits - 1)
     lo, hi = _with_zero(lo, hi)
     scale = (hi - lo) / (2**bits - 1)
-    # 0/0 in an all-zero group: the reference casts the NaN to the integer 0.
-    zero = torch.where(scale == 0, 0.0, (-half - lo / scale).clamp(-half, half - 1))
-    zero = torch.round(zero).to(torch.int8)
+    zero = (-half - lo / scale).clamp(-half, half - 1)
+    # 0/0 in an all-zero group: the reference casts the NaN to the integer 0. A range so small that
+    # its scale underflows gives ∞ instead, and z saturates.
+    zero = torch.round(zero.nan_to_num(0.0)).to(torch.int8)
     return Fit(_eps_if_zero(scale), -half, half - 1, zero=zero, zero_first=True)
 
 
@@ -263,7 +264,7 @@ def affine(
     Returns codes [out, in] int8 or uint8, scales [rows, groups], and integer zero points where
     the convention stores them. `info` counts the degenerate groups and clipped weights.
     Raises ValueError for NaN or Inf, a group size that does not divide the row, a combination
-    that the convention does not define, and scales that its arithmetic cannot hold.
+    that the convention does not define, and scales or levels that its arithmetic cannot hold.
 
     >>> q = affine(torch.randn(8, 256), bits=4, group_size=128)
     >>> q.dequantize().shape, q.bits_per_weight
@@ -341,6 +342,10 @@ def _store(
 ) -> tuple[Affine, torch.Tensor | None]:
     """The grid with its parameters in the dtype they are stored in, and 1/s where it is used."""
 
+    if dtype is not None and dtype not in FLOAT_DTYPES:
+        names = ", ".join(map(str, FLOAT_DTYPES))
+        raise TypeError(f"scale_dtype must be None or one of {names}; got {dtype!r}")
+
     def stored(x: torch.Tensor | None) -> torch.Tensor | None:
         return x if x is None or dtype is None or not x.is_floating_point() else x.to(dtype)
 
@@ -358,6 +363,16 @@ def _store(
             f"rule for this. Use float32 weights, another scale_dtype, or another convention"
         )
     grid = Affine(scale, bits, fit.qmin, fit.qmax, compute, stored(fit.zero), stored(fit.offset))
+    # A zero point or offset that its dtype cannot hold ends here too, as infinite levels.
+    bad = ~torch.isfinite(torch.stack(grid.extremes())).all(dim=0)
+    if bad.any():
+        row, group = bad.nonzero()[0].tolist()
+        raise ValueError(
+            f"the levels of group [{row}, {group}] overflow: its weights are too large, or too far "
+            f"from zero, for {str(scale.dtype).removeprefix('torch.')} scales in "
+            f"{str(compute).removeprefix('torch.')} arithmetic. Use float32 weights, another "
+            f"scale_dtype, or another convention"
+        )
     inverse = fit.inverse
     if inverse is not None and dtype is not None:
         inverse = 1.0 / scale.to(compute)

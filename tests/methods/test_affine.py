@@ -108,6 +108,9 @@ def test_inputs_of_every_kind_agree(dtype):
     if dtype != torch.bfloat16:  # NumPy has none
         array = w.numpy()
         assert torch.equal(qviz.quantize(array, bits=4, group_size=32).codes, want.codes)
+        backwards = np.flip(np.flip(array).copy())
+        assert min(backwards.strides) < 0
+        assert torch.equal(qviz.quantize(backwards, bits=4, group_size=32).codes, want.codes)
         array.setflags(write=False)
         assert torch.equal(qviz.quantize(array, bits=4, group_size=32).codes, want.codes)
 
@@ -118,10 +121,21 @@ def test_granularities_are_one_idea():
     assert torch.equal(channel.codes, qviz.quantize(w, granularity="group", group_size=64).codes)
     assert torch.equal(channel.codes, qviz.quantize(w, granularity="group", group_size=None).codes)
     assert torch.equal(channel.codes, qviz.quantize(w, granularity="token").codes)
+    numpy_size = qviz.quantize(w, granularity="group", group_size=np.int64(64))
+    assert torch.equal(channel.codes, numpy_size.codes)
     tensor = qviz.quantize(w, granularity="tensor")
     assert tensor.grid.scale.shape == (1, 1)
     flat = qviz.quantize(w.reshape(1, -1), granularity="channel")
     assert torch.equal(tensor.codes.flatten(), flat.codes.flatten())
+
+
+def test_a_granularity_is_checked_however_it_is_made():
+    with pytest.raises(ValueError, match="one of tensor, channel"):
+        qviz.Granularity("grup")
+    with pytest.raises(ValueError, match="no meaning"):
+        qviz.Granularity("channel", 32)
+    with pytest.raises(ValueError, match="leave group_size=32 out"):
+        qviz.Granularity.of(qviz.Granularity("channel"), 32)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -152,6 +166,12 @@ def test_not_finite_is_refused_by_position(bad):
         (torch.randn(4, 128), {"group": 32}, TypeError, "group_size"),
         (torch.randn(4, 128) * 1e-9, {"scale_dtype": torch.float16}, ValueError, "scale_dtype"),
         ((torch.randn(4, 128) * 1e4).half(), {"symmetric": False}, ValueError, "float32"),
+        ((torch.randn(4, 128) * 1e4).half(), {"bits": 2}, ValueError, "levels.*overflow"),
+        (torch.randn(4, 128), {"scale_dtype": torch.float8_e4m3fn}, TypeError, "scale_dtype must"),
+        (torch.randn(4, 128) * 100, {"scale_dtype": torch.int32}, TypeError, "scale_dtype must"),
+        (torch.randn(4, 128), {"scale_dtype": "float16"}, TypeError, "scale_dtype must"),
+        (torch.eye(128).to_sparse(), {}, TypeError, "to_dense"),
+        (torch.empty(4, 128, device="meta"), {}, TypeError, "load its values"),
     ],
 )
 def test_bad_input_names_the_fix(weight, options, error, says):
@@ -159,6 +179,18 @@ def test_bad_input_names_the_fix(weight, options, error, says):
         weight[0, :2] = torch.tensor([60000.0, -60000.0])
     with pytest.raises(error, match=says):
         qviz.quantize(weight, **options)
+
+
+@pytest.mark.parametrize(
+    ("convention", "bits", "far"), [("hqq", 8, 5.0), ("quanto", 4, 1e5), ("kivi", 4, -1e5)]
+)
+def test_levels_that_the_stored_numbers_cannot_reach_are_refused(convention, bits, far):
+    """A real-valued zero or an offset of 1e5 is infinite in float16; every level would be too."""
+    w = torch.linspace(far, far * 1.0002, 128).reshape(1, 128)
+    options = {"bits": bits, "symmetric": False, "convention": convention}
+    assert torch.isfinite(qviz.quantize(w, **options).dequantize()).all()
+    with pytest.raises(ValueError, match=r"levels of group \[0, 0\] overflow.*float16 scales"):
+        qviz.quantize(w, scale_dtype=torch.float16, **options)
 
 
 def test_unknown_method_names_the_near_one():
@@ -207,6 +239,9 @@ def test_levels_are_where_the_codes_decode():
         assert len(levels) == 8
         assert (levels.diff() > 0).all()
         assert back[row, column] in levels
+    for row, column in [(4, 0), (0, 64), (-1, 0), (0, -1)]:
+        with pytest.raises(IndexError, match="rows go from 0 to 3, columns from 0 to 63"):
+            q.levels(row, column)
 
 
 @pytest.mark.parametrize("granularity", ["tensor", "channel", "group"])

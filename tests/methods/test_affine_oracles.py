@@ -25,7 +25,14 @@ def trained_like(dtype: torch.dtype) -> torch.Tensor:
 def cases(dtype: torch.dtype) -> dict[str, torch.Tensor]:
     hard = {k: v.to(dtype) for k, v in adversarial().items()}
     finite = {k: v for k, v in hard.items() if torch.isfinite(v).all()}
-    return {"trained": trained_like(dtype), **finite}
+    # one-sided and centred ranges whose scales are subnormal or underflow to zero
+    w = adversarial()["random"] * float(torch.finfo(dtype).smallest_normal)
+    vanishing = {
+        f"{sign} normal·2^-{k}": (half * 2.0**-k).to(dtype)
+        for k in (0, 3, 6)
+        for sign, half in (("±", w), ("+", w.abs()), ("-", -w.abs()))
+    }
+    return {"trained": trained_like(dtype), **finite, **vanishing}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
