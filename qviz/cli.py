@@ -9,7 +9,7 @@ from qviz import __version__
 
 # What a user can cause and repair: said in one sentence. Anything else is our fault and keeps its
 # traceback.
-USER_ERRORS = (ValueError, OSError, KeyError, LookupError, RuntimeError)
+USER_ERRORS = (ValueError, OSError, LookupError, RuntimeError, ImportError, MemoryError)
 
 
 def say(text: str) -> None:

@@ -53,6 +53,18 @@ def test_what_the_user_can_repair_is_said_without_a_traceback(
     assert "Traceback" not in said.err
 
 
+@pytest.mark.parametrize("error", [ImportError("pip install it"), MemoryError("will not fit")])
+def test_a_missing_package_or_too_little_memory_is_said(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(name: str) -> None:
+        raise error
+
+    monkeypatch.setattr("qviz.models.checkpoint.list_layers", fail)
+    assert cli.main(["layers", "minilm"]) == 2
+    assert capsys.readouterr().err == f"qviz: {error}\n"
+
+
 def test_a_port_in_use_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import socket
 

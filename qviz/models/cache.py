@@ -21,8 +21,7 @@ from typing import Any
 import torch
 
 from qviz.core.calibration import Calibration
-from qviz.core.check import unknown
-from qviz.models.checkpoint import match_name
+from qviz.models.checkpoint import match_name, no_layer
 
 log = logging.getLogger("qviz")
 
@@ -70,7 +69,7 @@ def read(key: Mapping[str, Any], layer: str) -> Calibration | None:
     except (SafetensorError, ValueError, TypeError, KeyError, OSError) as error:
         log.warning("the cached calibration %s is damaged (%s); computing it again", path, error)
         return None
-    raise ValueError(unknown("layer", layer, header["layers"]))
+    raise ValueError(no_layer(layer, header["layers"]))
 
 
 def _tensor(file: Any, name: str, header: Mapping[str, Any]) -> torch.Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -31,6 +31,7 @@ from qviz.models.load import (
     choose_layers,
     linear_layers,
     load_model,
+    require_loaded,
     require_memory,
 )
 from qviz.models.statistics import Collector
@@ -76,6 +77,7 @@ def capture(
         raise TypeError(f"hessian_dtype must be torch.float32 or float64, got {hessian_dtype}")
     require_int(keep_inputs, "keep_inputs", 1, 1_000_000)
     require_int(batch_size, "batch_size", 1, 4096)
+    require_loaded(model)
     wanted = choose_layers(model, layers)
     windows = token_windows(model, texts, max_tokens, sequence_length)
     # At least one Hessian for each width within each module; q, k and v share one.
@@ -162,6 +164,8 @@ def token_windows(
 
 def as_texts(texts: str | Sequence[str]) -> list[str]:
     """One text or several as a list, each a non-empty string."""
+    if not isinstance(texts, Iterable):
+        raise TypeError(f"texts must be a string or several, got {type(texts).__name__}")
     listed = [texts] if isinstance(texts, str) else list(texts)
     for i, text in enumerate(listed):
         if not isinstance(text, str):
@@ -240,6 +244,10 @@ def load_calibration(
     torch.Size([512, 1024])
     """
     source, content = find_text(text)
+    max_tokens = require_int(max_tokens, "max_tokens", 1, 10**9)
+    keep_inputs = require_int(keep_inputs, "keep_inputs", 1, 1_000_000)
+    if sequence_length is not None:
+        sequence_length = require_int(sequence_length, "sequence_length", 4, 10**9)
     key = {
         "model": find_checkpoint(name_or_path).identity(),
         "text": hashlib.sha256(content.encode()).hexdigest(),

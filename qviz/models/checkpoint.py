@@ -156,8 +156,9 @@ class Checkpoint:
             return str(path.parent if path else self.name)  # …/snapshots/<commit>
         if self.origin == "file":
             return _stamp(self.path)
-        patterns = ("*.safetensors", "config.json", "tokenizer*.json", "vocab*", INDEX)
-        files = sorted(file for pattern in patterns for file in self.path.glob(pattern))
+        # what a run on text depends on: weights, configuration, and every kind of tokenizer file
+        suffixes = (".safetensors", ".json", ".txt", ".model")
+        files = sorted(f for f in self.path.iterdir() if f.suffix in suffixes and f.is_file())
         if self.origin != "bundled":
             return ";".join(map(_stamp, files))
         sums = [f"{f.name}:{hashlib.sha256(f.read_bytes()).hexdigest()}" for f in files]
@@ -290,8 +291,27 @@ def match_name(layer: str, names: Iterable[str]) -> str | None:
     names = list(names)
     if layer in names:
         return layer
-    tails = [n for n in names if n.endswith("." + layer) or layer.endswith("." + n)]
+    tails = _with_common_tail(layer, names)
     return tails[0] if len(tails) == 1 else None
+
+
+def _with_common_tail(layer: str, names: Iterable[str]) -> list[str]:
+    return [n for n in names if n.endswith("." + layer) or layer.endswith("." + n)]
+
+
+def no_layer(layer: object, names: Iterable[str]) -> str:
+    """The message for a layer that match_name does not find: unknown, or one of several."""
+    from qviz.core.check import unknown  # brings torch, which listing layers does not need
+
+    names = list(names)
+    tails = _with_common_tail(str(layer), names)
+    if len(tails) > 1:
+        more = f" and {len(tails) - 3} more" if len(tails) > 3 else ""
+        return (
+            f"the layer {layer!r} is ambiguous: {', '.join(tails[:3])}{more} end like that. "
+            f"Give more of the name"
+        )
+    return unknown("layer", layer, names)
 
 
 def natural_key(name: str) -> list[tuple[int, str]]:
@@ -352,11 +372,9 @@ def _match_tensor(checkpoint: Checkpoint, layer: str) -> str:
                 f"{layer} is stored as packed integers ({suffix}): this checkpoint is already "
                 f"quantized. Give the original one, in {', '.join(FLOAT_BYTES)}"
             )
-    from qviz.core.check import unknown  # brings torch, which listing layers does not need
-
     other = re.compile(rf"{TABLE.pattern}|norm|(^|\.)ln_", re.IGNORECASE)
     linear = [n for n, full in tensors.items() if full != n and not other.search(n)]
-    raise ValueError(unknown("layer", layer, linear or tensors))
+    raise ValueError(no_layer(layer, linear or tensors))
 
 
 def _read_json(path: Path) -> Any:

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from qviz.core.check import unknown
 from qviz.models import hub
 from qviz.models.checkpoint import (
     Checkpoint,
@@ -25,6 +24,7 @@ from qviz.models.checkpoint import (
     list_layers,
     load_layer,
     match_name,
+    no_layer,
 )
 
 __all__ = [
@@ -119,6 +119,8 @@ def load_model(
     'decoder'
     """
     device = _check_device(device)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype must be one such as torch.float32, got {dtype!r}")
     checkpoint = find_checkpoint(name_or_path)
     if checkpoint.origin == "file":
         raise ValueError(
@@ -171,9 +173,7 @@ def choose_layers(
         name = match_name(layer.removesuffix(".weight"), known)
         if name is None:
             why = skipped_layers(model).get(layer)
-            raise ValueError(
-                f"{layer} is left out: {why}" if why else unknown("layer", layer, known)
-            )
+            raise ValueError(f"{layer} is left out: {why}" if why else no_layer(layer, known))
         chosen[name] = known[name]
     if not chosen:
         raise ValueError("layers is empty; name at least one, or give None for all")
@@ -225,12 +225,24 @@ def _parts(model: LoadedModel | nn.Module) -> tuple[nn.Module, frozenset[str]]:
     )
 
 
+def require_loaded(model: object) -> None:
+    """TypeError for anything that cannot run on text, such as a model's name."""
+    if not isinstance(model, LoadedModel):
+        raise TypeError(
+            f"expected what qviz.load_model() returns, got {type(model).__name__}; "
+            f"load the model first"
+        )
+
+
 def _embedding_weights(module: nn.Module) -> set[int]:
     return {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
 
 
 def _check_device(device: str | torch.device) -> torch.device:
-    device = torch.device(device)
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f'there is no device {device!r}; take "cpu" or "cuda"') from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError('this machine has no CUDA device that torch can use; take device="cpu"')
     return device

@@ -11,7 +11,7 @@ import torch
 
 from qviz.core.check import require_int
 from qviz.models.capture import Progress, as_texts, require_tokenizer, window_length
-from qviz.models.load import LoadedModel
+from qviz.models.load import LoadedModel, require_loaded
 from qviz.models.texts import evaluation_texts
 
 LOGITS_BYTES = 64 * 2**20  # windows are batched up to this many bytes of float32 logits
@@ -26,7 +26,7 @@ class Perplexity:
     tokens         how many tokens were scored
     bits_per_byte  the same information per byte of UTF-8: comparable between tokenizers, and with
                    a compressor
-    bytes          how many bytes of text the scored tokens stand for
+    bytes          how many bytes of text the scored tokens stand for, in whole characters
     """
 
     value: float
@@ -130,6 +130,7 @@ def generate(
 
 
 def _require_decoder(model: LoadedModel, what: str) -> None:
+    require_loaded(model)
     if model.kind != "decoder":
         raise ValueError(
             f"{what} needs a decoder, and {model.name} is an encoder: it does not predict the "
@@ -158,8 +159,10 @@ def _windows(
             windows.append(_Window(window, end - scored_until))
             scored_until = end
         left -= len(ids) - 1
-        # from the end of the first token, as tokenizers leave leading spaces out of offsets
-        size += len(text[offsets[0][1] : max(end for _, end in offsets)].encode())
+        # From the end of the first token, as tokenizers leave leading spaces out of offsets; but a
+        # character of which the first token holds only some bytes counts with the rest.
+        first = min(offsets[0][1], offsets[1][0])
+        size += len(text[first : max(end for _, end in offsets)].encode())
     if not windows:
         raise ValueError("the texts have less than two tokens, so there is nothing to predict")
     return windows, size
@@ -191,6 +194,8 @@ def _negative_log_likelihood(model: LoadedModel, batch: list[_Window]) -> float:
 
 
 def _prompt_ids(model: LoadedModel, prompt: str) -> list[int]:
+    if not isinstance(prompt, str):
+        raise TypeError(f"the prompt must be a string, got {type(prompt).__name__}")
     tokenizer = require_tokenizer(model)
     ids = list(tokenizer(prompt)["input_ids"])
     if ids:

@@ -46,6 +46,8 @@ def find_text(text: str) -> tuple[str, str]:
 
     Anything with white space in it is a text, anything else a name. ValueError if unknown.
     """
+    if not isinstance(text, str):
+        raise TypeError(f"text must be a name or one string, got {type(text).__name__}")
     if any(c.isspace() for c in text.strip()):
         return "your text", text
     known = _all_texts()

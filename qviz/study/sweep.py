@@ -80,6 +80,8 @@ def sweep(
     >>> table.column("mse")
     """
     w = as_matrix(weight)
+    if isinstance(bits, int) or not len(bits):
+        raise ValueError(f"bits must be several bit-widths, such as [2, 3, 4], got {bits!r}")
     runs = _runs(methods)
     energy = None if calibration is None else metrics.output_energy(w, calibration)
     rows = []
@@ -132,9 +134,22 @@ def _runs(
     if isinstance(methods, str):
         methods = [methods]
     if isinstance(methods, Mapping):
-        runs = [(label, name, own) for label, (name, own) in methods.items()]
+        runs = [(label, *_variant(label, given)) for label, given in methods.items()]
     else:
         runs = [(name, name, {}) for name in methods]
-    for _, name, _ in runs:
+    if not runs:
+        raise ValueError("no methods were named; give at least one, such as 'affine'")
+    for label, name, own in runs:
         registry.get(name)
+        if "bits" in own:
+            raise ValueError(f"{label!r} sets bits itself; the bit-widths of a sweep go to `bits`")
     return runs
+
+
+def _variant(label: str, given: object) -> tuple[str, Mapping[str, Any]]:
+    if isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], Mapping):
+        return given[0], given[1]
+    raise TypeError(
+        f"methods[{label!r}] must be (name, its own options), such as "
+        f"('affine', {{'group_size': 32}}); got {given!r}"
+    )

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -60,6 +61,22 @@ def test_unknown_layers(checkpoints, words, cache):
         with pytest.raises(ValueError, match="unknown layer"):
             load_calibration(checkpoints["llama"], "model.layers.0.mlp.dwn_proj", text=words)
         load_calibration(checkpoints["llama"], LAYER, text=words)
+
+
+def test_what_is_asked_is_checked_before_the_model_is_loaded(checkpoints, words, cache, runs):
+    for bad, error, says in (
+        ({"text": None}, TypeError, "one string"),
+        ({"text": words, "max_tokens": 0}, ValueError, "max_tokens must be from 1"),
+        ({"text": words, "keep_inputs": "all"}, TypeError, "keep_inputs must be an integer"),
+        ({"text": words, "sequence_length": 2}, ValueError, "sequence_length must be from 4"),
+    ):
+        with pytest.raises(error, match=says):
+            load_calibration(checkpoints["llama"], LAYER, **bad)
+    assert not runs
+    first = load_calibration(checkpoints["llama"], LAYER, text=words, max_tokens=np.int64(20))
+    assert first.tokens == 20
+    load_calibration(checkpoints["llama"], LAYER, text=words, max_tokens=20)
+    assert len(runs) == 1
 
 
 def flip(data: bytes) -> bytes:

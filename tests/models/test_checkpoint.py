@@ -126,8 +126,9 @@ def test_an_untied_head_is_a_layer_and_a_tied_one_is_not(tmp_path):
 def test_unknown_layers_name_the_near_ones(checkpoints):
     with pytest.raises(ValueError, match=r"Did you mean .*model\.layers\.0\.mlp\.down_proj"):
         load_layer(checkpoints["llama"], "model.layers.0.mlp.down_prj")
-    with pytest.raises(ValueError, match="unknown layer 'q_proj'"):
-        load_layer(checkpoints["llama"], "q_proj")  # of which layer?
+    ambiguous = r"'q_proj' is ambiguous: model\.layers\.0\.self_attn\.q_proj, .*more of the name"
+    with pytest.raises(ValueError, match=ambiguous):
+        load_layer(checkpoints["llama"], "q_proj")
 
 
 @pytest.mark.parametrize("shape", [(6,), (2, 3, 4), (0, 4)])
@@ -264,6 +265,10 @@ def test_identity_follows_the_files(tmp_path):
     assert find_checkpoint(tmp_path).identity() == before
     save_file({"x.weight": torch.ones(2, 3)}, tmp_path / "model.safetensors")
     assert find_checkpoint(tmp_path).identity() != before
+    for name in ("config.json", "merges.txt", "tokenizer.model", "special_tokens_map.json"):
+        before = find_checkpoint(tmp_path).identity()
+        (tmp_path / name).write_text("{}")
+        assert find_checkpoint(tmp_path).identity() != before, name
 
 
 PROBE = """

@@ -170,6 +170,14 @@ def test_cuda_where_there_is_none(checkpoints):
         load_model(checkpoints["llama"], device="cuda")
 
 
+def test_device_and_dtype_are_checked(checkpoints):
+    with pytest.raises(ValueError, match='take "cpu" or "cuda"'):
+        load_model(checkpoints["llama"], device="gpu")
+    for dtype in ("float16", torch.int8):
+        with pytest.raises(TypeError, match=r"such as torch\.float32"):
+            load_model(checkpoints["llama"], dtype=dtype)
+
+
 def test_loading_is_silent_and_leaves_the_settings_alone(checkpoints, capfd):
     from huggingface_hub.utils import are_progress_bars_disabled
     from transformers.utils import logging as transformers_logging

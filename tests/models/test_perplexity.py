@@ -63,6 +63,14 @@ def test_bits_per_byte_count_the_bytes_of_what_is_scored(loaded):
     assert found.bits_per_byte == pytest.approx(found.nll_per_token / math.log(2))
 
 
+def test_bytes_of_a_character_that_the_first_token_splits(loaded):
+    """Its other bytes are scored, so the character counts; nothing scored costs zero bytes."""
+    found = perplexity(loaded["llama"], "ß" * 3)  # six tokens of one byte, five of them scored
+    assert (found.tokens, found.bytes) == (5, 6)
+    found = perplexity(loaded["llama"], "\N{SNAKE}" * 2, max_tokens=3)
+    assert (found.tokens, found.bytes) == (3, 4)
+
+
 def test_max_tokens(loaded, words):
     model = loaded["llama"]
     found = perplexity(model, [words[:50], words[:50]], max_tokens=60, sequence_length=16)
@@ -84,6 +92,10 @@ def test_what_is_asked_is_checked(loaded, words):
     for call in (perplexity, generate):
         with pytest.raises(ValueError, match="needs a decoder"):
             call(loaded["bert"], words)
+        with pytest.raises(TypeError, match="load the model first"):
+            call("bundled", words)
+    with pytest.raises(TypeError, match="prompt must be a string"):
+        generate(loaded["llama"], None)
     model = loaded["llama"]
     with pytest.raises(ValueError, match="less than two tokens"):
         perplexity(model, "a")

@@ -44,3 +44,18 @@ def test_names_are_checked_before_the_first_run():
     with pytest.raises(ValueError, match="unknown method"):
         qviz.sweep(torch.randn(4, 128), ["affine", "magic"], progress=lambda *a: seen.append(a))
     assert not seen
+
+
+@pytest.mark.parametrize(
+    ("methods", "bits", "error", "says"),
+    [
+        ("affine", 4, ValueError, "several bit-widths"),
+        ("affine", [], ValueError, "several bit-widths"),
+        ([], [4], ValueError, "no methods"),
+        ({"a": "affine"}, [4], TypeError, "its own options"),
+        ({"a": ("affine", {"bits": 3})}, [4], ValueError, "'a' sets bits itself"),
+    ],
+)
+def test_what_is_asked_is_checked(methods, bits, error, says):
+    with pytest.raises(error, match=says):
+        qviz.sweep(torch.randn(4, 128), methods, bits=bits)
