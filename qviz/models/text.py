@@ -60,7 +60,8 @@ def perplexity(
     Every token but the first of a text is scored exactly once, in the first window that predicts
     it: with a smaller stride each has at least sequence_length − stride tokens of context, and the
     run takes longer by sequence_length / stride. At most `max_tokens` tokens are scored.
-    Deterministic. Raises ValueError for encoders and for a text of less than two tokens.
+    Deterministic. Raises ValueError for encoders, for a text of less than two tokens, and for a
+    model whose predictions are NaN.
 
     >>> qviz.perplexity(qviz.load_model(), max_tokens=2048).bits_per_byte
     """
@@ -78,6 +79,8 @@ def perplexity(
         total += _negative_log_likelihood(model, batch)
         if progress is not None:
             progress(done + 1, len(batches))
+    if math.isnan(total):
+        raise ValueError(_not_a_number(model))
     mean = total / tokens
     value = math.exp(mean) if mean < 700 else math.inf  # a model broken by 2 bits can get there
     return Perplexity(value, mean, tokens, total / math.log(2) / size, size)
@@ -95,7 +98,8 @@ def generate(
 
     temperature 0 takes the likeliest token every time; above 0 tokens are drawn from
     softmax(logits / temperature) by `seed`. Stops early at the model's end-of-text token.
-    Raises ValueError for encoders and where prompt and answer exceed the model's positions.
+    Raises ValueError for encoders, where prompt and answer exceed the model's positions, and for a
+    model whose predictions are NaN.
 
     >>> qviz.generate(qviz.load_model(), "def read_file(path):", max_new_tokens=24)
     """
@@ -118,7 +122,10 @@ def generate(
         for _ in range(max_new_tokens):
             output = model.model(input_ids=ids, past_key_values=cache, use_cache=True)
             cache = output.past_key_values
-            token = _next_token(output.logits[0, -1], temperature, draw)
+            logits = output.logits[0, -1]
+            if bool(logits.isnan().any()):
+                raise ValueError(_not_a_number(model))
+            token = _next_token(logits, temperature, draw)
             if token in ends:
                 break
             new.append(token)
@@ -136,6 +143,13 @@ def _require_decoder(model: LoadedModel, what: str) -> None:
             f"{what} needs a decoder, and {model.name} is an encoder: it does not predict the "
             f"next token. Take qviz.load_model() for the bundled decoder"
         )
+
+
+def _not_a_number(model: LoadedModel) -> str:
+    return (
+        f"{model.name} predicts NaN on this text: it overflows, or its weights are broken. Load it "
+        f"with dtype=torch.float32, or check its weights"
+    )
 
 
 def _windows(

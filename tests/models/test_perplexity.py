@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from qviz.models.load import LoadedModel
+from qviz.models.load import LoadedModel, load_model
 from qviz.models.text import generate, perplexity
 
 
@@ -109,6 +109,15 @@ def test_what_is_asked_is_checked(loaded, words):
         generate(model, "a" * 100, max_new_tokens=29)
     with pytest.raises(ValueError, match="prompt is empty"):
         generate(model, "")
+
+
+def test_a_model_that_predicts_nan_is_an_error(checkpoints, words):
+    """Not a perplexity of infinity, and not whatever token argmax makes of NaN."""
+    broken = load_model(checkpoints["llama"])
+    broken.model.model.norm.weight.fill_(float("nan"))
+    for call in (perplexity, generate):
+        with pytest.raises(ValueError, match=r"predicts NaN .*dtype=torch\.float32"):
+            call(broken, words[:50])
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
