@@ -248,6 +248,9 @@ def test_constant_matrices_have_a_range(value: float) -> None:
         for low, high in (*view.ranges, *view.shared_limits, *view.own_limits):
             assert np.isfinite([low, high]).all()
             assert low < high
+        if colormap == "diverging":  # zero is white, also where there is nothing else
+            for low, high in (*view.shared_limits, *view.own_limits):
+                assert low == -high
 
 
 def test_every_hard_weight_can_be_shown(hard_weight: torch.Tensor) -> None:

@@ -391,6 +391,8 @@ def _limits(
             low = 0.0
         own.append((low, high))
     shared_low, shared_high = min(s[0] for s in own), max(s[1] for s in own)
+    if colormap == "diverging" and shared_high == 0:  # nothing but zeros: white, in the middle
+        shared_low, shared_high = -1.0, 1.0
     own = [_widen(*span) if span[1] > span[0] else _widen(shared_low, shared_high) for span in own]
     if limits is None or isinstance(limits, str):
         return own, [_widen(shared_low, shared_high)] * len(grids)
