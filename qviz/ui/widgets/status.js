@@ -5,7 +5,7 @@ export default widget(({ model, el, signal }) => {
     if (!text) return el.replaceChildren();
     const box = elem("div");
     box.setAttribute("role", kind === "error" ? "alert" : "status");
-    box.append(elem("b", "", kind === "error" ? "Not possible" : "Working"), elem("span", "", text));
+    box.append(elem("b", "", kind === "error" ? "Not possible" : "Working"), " ", elem("span", "", text));
     el.replaceChildren(box);
   };
   watch(model, signal, ["kind", "text"], show);

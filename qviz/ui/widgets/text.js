@@ -11,7 +11,9 @@ export default widget(({ model, el, signal }) => {
       if (signal.aborted || !model.get("names")) return;
       const region = el.closest(`.${CSS.escape(model.get("names"))}`);
       if (!region) return;
-      region.setAttribute("role", model.get("names") === "qv-page" ? "main" : "region");
+      // One main landmark: the page's own template and JupyterLab have one already.
+      const main = model.get("names") === "qv-page" && !region.closest("main, [role=main]");
+      region.setAttribute("role", main ? "main" : "region");
       region.setAttribute("aria-labelledby", node.id);
     });
   };
