@@ -50,3 +50,13 @@ class Calibration:
     @property
     def in_features(self) -> int:
         return self.hessian.shape[0]
+
+
+def require_calibration(x: object) -> None:
+    """TypeError for anything but a Calibration, such as the dict that qviz.capture returns."""
+    if not isinstance(x, Calibration):
+        hint = "; take the layer's entry of it" if isinstance(x, dict) else ""
+        raise TypeError(
+            f"calibration must be a qviz.Calibration, one layer's, as qviz.capture(…)[layer] or "
+            f"qviz.load_calibration gives it; got {type(x).__name__}{hint}"
+        )

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from qviz.core.calibration import Calibration
+from qviz.core.calibration import Calibration, require_calibration
 from qviz.core.check import unknown
 from qviz.core.tensor import QuantizedTensor
 from qviz.core.trace import Emit, EventSpec
@@ -88,6 +88,8 @@ def quantize(
     strange = set(options) - set(chosen.defaults)
     if strange:
         raise TypeError(unknown(f"option for {method}", sorted(strange)[0], chosen.defaults))
+    if calibration is not None:
+        require_calibration(calibration)
     if not chosen.needs:
         return chosen.function(weight, emit=emit, **options)
     if calibration is None:

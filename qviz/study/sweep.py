@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from qviz.core import metrics
-from qviz.core.calibration import Calibration
+from qviz.core.calibration import Calibration, require_calibration
 from qviz.core.check import as_matrix
 from qviz.core.tensor import QuantizedTensor
 from qviz.methods import registry
@@ -83,6 +83,8 @@ def sweep(
     if isinstance(bits, int) or not len(bits):
         raise ValueError(f"bits must be several bit-widths, such as [2, 3, 4], got {bits!r}")
     runs = _runs(methods)
+    if calibration is not None:
+        require_calibration(calibration)
     energy = None if calibration is None else metrics.output_energy(w, calibration)
     rows = []
     for i, (label, name, own) in enumerate(runs):

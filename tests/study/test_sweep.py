@@ -59,3 +59,11 @@ def test_names_are_checked_before_the_first_run():
 def test_what_is_asked_is_checked(methods, bits, error, says):
     with pytest.raises(error, match=says):
         qviz.sweep(torch.randn(4, 128), methods, bits=bits)
+
+
+def test_the_dict_that_capture_returns_is_not_one_calibration():
+    w = torch.randn(4, 128)
+    captured = {"layer": calibration_for(torch.randn(9, 128))}
+    for call in (qviz.sweep, qviz.quantize):
+        with pytest.raises(TypeError, match=r"qviz\.capture\(…\)\[layer\].*take the layer's entry"):
+            call(w, calibration=captured)
