@@ -2,7 +2,8 @@
 
 A file holds each distinct set of statistics once, however many layers share it, and in its header
 what run it came from and a checksum of every tensor. Files are written under another name and
-renamed, so that a reader never sees half a file and of two concurrent writers one wins whole.
+renamed, so that a reader never sees half a file and of two concurrent writers one wins whole. The
+files that nobody read for longest go when together they exceed LIMIT_BYTES.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from qviz.models.checkpoint import match_name, no_layer
 
 log = logging.getLogger("qviz")
 
+LIMIT_BYTES = 2 << 30  # of all files: a class that tries its own texts must not fill the disk
 FORMAT = 1  # part of the key: raise it when what is stored changes its meaning
 TENSORS = ("inputs", "hessian", "act_absmax", "act_absmean")
 
@@ -55,6 +57,8 @@ def read(key: Mapping[str, Any], layer: str) -> Calibration | None:
     if not path.is_file():
         return None
     try:
+        with contextlib.suppress(OSError):  # a cache of somebody else is read all the same
+            os.utime(path)
         with safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()["qviz"])
             name = match_name(layer, header["layers"])
@@ -104,10 +108,22 @@ def write(key: Mapping[str, Any], calibrations: Mapping[str, Calibration]) -> No
         save_file(tensors, temporary, metadata={"qviz": json.dumps(header)})
         temporary.chmod(mode)  # as the umask says: save_file lets nobody else read its files
         os.replace(temporary, path)
+        _evict(path)
     except (OSError, SafetensorError) as error:  # disk full, read-only …
         log.warning("the calibration cache %s cannot be written: %s", path.parent, error)
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _evict(newest: Path) -> None:
+    """Remove the files that were unused for longest, down to LIMIT_BYTES; never `newest`."""
+    files = [(p.stat(), p) for p in newest.parent.glob("*.safetensors") if p != newest]
+    total = newest.stat().st_size + sum(stat.st_size for stat, _ in files)
+    for stat, path in sorted(files, key=lambda item: item[0].st_mtime):
+        if total <= LIMIT_BYTES:
+            return
+        path.unlink(missing_ok=True)
+        total -= stat.st_size
 
 
 def _checksum(tensor: torch.Tensor) -> int:

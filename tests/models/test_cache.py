@@ -190,3 +190,19 @@ def test_the_directory_is_the_users(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert disk.directory().name == "calibration"
     assert "qviz" in str(disk.directory())
+
+
+def test_what_was_unused_for_longest_goes_when_the_cache_is_full(cache, monkeypatch):
+    rows = torch.randn(8, 16)
+    one = disk.Calibration(
+        inputs=rows, hessian=rows.T @ rows, act_absmax=rows.abs().amax(0),
+        act_absmean=rows.abs().mean(0), tokens=8,
+    )  # fmt: skip
+    keys = [{"run": i} for i in range(4)]
+    for age, key in enumerate(keys[:3]):
+        disk.write(key, {"fc": one})
+        os.utime(disk.path_of(key), (1000 + age, 1000 + age))
+    assert disk.read(keys[0], "fc") is not None  # so it is now the one used last
+    monkeypatch.setattr(disk, "LIMIT_BYTES", 3 * disk.path_of(keys[0]).stat().st_size + 100)
+    disk.write(keys[3], {"fc": one})
+    assert [disk.path_of(key).exists() for key in keys] == [True, False, True, True]
