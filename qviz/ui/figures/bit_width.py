@@ -88,6 +88,7 @@ def _upright(levels: np.ndarray, top: float) -> dict[str, object]:
         "x": np.stack([levels, levels, gap], axis=1).ravel(),
         "y": np.tile([0.0, top, np.nan], len(levels)),
         "line": {"width": 1.5 if len(levels) <= 32 else 0.5},
+        "opacity": 1.0 if len(levels) <= 64 else 0.4,  # 256 lines must not hide the bars
     }
 
 
@@ -136,7 +137,7 @@ def error_curves(
                     "type": "scatter",
                     "x": [b],
                     "y": [100 * value],
-                    "text": [f"<b>{100 * value:.2g} %</b>"],
+                    "text": [f"<b>{100 * value:.{2 if value < 0.1 else 3}g} %</b>"],
                     # right of the line, where the curves have fallen; at the right end left of it
                     "textposition": "top right" if b < bits[-1] else "bottom left",
                 }
@@ -159,6 +160,11 @@ def error_curves(
             "itemdoubleclick": False,
         },
     )
-    figure.update_yaxes(type="log", dtick=1, exponentformat="none")
+    known = np.log10([100 * v for values in curves.values() for v in values if v > 0] or [0.1, 100])
+    low, high = float(known.min()), float(known.max())
+    span = max(high - low, 1.0)  # below the last point there must be room for its label
+    figure.update_yaxes(
+        type="log", dtick=1, exponentformat="none", range=[low - 0.24 * span, high + 0.18 * span]
+    )
     figure.update_xaxes(dtick=1, range=[bits[0] - 0.3, bits[-1] + 0.4])
     return figure
