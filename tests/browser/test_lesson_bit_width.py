@@ -173,10 +173,15 @@ def test_pointing_at_a_weight_reads_it_out_everywhere(tab, weight):
     stage = tab.page.locator(".qv-matrix .qv-stage").first
     box = stage.bounding_box()
     where = {"x": box["width"] * 0.9, "y": box["height"] * 0.5}
-    stage.click(position=where)  # hold a weight
+    stage.hover(position=where)
     before = eventually(lambda: said_of(tab, weight, lambda row, column: column > 800))
-    stage.click(position=where)  # and let go: the cursor follows the mouse
-    stage.hover(position={"x": box["width"] * 0.2, "y": box["height"] * 0.8})
+    stage.click(position=where)  # held: the cursor no longer follows the mouse
+    other = {"x": box["width"] * 0.2, "y": box["height"] * 0.8}
+    stage.hover(position=other)
+    tab.page.wait_for_timeout(300)
+    assert said_of(tab, weight, lambda row, column: column > 800) == before
+    stage.click(position=where)  # and let go
+    stage.hover(position=other)
     after = eventually(lambda: said_of(tab, weight, lambda row, column: column < 400 and row > 128))
     assert before != after
 

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import qviz
 from qviz.core import metrics
 from qviz.models.capture import load_calibration
+from qviz.ui.figures.bit_width import error_curves
 from qviz.ui.views.bit_width import BITS, FIRST_LAYER, BitWidthLesson, _short
 
 
@@ -71,7 +73,9 @@ def test_what_is_shown_is_what_the_library_computes(lesson, scheme, unit):
 
 
 def test_the_cursor_brings_that_weights_arithmetic(lesson):
+    assert not lesson.original_view.pinned  # pointing is enough from the start
     lesson.original_view.cursor = [3, 200]
+    assert all("weight 3, 200:" in text for text in lesson.histogram.summaries)
     table = rows(lesson.cell_table)
     assert table["row, column"] == ["3, 200"]
     x = lesson.weight[3, 200].item()
@@ -120,8 +124,6 @@ def test_bad_sources_are_said_in_words_and_nothing_is_lost(lesson, tmp_path):
 
 
 def test_own_layer_from_a_file(lesson, tmp_path):
-    from safetensors.torch import save_file
-
     weight = torch.randn(40, 96, generator=torch.Generator().manual_seed(1))
     save_file({"block.fc.weight": weight.half()}, tmp_path / "mine.safetensors")
     lesson.source_control.value = str(tmp_path / "mine.safetensors")
@@ -138,16 +140,114 @@ def test_own_layer_from_a_file(lesson, tmp_path):
 
 
 def test_a_layer_that_float16_scales_cannot_hold_is_an_error_in_words(lesson, tmp_path):
-    from safetensors.torch import save_file
-
     save_file({"fc.weight": torch.randn(8, 64) * 1e-9}, tmp_path / "tiny.safetensors")
     lesson.source_control.value = str(tmp_path / "tiny.safetensors")
     lesson.open_button.click()
     assert lesson.status.kind == "error"
     assert "scale" in lesson.status.text
     choose(lesson.dtype_control, "float32")
+    lesson.open_button.click()
     assert lesson.status.kind == ""
+    assert lesson.original_view.shape == [8, 64]
+    choose(lesson.dtype_control, "float16")  # goes back: the pictures show float32's
+    assert lesson.status.kind == "error"
+    assert lesson.dtype_control.value == "float32"
+    assert_agrees(lesson)
+    lesson.bundled_button.click()
     choose(lesson.dtype_control, "float16")
+    assert lesson.status.kind == ""
+
+
+def assert_agrees(lesson):
+    """Controls, code, pictures and numbers are about the same weight and the same options."""
+    weight = qviz.load_layer(lesson.source, lesson.layer).float()
+    q = qviz.quantize(weight, bits=lesson.bits, **lesson.options)
+    assert torch.equal(lesson.weight, weight)
+    assert torch.equal(lesson.tensors[lesson.bits_control.index].codes, q.codes)
+    assert lesson.original_view.shape == lesson.error_view.shape == list(weight.shape)
+    names: dict[str, object] = {}
+    exec(lesson.code.texts[lesson.bits_control.index], names)
+    assert torch.equal(names["q"].codes, q.codes)
+    for metric in (1, 0 if lesson.calibration is not None else 1):
+        lesson.metric_control.index = metric  # raises where a chosen curve is missing
+
+
+def test_a_layer_that_cannot_be_computed_leaves_the_page_as_it_was(lesson, tmp_path):
+    good = torch.randn(16, 64, generator=torch.Generator().manual_seed(2))
+    bad = good.clone()
+    bad[3, 4] = float("nan")
+    path = tmp_path / "my weights.safetensors"
+    save_file({"bad.weight": bad}, path)
+    before = lesson.caption.texts
+    lesson.source_control.value = str(path)
+    lesson.open_button.click()
+    assert "not finite" in lesson.status.text
+    assert lesson.caption.texts == before
+    assert_agrees(lesson)
+
+    save_file({"a.weight": good, "b.weight": bad, "c.weight": -good}, path)
+    lesson.open_button.click()
+    assert lesson.status.kind == ""
+    lesson.layer_control.index = 1
+    assert "not finite" in lesson.status.text
+    assert lesson.layer == "a"
+    assert_agrees(lesson)
+    path.rename(tmp_path / "away.safetensors")
+    lesson.layer_control.index = 2
+    assert str(path) in lesson.status.text
+    assert lesson.layer == "a"
+    lesson.bundled_button.click()
+    assert_agrees(lesson)
+
+
+def test_a_curve_that_cannot_be_computed_is_missing_and_said(lesson, tmp_path):
+    weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(3))
+    weight[2] = 0.0  # torchao has no scale in float16 for a row of zeros
+    save_file({"a.weight": weight}, tmp_path / "zeros.safetensors")
+    lesson.source_control.value = str(tmp_path / "zeros.safetensors")
+    lesson.open_button.click()
+    choose(lesson.unit_control, "matrix")
+    choose(lesson.convention_control, "torchao")
+    assert "row is not on the chart" in lesson.status.text
+    assert lesson.convention_control.value == "torchao"
+    assert_agrees(lesson)
+    choose(lesson.unit_control, "row")
+    assert lesson.status.kind == "error"
+    assert lesson.unit_control.value == "matrix"
+    choose(lesson.convention_control, "compressed_tensors")
+    lesson.bundled_button.click()
+
+
+def test_a_defect_is_said_in_the_page_and_stays_loud(lesson, monkeypatch):
+    def broken(*_args, **_options):
+        raise KeyError("broken")
+
+    monkeypatch.setattr("qviz.ui.views.bit_width.affine", broken)
+    with pytest.raises(KeyError):
+        choose(lesson.scheme_control, "asymmetric")
+    monkeypatch.undo()
+    assert lesson.status.kind == "error"
+    assert "defect" in lesson.status.text
+    assert lesson.scheme_control.value == "symmetric"
+    assert_agrees(lesson)
+
+
+@pytest.mark.parametrize("shape", [(7, 13), (1, 64), (64, 1), (1, 1)])
+@pytest.mark.parametrize("fill", [None, 0.0, 0.3])
+def test_odd_shapes_and_constant_weights_open(lesson, tmp_path, shape, fill):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(4))
+    if fill is not None:
+        weight.fill_(fill)
+    save_file({"a.weight": weight}, tmp_path / "odd.safetensors")
+    lesson.source_control.value = str(tmp_path / "odd.safetensors")
+    lesson.open_button.click()
+    for scheme in ("asymmetric", "symmetric"):
+        choose(lesson.scheme_control, scheme)
+        for unit in list(lesson.unit_control.options):
+            choose(lesson.unit_control, unit)
+            assert lesson.status.kind == "", lesson.status.text
+        assert_agrees(lesson)
+        assert not any("nan" in text for text in lesson.caption.texts)
     lesson.bundled_button.click()
 
 
@@ -180,6 +280,16 @@ def test_the_histogram_counts_every_weight(lesson):
         lesson.histogram.buffers, np.dtype(spot["qv"]), int(np.prod(spot["shape"])), spot["at"]
     )
     assert counts.sum() == lesson.weight.numel()
+
+
+def test_the_marked_point_has_room_for_its_label():
+    errors = [0.4 / 2.1**b for b in range(len(BITS))]
+    figure = error_curves(BITS, {"matrix": [2 * e for e in errors], "row": errors}, "row")
+    low, high = figure.layout.yaxis.range
+    assert low < np.log10(100 * errors[-1]) - 0.2 * (high - low) + 0.1
+    assert high > np.log10(200 * errors[0])
+    assert figure.frames[0].data[0].text[0] == "<b>40 %</b>"
+    error_curves(BITS, {"row": [0.0] * len(BITS)}, "row")  # nothing to take a logarithm of
 
 
 def test_short_names():

@@ -37,12 +37,12 @@ def affine_rows(
         ("x in steps", [number(p.position(x)) for p in at], ""),
         (
             "code q",
-            [f"{number(p.code)} of {number(p.grid.qmin)}…{p.grid.qmax}" for p in at],
+            [f"{number(p.code)} (of {number(p.grid.qmin)} … {p.grid.qmax})" for p in at],
             "codes",
         ),
         ("reconstruction x̂", [number(p.value) for p in at], "codes"),
         ("error x − x̂", [number(x - p.value) for p in at], "error"),
-        ("in steps", [number((x - p.value) / p.scale, 2) for p in at], "error"),
+        ("error in steps", [number((x - p.value) / p.scale, 2) for p in at], "error"),
     ]
 
 

@@ -43,6 +43,7 @@ from qviz.ui.widgets import (
     figures_row,
     link,
     link_matrices,
+    number,
     page,
     section,
     stack,
@@ -56,6 +57,7 @@ COMPARED = (WHOLE, ROW, "group of 128", "group of 32")
 SCALE_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 OUTPUT, WEIGHTS = "layer output", "weights"
 GUESS_WITHIN = 0.10  # the prediction asks for the fewest bits that keep the output this close
+COMPUTING = "Computing …"
 FIRST_LAYER = "model.layers.1.mlp.down_proj"
 AXES = ("output", "input")
 # What a handler may meet in the learner's input; anything else is a defect and stays loud.
@@ -99,6 +101,10 @@ class BitWidthLesson:
         self.tensors: list[QuantizedTensor] = []  # one for each of BITS
         self.rows: dict[str, list[dict[str, Any]]] = {}  # unit → a row of measures for each of BITS
         self._captured: set[str] = set()  # models of the learner that were run
+        self._spread = (np.zeros(1), np.zeros(2))  # the weights' histogram: counts, edges
+        self._cell = (0, 0)
+        self._fresh = False  # a layer that the pictures do not show yet
+        self._kept: tuple[dict[str, Any], list[tuple[Any, list[str], int]]] | None = None
         self._quiet = False
         self._build_controls()
         self._build_views()
@@ -153,8 +159,8 @@ class BitWidthLesson:
             "Error against bit-width, of the", [OUTPUT, WEIGHTS], kind="segmented"
         )
         self.guess_control = Choice(
-            f"Before you drag: how few bits keep this layer's output within {GUESS_WITHIN:.0%} of "
-            f"the true one?",
+            f"Before you drag: how few bits keep this layer's output within "
+            f"{_percent(GUESS_WITHIN)} of the true one?",
             ["your guess", *(f"{b} bits" for b in BITS)],
         )
         self.source_control = TextField("Model", placeholder="Hub id, folder or .safetensors file")
@@ -187,16 +193,15 @@ class BitWidthLesson:
         link_matrices(self.original_view, self.rounded_view, self.error_view)
 
         self._on(self.bits_control, "index", lambda: None, lights=["q", "clamp"])
-        self._on(self.scheme_control, "index", self._new_scheme, lights=["z"])
-        self._on(self.unit_control, "index", self._new_grid, lights=["s"])
+        self._on(self.scheme_control, "index", self._new_scheme, COMPUTING, ["z"])
+        self._on(self.unit_control, "index", self._new_grid, COMPUTING, ["s"])
         self._on(self.layer_control, "index", self._new_layer, busy="Reading the layer …")
-        self._on(self.convention_control, "index", self._recompute, busy="Computing …")
-        self._on(self.dtype_control, "index", self._recompute, busy="Computing …")
+        self._on(self.convention_control, "index", self._recompute, busy=COMPUTING)
+        self._on(self.dtype_control, "index", self._recompute, busy=COMPUTING)
         self._on(self.metric_control, "index", self._draw_curves)
         self._on(self.guess_control, "index", self._judge_guess)
         self._on(self.original_view, "cursor", self._new_cell)
-        self._on(self.original_view, "pinned", self._draw_histogram)
-        self.open_button.on_click(self._handler(self._open_own, "Reading the model's headers …"))
+        self.open_button.on_click(self._handler(self._open_own, "Opening it …"))
         self.capture_button.on_click(self._handler(self._capture, "Running the model on text …"))
         self.bundled_button.on_click(self._handler(self.open, "Opening the bundled model …"))
 
@@ -220,15 +225,21 @@ class BitWidthLesson:
         control.observe(changed, trait)
 
     def _handler(self, action: Callable[[], None], busy: str = "") -> Callable[[Any], None]:
-        """The action for a control: what is wrong with the input is said in the page in words."""
+        """The action for a control: what is wrong with the input is said in the page in words,
+        and controls and pictures go back to what was last computed, so that they agree."""
 
         def handle(_event: Any) -> None:
             if busy:
                 self.status.busy(busy)
             try:
                 action()
-            except EXPECTED as error:
-                self.status.show_error(str(error))
+            except Exception as error:
+                self._restore()
+                if isinstance(error, EXPECTED):
+                    self.status.show_error(str(error))
+                else:
+                    self.status.show_error(f"this is a defect of qviz: {error!r}")
+                    raise
             else:
                 self.status.clear()
 
@@ -242,6 +253,29 @@ class BitWidthLesson:
             yield
         finally:
             self._quiet = False
+
+    def _keep(self) -> None:
+        """Remember what the pictures show, for when the next thing cannot be computed."""
+        names = ("source", "layers", "weight", "calibration", "tensors", "rows", "_spread")
+        controls = (
+            self.layer_control, self.scheme_control, self.convention_control,
+            self.dtype_control, self.unit_control,
+        )  # fmt: skip
+        self._kept = (
+            {name: getattr(self, name) for name in names},
+            [(control, list(control.options), control.index) for control in controls],
+        )
+
+    def _restore(self) -> None:
+        if self._kept is None:
+            return
+        self._fresh = False
+        values, controls = self._kept
+        for name, value in values.items():
+            setattr(self, name, value)
+        with self._quietly():
+            for control, options, index in controls:
+                control.set_options(options, index)
 
     def _page(self) -> Any:
         lesson = LESSONS[0]
@@ -294,15 +328,21 @@ class BitWidthLesson:
         first = layer or (FIRST_LAYER if FIRST_LAYER in names else names[0])
         weight = load_layer(source, first)
         self.source = source
-        with self._quietly():
-            self.layers = names
-            self.layer_control.set_options(_short(names), names.index(first))
-        self._show(weight)
+        try:
+            with self._quietly():
+                self.layers = names
+                self.layer_control.set_options(_short(names), names.index(first))
+            self._show(weight)
+        except Exception:
+            self._restore()
+            raise
 
     def _open_own(self) -> None:
         source = str(self.source_control.value).strip()
         if not source:
             raise ValueError("type a Hub id, a folder or the path of a .safetensors file first")
+        if len(source) > 1000:
+            raise ValueError(f"{len(source)} characters are too long for a Hub id or a path")
         self.open(source)
 
     def _new_layer(self) -> None:
@@ -320,9 +360,8 @@ class BitWidthLesson:
         self.weight = weight.float()
         known = self.source in (None, "minilm") or self.source in self._captured
         self.calibration = load_calibration(self.source, self.layer) if known else None
-        rows, columns = weight.shape
+        columns = weight.shape[1]
         sizes = [f"group of {g}" for g in GROUP_SIZES if g < columns and columns % g == 0]
-        self._cell = (rows // 7, columns // 7)
         with self._quietly():
             options = [WHOLE, ROW, *sizes]
             chosen = self.unit_control.value
@@ -330,6 +369,15 @@ class BitWidthLesson:
             at = options.index(first) if first in options else 1
             self.unit_control.set_options(options, at)
             self._fit_conventions()
+        self._fresh = True
+        self._recompute()
+
+    def _show_weight(self) -> None:
+        """Everything that belongs to the layer alone."""
+        rows, columns = self.weight.shape
+        self._cell = (rows // 7, columns // 7)
+        self._spread = np.histogram(self.weight.numpy(), bins=81)
+        with self._quietly():
             self.metric_control.index = 0 if self.calibration is not None else 1
             self.metric_control.disabled = self.calibration is None
             self.guess_control.index = 0
@@ -337,14 +385,14 @@ class BitWidthLesson:
             self.verdict.set_texts("")
             self.original_view.set_frames([MatrixFrame(self.weight)], role="original", axes=AXES)
             self.original_view.cursor = list(self._cell)
-            self.original_view.pinned = True
-        self._recompute()
+            self.original_view.pinned = False
+        self._fresh = False
 
     # ---------------------------------------------------------------- computing
 
     def _recompute(self) -> None:
         """After a change that makes every measure stale."""
-        self.rows.clear()
+        self.rows = {}
         self._new_grid()
 
     def _new_scheme(self) -> None:
@@ -361,8 +409,19 @@ class BitWidthLesson:
         self.convention_control.set_options(names, names.index(name))
 
     def _new_grid(self) -> None:
-        """Quantize at every bit-width and send all of it ahead."""
-        self.tensors = [affine(self.weight, bits=b, **self.options) for b in BITS]
+        """Quantize at every bit-width and send all of it ahead.
+
+        What can fail comes before the first picture changes.
+        """
+        tensors = [affine(self.weight, bits=b, **self.options) for b in BITS]
+        unit, known = self.unit_control.value, self.calibration
+        if unit not in self.rows:
+            energy = None if known is None else metrics.output_energy(self.weight, known)
+            self.rows[unit] = [measure(self.weight, q, known, energy=energy) for q in tensors]
+        self.tensors = tensors
+        if self._fresh:
+            self._show_weight()
+        self._keep()
         self.rounded_view.set_frames(
             [MatrixFrame(q.dequantize, q.window) for q in self.tensors],
             labels=FRAMES,
@@ -380,11 +439,6 @@ class BitWidthLesson:
             role="error",
             axes=AXES,
         )
-        unit = self.unit_control.value
-        if unit not in self.rows:
-            known = self.calibration
-            energy = None if known is None else metrics.output_energy(self.weight, known)
-            self.rows[unit] = [measure(self.weight, q, known, energy=energy) for q in self.tensors]
         self._draw_cell_table()
         self._draw_ledger()
         self._draw_captions()
@@ -395,15 +449,22 @@ class BitWidthLesson:
     def _compare(self) -> None:
         """The curves of the other granularities: the slow part, so it comes last."""
         missing = [u for u in self.unit_control.options if u in COMPARED and u not in self.rows]
+        problems = []
         for unit in missing:
             kind, size = _granularity(unit)
-            table = sweep(
-                self.weight, "affine", BITS, calibration=self.calibration,
-                granularity=kind, group_size=size, **self._scheme,
-            )  # fmt: skip
-            self.rows[unit] = list(table)
+            try:
+                table = sweep(
+                    self.weight, "affine", BITS, calibration=self.calibration,
+                    granularity=kind, group_size=size, **self._scheme,
+                )  # fmt: skip
+            except ValueError as error:
+                problems.append(f"{unit} is not on the chart: {error}")
+            else:
+                self.rows[unit] = list(table)
         self._draw_curves()
         self._judge_guess()
+        if problems:
+            raise ValueError("; ".join(problems))
 
     # ---------------------------------------------------------------- drawing
 
@@ -412,15 +473,14 @@ class BitWidthLesson:
         if row >= 0 and (row, column) != self._cell:
             self._cell = (row, column)
             self._draw_cell_table()
-            if self.original_view.pinned:
-                self._draw_histogram()
+            self._draw_histogram()
 
     def _draw_cell_table(self) -> None:
         self.cell_table.set_rows(affine_rows(self.weight, self.tensors, *self._cell))
 
     def _draw_histogram(self) -> None:
         row, column = self._cell
-        counts, edges = np.histogram(self.weight.numpy(), bins=81)
+        counts, edges = self._spread
         x = float(self.weight[row, column])
         here = slice(row, row + 1), slice(column, column + 1)
         nearest = [float(q.window(*here)) for q in self.tensors]
@@ -441,12 +501,12 @@ class BitWidthLesson:
         curves = {
             unit: [row[column] for row in self.rows[unit]]
             for unit in self.unit_control.options
-            if unit in COMPARED or unit == chosen
+            if unit in self.rows and (unit in COMPARED or unit == chosen)
         }
         self.curves.set_figures(
             error_curves(BITS, curves, chosen),
             summary=[
-                f"Relative error of the {what} with one scale for each {chosen}, at {b} bits "
+                f"Relative error of the {what} with one scale for {_each(chosen)}, at {b} bits "
                 f"{_percent(curves[chosen][i])}"
                 for i, b in enumerate(BITS)
             ],
@@ -480,7 +540,7 @@ class BitWidthLesson:
         levels = q.grid.qmax - q.grid.qmin + 1
         unit = self.unit_control.value
         text = (
-            f"{bits} bits: {levels} levels for each {unit}. Weights are off by "
+            f"{bits} bits: {levels} levels for {_each(unit)}. Weights are off by "
             f"{_percent(row['relative_error'])}"
         )
         if self.calibration is not None:
@@ -490,7 +550,9 @@ class BitWidthLesson:
             )
         split = metrics.error_split(self.weight, q)
         if split.clipping > 0:
-            text += f"; {_percent(split.clipping / split.total)} of the squared error is clipping"
+            share = split.clipping / split.total
+            amount = _percent(share) if share >= 1e-4 else "less than 0.01 %"
+            text += f"; {amount} of the squared error is clipping"
         bpw = q.bits_per_weight
         return f"{text}. A weight costs {bpw:.4g} bits, {16 / bpw:.3g} times less than in 16."
 
@@ -519,7 +581,7 @@ class BitWidthLesson:
         enough = [b for b in BITS if errors[b] <= GUESS_WITHIN]
         at_guess = f"At {guess} bits the output is off by {_percent(errors[guess])}"
         if not enough:
-            verdict = f"{at_guess}, and even 8 bits are not within {GUESS_WITHIN:.0%} here."
+            verdict = f"{at_guess}, and even 8 bits are not within {_percent(GUESS_WITHIN)} here."
         elif guess == enough[0]:
             verdict = f"Right. {at_guess}."
         else:
@@ -553,6 +615,10 @@ def _granularity(unit: str) -> tuple[str, int | None]:
     return {WHOLE: "tensor", ROW: "channel"}[unit], None
 
 
+def _each(unit: str) -> str:
+    return "the whole matrix" if unit == WHOLE else f"each {unit}"
+
+
 def _error(weight: torch.Tensor, q: QuantizedTensor) -> torch.Tensor:
     return weight - q.dequantize()
 
@@ -564,4 +630,4 @@ def _error_window(
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.3g} %"
+    return f"{number(100 * share, 2 if share < 0.1 else 3)} %"
