@@ -4,6 +4,10 @@ import pytest
 import torch
 from inputs import adversarial
 
+# The matrices here are small: threads that wait for each other cost more than they give, above all
+# while a browser or another test process wants the same cores.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(params=sorted(adversarial()), ids=lambda name: name.replace(" ", "-"))
 def hard_weight(request: pytest.FixtureRequest) -> torch.Tensor:

@@ -125,14 +125,16 @@ class ErrorSplit:
 def error_split(weight: torch.Tensor, quantized: QuantizedTensor) -> ErrorSplit:
     """Split the squared error into rounding (inside the representable range) and clipping
     (what lies beyond its ends), and count the clipped weights."""
-    w, r = _pair(weight, quantized.dequantize())
-    groups = quantized.granularity.split(w)
-    low, high = (end.double().unsqueeze(-1) for end in quantized.grid.extremes())
-    inside = torch.minimum(torch.maximum(groups, low), high)
-    beyond = groups - inside
-    rounding = inside - quantized.granularity.split(r)
+    total = compare(weight, quantized.dequantize())
+    groups = quantized.granularity.split(weight.detach())
+    low, high = (end.unsqueeze(-1).expand_as(groups) for end in quantized.grid.extremes())
+    beyond = [  # few, as a rule: only these are looked at in float64
+        groups[outside].double() - end[outside].double()
+        for outside, end in ((groups < low, low), (groups > high, high))
+    ]
+    clipping = sum(float(torch.dot(d, d)) for d in beyond) / total.count
     return ErrorSplit(
-        rounding=float(rounding.square().mean()),
-        clipping=float(beyond.square().mean()),
-        clipped=int((beyond != 0).sum()),
+        rounding=max(total.mse - clipping, 0.0),  # the difference of two sums may end below zero
+        clipping=clipping,
+        clipped=sum(d.numel() for d in beyond),
     )

@@ -101,7 +101,7 @@ def assert_shows(tab: Tab, which: int, values: np.ndarray, limit: float, reduce:
 
 def test_opens_with_the_numbers_of_the_library(tab, weight):
     table = rows(tab)
-    q = quantized(weight, 4)
+    q = quantized(weight, 8)
     row, column = (int(v) for v in table["row, column"].split(", "))
     assert float(table["reconstruction x̂"].replace("−", "-")) == pytest.approx(
         q.dequantize()[row, column].item(), rel=1e-3

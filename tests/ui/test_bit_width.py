@@ -1,5 +1,7 @@
 """Lesson 1 without a browser: what stands on the page is what the library computes."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -272,7 +274,6 @@ def test_the_code_on_the_page_runs_and_gives_the_page(lesson):
 
 
 def test_the_histogram_counts_every_weight(lesson):
-    import json
 
     figure = json.loads(lesson.histogram.figures)[0]
     spot = figure["data"][0]["y"]
@@ -297,3 +298,30 @@ def test_short_names():
     assert _short(["model.layers.0.q", "model.layers.1.q"]) == ["layers.0.q", "layers.1.q"]
     assert _short(["fc"]) == ["fc"]
     assert _short(["a.b", "a.b.c"]) == ["b", "b.c"]
+
+
+def lines_drawn(lesson):
+    return [trace.get("visible", True) for trace in json.loads(lesson.curves.figures)[0]["data"]]
+
+
+def test_the_curves_do_not_give_the_prediction_away():
+    """Until the learner has predicted or dragged, only the point of the moment is on the chart."""
+    lesson = BitWidthLesson()
+    assert lesson.bits == 8
+    assert lines_drawn(lesson).count(True) == 1
+    choose(lesson.guess_control, "3 bits")
+    assert all(lines_drawn(lesson))
+    assert lesson.verdict.texts[0]
+
+
+def test_a_large_layer_is_not_compared_with_everything(lesson, tmp_path, monkeypatch):
+    monkeypatch.setattr("qviz.ui.views.bit_width.COMPARE_UP_TO", lesson.weight.numel() - 1)
+    choose(lesson.scheme_control, "asymmetric")
+    assert list(lesson.rows) == ["group of 128"]
+    assert "once you have chosen them" in lesson.note.text
+    choose(lesson.unit_control, "row")
+    assert list(lesson.rows) == ["group of 128", "row"]
+    monkeypatch.undo()
+    choose(lesson.scheme_control, "symmetric")
+    assert lesson.note.text == ""
+    assert len(lesson.rows) >= 4

@@ -93,13 +93,18 @@ def _upright(levels: np.ndarray, top: float) -> dict[str, object]:
 
 
 def error_curves(
-    bits: Sequence[int], curves: Mapping[str, Sequence[float]], chosen: str
+    bits: Sequence[int],
+    curves: Mapping[str, Sequence[float]],
+    chosen: str,
+    *,
+    drawn: bool = True,
 ) -> go.Figure:
     """Relative error in percent against bit-width, one line per granularity, log scale; a frame for
     each bit-width, which marks it.
 
     curves  label → error as a fraction for each entry of `bits`; `chosen` is drawn in full, the
             others for comparison, each with its own dashes
+    drawn   False shows the point of the moment alone, for a learner who is about to predict
     """
     figure = go.Figure(layout=_layout("bits per code", "error, %"))
     dashes = iter(("dot", "dash", "dashdot", "longdash", "longdashdot"))
@@ -117,6 +122,7 @@ def error_curves(
             },
             marker={"size": 5},
             name=label,
+            visible=drawn,
             zorder=int(mine),
             hovertemplate=f"{label}, %{{x}} bits: %{{y:.3g}} %<extra></extra>",
         )
@@ -147,7 +153,7 @@ def error_curves(
     ]
     # The upper right corner is free: every curve falls.
     figure.update_layout(
-        showlegend=True,
+        showlegend=drawn,
         legend={
             "orientation": "v",
             "x": 1,

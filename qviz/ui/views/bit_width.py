@@ -58,8 +58,10 @@ SCALE_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32":
 OUTPUT, WEIGHTS = "layer output", "weights"
 GUESS_WITHIN = 0.10  # the prediction asks for the fewest bits that keep the output this close
 COMPUTING = "Computing …"
+COMPARE_UP_TO = 4 << 20  # weights; above this the other curves would take half a minute
+LARGE_NOTE = "A large layer: other scales join the chart once you have chosen them."
 FIRST_LAYER = "model.layers.1.mlp.down_proj"
-AXES = ("output", "input")
+AXES = ("out", "in")
 # What a handler may meet in the learner's input; anything else is a defect and stays loud.
 EXPECTED = (ValueError, TypeError, OSError, ImportError, MemoryError)
 
@@ -106,6 +108,7 @@ class BitWidthLesson:
         self._fresh = False  # a layer that the pictures do not show yet
         self._kept: tuple[dict[str, Any], list[tuple[Any, list[str], int]]] | None = None
         self._quiet = False
+        self._revealed = False
         self._build_controls()
         self._build_views()
         self._wire()
@@ -141,14 +144,16 @@ class BitWidthLesson:
         }
 
     @property
-    def cell(self) -> tuple[int, int]:
-        """The weight that is read out: where the cursor was last, inside the matrix."""
-        return self._cell
+    def _small(self) -> bool:
+        """Whether all curves can be computed while somebody waits."""
+        return self.weight.numel() <= COMPARE_UP_TO
 
     # ---------------------------------------------------------------- built once, then mutated
 
     def _build_controls(self) -> None:
-        self.bits_control = Slider("Bits per code", [str(b) for b in BITS], index=2, ticks=True)
+        self.bits_control = Slider(
+            "Bits per code", [str(b) for b in BITS], len(BITS) - 1, ticks=True
+        )
         self.scheme_control = Choice("Levels", ["symmetric", "asymmetric"], kind="segmented")
         self.unit_control = Slider("Scale per", [ROW])
         self.layer_control = Choice("Layer", ["…"])
@@ -175,6 +180,7 @@ class BitWidthLesson:
         self.error_view = MatrixView("Error W − Ŵ")
         self.histogram = Chart("All weights, and the chosen one's levels", height=190)
         self.curves = Chart("Error against bit-width", height=190)
+        self.note = Text("", role="wait")
         self.equation = Equation(EQUATION, TERMS, [])
         self.cell_table = Readout("The chosen weight")
         self.ledger_table = Readout()
@@ -192,7 +198,7 @@ class BitWidthLesson:
         link(self.stretch_control, "value", (self.error_view, "autoscale"))
         link_matrices(self.original_view, self.rounded_view, self.error_view)
 
-        self._on(self.bits_control, "index", lambda: None, lights=["q", "clamp"])
+        self._on(self.bits_control, "index", self._reveal, lights=["q", "clamp"])
         self._on(self.scheme_control, "index", self._new_scheme, COMPUTING, ["z"])
         self._on(self.unit_control, "index", self._new_grid, COMPUTING, ["s"])
         self._on(self.layer_control, "index", self._new_layer, busy="Reading the layer …")
@@ -304,7 +310,7 @@ class BitWidthLesson:
                     figures_row(self.original_view, self.rounded_view, self.error_view),
                     figures_row(
                         stack(Text(self.histogram.label, "h3"), self.histogram),
-                        stack(self.metric_control, self.curves),
+                        stack(self.metric_control, self.curves, self.note),
                         wide=True,
                     ),
                 )
@@ -448,7 +454,8 @@ class BitWidthLesson:
 
     def _compare(self) -> None:
         """The curves of the other granularities: the slow part, so it comes last."""
-        missing = [u for u in self.unit_control.options if u in COMPARED and u not in self.rows]
+        units = self.unit_control.options if self._small else []
+        missing = [u for u in units if u in COMPARED and u not in self.rows]
         problems = []
         for unit in missing:
             kind, size = _granularity(unit)
@@ -465,6 +472,13 @@ class BitWidthLesson:
         self._judge_guess()
         if problems:
             raise ValueError("; ".join(problems))
+
+    def _reveal(self) -> None:
+        """Draw the curves once the learner has predicted or dragged: before, they would give the
+        answer away."""
+        if not self._revealed:
+            self._revealed = True
+            self._draw_curves()
 
     # ---------------------------------------------------------------- drawing
 
@@ -503,8 +517,9 @@ class BitWidthLesson:
             for unit in self.unit_control.options
             if unit in self.rows and (unit in COMPARED or unit == chosen)
         }
+        self.note.text = "" if self._small else LARGE_NOTE
         self.curves.set_figures(
-            error_curves(BITS, curves, chosen),
+            error_curves(BITS, curves, chosen, drawn=self._revealed),
             summary=[
                 f"Relative error of the {what} with one scale for {_each(chosen)}, at {b} bits "
                 f"{_percent(curves[chosen][i])}"
@@ -575,6 +590,7 @@ class BitWidthLesson:
         if self.calibration is None or self.guess_control.index == 0:
             self.verdict.set_texts("")
             return
+        self._reveal()
         guess = BITS[self.guess_control.index - 1]
         unit = self.unit_control.value
         errors = dict(zip(BITS, (row["output_error"] for row in self.rows[unit]), strict=True))
@@ -589,6 +605,9 @@ class BitWidthLesson:
                 f"{at_guess}; the fewest that do are {enough[0]}, with "
                 f"{_percent(errors[enough[0]])}."
             )
+        if errors[4] == 0:  # a layer of zeros: nothing to divide, nothing to ask
+            self.verdict.set_texts(verdict)
+            return
         step = errors[3] / errors[4]
         self.verdict.set_texts(
             f"{verdict} One bit more divides the error by about {step:.2g} (from 3 to 4). Why "
