@@ -21,47 +21,51 @@ from string import Template
 
 import numpy as np
 import torch
-from stdlib_corpus import BundledText, Document, bundled_texts, documents, split
+from stdlib_corpus import STDLIB, BundledText, Document, bundled_texts, documents, split
 from torch.nn import functional as F
 from train_bundled_model import END_OF_TEXT, LONG, SEED, TOKENS_PER_STEP, WORK, config
 from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 DATA = Path(__file__).resolve().parent.parent / "qviz" / "data"
 MODEL, TEXTS = DATA / "model", DATA / "texts"
-PROMPTS = ["def ", "class Stack:\n", "    def __init__(self, "]
+PROMPTS = ["def read", "class Stack:\n    def", "    def __init__(self"]
 
 
 @torch.no_grad()
-def evaluate(
+def cost(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: list[str]
-) -> dict[str, float]:
-    """Loss over the joined texts, each token predicted once from 512 to 1023 tokens before it.
+) -> tuple[float, int]:
+    """Nats and tokens of the joined texts, each token predicted from 512 to 1023 before it.
 
-    The end-of-text tokens between the texts count as bits to pay and bring no bytes, just as a
-    compressor must store where a file ends.  `xz` gets the same bytes in one piece.
+    The end-of-text tokens between the texts count as nats to pay and bring no bytes, just as a
+    compressor must store where a file ends.
     """
-    raw = "".join(texts).encode()
     ids = [0] + [token for text in texts for token in [*tokenizer(text)["input_ids"], 0]]
     stream = torch.tensor(ids)
     stride = LONG // 2
     nats, counted = 0.0, 0
-    for end in range(LONG, len(stream) + stride, stride):
-        window = stream[end - LONG : end]
-        fresh = len(window) - 1 if end == LONG else len(window) - stride
+    while counted < len(stream) - 1:
+        end = min(len(stream), counted + 1 + (stride if counted else LONG - 1))
+        window, fresh = stream[max(0, end - LONG) : end], end - counted - 1
         logits = model(input_ids=window[None], use_cache=False).logits[0, :-1]
         nats += F.cross_entropy(logits[-fresh:], window[-fresh:], reduction="sum").item()
         counted += fresh
-    assert counted == len(stream) - 1
-    xz_bytes = len(lzma.compress(raw, preset=9 | lzma.PRESET_EXTREME))
+    return nats, counted
+
+
+def figures(texts: list[str], nats: float, tokens: int) -> dict[str, float]:
+    """Loss per token and bits per byte, beside what `xz -9e` needs for the same bytes."""
+    raw = "".join(texts).encode()
     bits_per_byte = nats / np.log(2) / len(raw)
+    xz_bits_per_byte = 8 * len(lzma.compress(raw, preset=9 | lzma.PRESET_EXTREME)) / len(raw)
     return {
         "bytes": len(raw),
-        "tokens": counted,
-        "loss": nats / counted,
-        "perplexity": float(np.exp(nats / counted)),
+        "tokens": tokens,
+        "loss": nats / tokens,
+        "perplexity": float(np.exp(nats / tokens)),
         "bits_per_byte": float(bits_per_byte),
-        "xz_bits_per_byte": 8 * xz_bytes / len(raw),
-        "ratio_to_xz": float(bits_per_byte * len(raw) / (8 * xz_bytes)),
+        "xz_bits_per_byte": xz_bits_per_byte,
+        "ratio_to_xz": float(bits_per_byte / xz_bits_per_byte),
     }
 
 
@@ -157,13 +161,14 @@ def processor() -> str:
     return found.group(1) if found else platform.processor()
 
 
-def card(metrics: dict) -> str:
+def card(metrics: dict, note: str) -> str:
     """The model card: the template with the figures of this run."""
     measured = {
-        "all of it": metrics["held_out"],
+        "held-out text, all of it": metrics["held_out"],
         "its library sources": metrics["held_out_sources"],
         "its tests": metrics["held_out_tests"],
-        "`heldout_python.txt` (ships with the model)": metrics["heldout_python.txt"],
+        "`heldout_python.txt`": metrics["heldout_python.txt"],
+        "`python.txt`: training text": metrics["python.txt"],
     }
     rows = [
         f"| {name} | {m['bytes']:,} | {m['loss']:.3f} | {m['perplexity']:.2f} "
@@ -179,6 +184,7 @@ def card(metrics: dict) -> str:
     training = metrics["training"]
     return Template((Path(__file__).parent / "model_card.md").read_text()).substitute(
         training,
+        note=note,
         parameters=f"{metrics['parameters']:,}",
         million_seen=f"{training['tokens_seen'] / 1e6:.1f}",
         million_tokens=f"{training['tokens_in_text'] / 1e6:.2f}",
@@ -238,7 +244,7 @@ def write_split(found: list[Document], training: list[str], held_out: list[str])
     )
 
 
-def export(work: Path) -> None:
+def export(work: Path, note: str) -> None:
     """Write model, texts, split, metrics and card into qviz/data from the last checkpoint."""
     MODEL.mkdir(parents=True, exist_ok=True)
     found = documents()
@@ -248,6 +254,8 @@ def export(work: Path) -> None:
     texts = bundled_texts(found, training, held_out)
     write_texts(texts)
     write_split(found, training, held_out)
+    # The PSF License asks that it travels with what is derived from CPython.
+    (MODEL / "LICENSE.txt").write_bytes((STDLIB / "LICENSE.txt").read_bytes())
     state = torch.load(work / "checkpoint.pt", weights_only=True)
     model, tokenizer = write_model(work, state["model"])
 
@@ -256,7 +264,9 @@ def export(work: Path) -> None:
     tests = [d.text for d in held_docs if is_test(d.path)]
     sources = [d.text for d in held_docs if not is_test(d.path)]
     bundled = {text.name: text.text for text in texts}
-    everything = evaluate(model, tokenizer, [d.text for d in held_docs])
+    shipped, known = [bundled["heldout_python"]], bundled["python"]
+    of_sources, of_tests = cost(model, tokenizer, sources), cost(model, tokenizer, tests)
+    everything = figures(sources + tests, of_sources[0] + of_tests[0], of_sources[1] + of_tests[1])
     metrics = {
         "parameters": model.num_parameters(),
         "python": platform.python_version(),
@@ -264,7 +274,8 @@ def export(work: Path) -> None:
         "processor": processor(),
         "cores": os.cpu_count(),
         "training": {
-            "minutes": round(state["elapsed"] / 60, 1),
+            "minutes": round(state["elapsed"] / 60),
+            "core_minutes": round(state["cpu_seconds"] / 60),
             "steps": state["step"],
             "tokens_seen": state["step"] * TOKENS_PER_STEP,
             "tokens_in_text": state["tokens"],
@@ -276,10 +287,11 @@ def export(work: Path) -> None:
             [d.text for d in train_docs], [d.text for d in held_docs]
         ),
         "held_out": everything,
-        "held_out_sources": evaluate(model, tokenizer, sources),
-        "held_out_tests": evaluate(model, tokenizer, tests),
-        "heldout_python.txt": evaluate(model, tokenizer, [bundled["heldout_python"]]),
-        "activation_outliers": activation_outliers(model, tokenizer, bundled["python"]),
+        "held_out_sources": figures(sources, *of_sources),
+        "held_out_tests": figures(tests, *of_tests),
+        "heldout_python.txt": figures(shipped, *cost(model, tokenizer, shipped)),
+        "python.txt": figures([known], *cost(model, tokenizer, [known])),
+        "activation_outliers": activation_outliers(model, tokenizer, known),
         "samples": samples(model, tokenizer),
     }
     metrics["files"] = {
@@ -288,7 +300,7 @@ def export(work: Path) -> None:
         if path.name not in ("README.md", "metrics.json")
     }
     write_json(MODEL / "metrics.json", metrics)
-    (MODEL / "README.md").write_text(card(metrics), encoding="utf-8")
+    (MODEL / "README.md").write_text(card(metrics, note), encoding="utf-8")
     total = sum(p.stat().st_size for p in MODEL.parent.rglob("*") if p.is_file())
     print(f"bits per byte {everything['bits_per_byte']:.3f}, qviz/data {total:,} bytes")
 
@@ -298,7 +310,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--work", type=Path, default=WORK, help="folder of the checkpoint")
-    export(parser.parse_args().work)
+    parser.add_argument("--note", default="", help="what else the card should say of the training")
+    arguments = parser.parse_args()
+    export(arguments.work, arguments.note)
 
 
 if __name__ == "__main__":
