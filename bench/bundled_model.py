@@ -3,7 +3,7 @@
     python bench/bundled_model.py            # all held-out text; minutes on 2 cores
     python bench/bundled_model.py --tokens 2048 --dry-run
 
-Perplexity of the held-out text that ships with the model, and a greedy sample, at 16 bits (BF16 as
+Perplexity of the held-out text that ships with the model, and a sample, at 16 bits (BF16 as
 stored) and at 8, 6, 5, 4, 3, 2 bits by round-to-nearest, in groups of 128 and 32, symmetric and
 asymmetric, scales in FP16. Calibration plays no part.
 """
@@ -15,42 +15,45 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from record import save, table
+from record import RESULTS, save, table
 
 import qviz
 from qviz.models.checkpoint import BUNDLED
 from qviz.models.load import LoadedModel
-from qviz.models.text import Perplexity
 from qviz.models.texts import evaluation_texts
 
-PROMPT = "def read_lines(path):\n"
+NAME, TITLE = "bundled_model", "Bundled model: perplexity on held-out Python by bits"
+PROMPT = '''class Stack:
+    """A stack of items."""
+
+    def __init__(self):
+'''
 BITS, GROUPS = (8, 6, 5, 4, 3, 2), (128, 32)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, help="score only so many tokens")
+    parser.add_argument("--samples", action="store_true", help="new samples, rows as recorded")
     parser.add_argument("--dry-run", action="store_true", help="print, write nothing")
     options = parser.parse_args()
-    model = qviz.load_model()
+    recorded = json.loads((RESULTS / f"{NAME}.json").read_text())["rows"] if options.samples else []
     rows, samples = [], []
-    for row, sample in measure(model, options.tokens):
-        rows.append(row)
-        samples.append(f"{label(row)}\n\n```python\n{PROMPT}{sample}\n```")
-        print(table([row]).splitlines()[-1], flush=True)
-    notes = "\n\n".join([against_xz(), "## Greedy samples", *samples])
-    title = "Bundled model: perplexity on held-out Python by bits"
+    for i, (setting, model) in enumerate(settings(qviz.load_model())):
+        rows.append(recorded[i] if recorded else {**setting, **score(model, options.tokens)})
+        samples.append(f"{label(setting)}\n\n```python\n{PROMPT}{sample(model)}\n```")
+        print(table(rows[-1:]).splitlines()[-1], flush=True)
+    notes = "\n\n".join([against_xz(), "## Samples (temperature 0.7, one seed)", *samples])
     if options.dry_run:
-        print(title, table(rows), notes, sep="\n\n")
+        print(TITLE, table(rows), notes, sep="\n\n")
     else:
-        print(save("bundled_model", title, rows, notes))
+        print(save(NAME, TITLE, rows, notes))
 
 
-def measure(model: LoadedModel, tokens: int | None) -> Iterator[tuple[dict[str, Any], str]]:
-    """(row, greedy sample) for the model as stored, then for each setting."""
+def settings(model: LoadedModel) -> Iterator[tuple[dict[str, Any], LoadedModel]]:
+    """(what was done, the model) as stored, then for each setting."""
     stored = sum(p.numel() for p in model.model.parameters()) * 2  # BF16, tied weights once
-    found = qviz.perplexity(model, max_tokens=tokens)
-    yield row("as stored", 16, "", 16.0, stored, found), sample(model)
+    yield about("as stored", 16, "", 16.0, stored), model
     for group_size in GROUPS:
         for symmetric in (True, False):
             for bits in BITS:
@@ -61,21 +64,24 @@ def measure(model: LoadedModel, tokens: int | None) -> Iterator[tuple[dict[str, 
                     group_size=group_size,
                     scale_dtype=torch.float16,
                 )
-                found = qviz.perplexity(quantized.model, max_tokens=tokens)
                 kind = "symmetric" if symmetric else "asymmetric"
                 cost = (quantized.bits_per_weight, quantized.nbytes())
-                yield row(kind, bits, group_size, *cost, found), sample(quantized.model)
+                yield about(kind, bits, group_size, *cost), quantized.model
 
 
-def row(
-    kind: str, bits: int, group: int | str, per_weight: float, size: int, found: Perplexity
-) -> dict[str, Any]:
+def about(kind: str, bits: int, group: int | str, per_weight: float, size: int) -> dict[str, Any]:
     return {
         "levels": kind,
         "bits": bits,
         "group": group,
         "bits per weight": per_weight,
         "model MB": size / 1e6,
+    }
+
+
+def score(model: LoadedModel, tokens: int | None) -> dict[str, Any]:
+    found = qviz.perplexity(model, max_tokens=tokens)
+    return {
         "perplexity": found.value,
         "bits per byte": found.bits_per_byte,
         "tokens": found.tokens,
@@ -88,7 +94,7 @@ def label(row: dict[str, Any]) -> str:
 
 
 def sample(model: LoadedModel) -> str:
-    return qviz.generate(model, PROMPT, max_new_tokens=64)
+    return qviz.generate(model, PROMPT, max_new_tokens=96, temperature=0.7, seed=0)
 
 
 def against_xz() -> str:
