@@ -156,7 +156,7 @@ def test_what_the_kernel_computes_when_a_control_changes(tab, weight):
     q = quantized(weight, 2, symmetric=False, granularity="tensor", group_size=None)
     eventually(lambda: rows(tab).get("bits per weight") == f"{q.bits_per_weight:.4g}", 30)
     eventually(
-        lambda: "levels for each matrix" in str(tab.page.text_content(".qv-caption-row")), 30
+        lambda: "levels for the whole matrix" in str(tab.page.text_content(".qv-caption-row")), 30
     )
 
 
