@@ -367,6 +367,14 @@ class WarmKernels(_PreheatedKernels):  # type: ignore[misc]
         # traceback into the terminal.
         await super().shutdown_all(now=True)
 
+    async def _async_shutdown_kernel(self, kernel_id: str, **kwargs: Any) -> None:
+        try:
+            await super()._async_shutdown_kernel(kernel_id, **kwargs)
+        except HTTPError as error:
+            # All are ended at once: one that was just ending by itself is gone as it should be.
+            if not (self._closing and error.status_code == 404):
+                raise
+
 
 def ready(entry: "asyncio.Future[Any]") -> bool:
     return entry.done() and not entry.cancelled() and entry.exception() is None
