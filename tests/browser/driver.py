@@ -4,6 +4,7 @@
 it: errors of the console, exceptions, requests that left the machine.
 """
 
+import base64
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -177,6 +179,22 @@ def eventually(check: Callable[[], Any], seconds: float = 10) -> Any:
             return value
         assert time.monotonic() < end, f"not within {seconds} s; last was {value!r}"
         time.sleep(0.05)
+
+
+def canvas_pixels(tab: Tab, selector: str, which: int = 0) -> np.ndarray:
+    """RGB of one of the canvases that match, uint8 [height, width, 3]."""
+    width, height, data = tab.page.evaluate(
+        """([selector, which]) => {
+            const c = document.querySelectorAll(selector)[which];
+            const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
+            let s = '';
+            for (let i = 0; i < d.length; i += 4)
+                s += String.fromCharCode(d[i], d[i + 1], d[i + 2]);
+            return [c.width, c.height, btoa(s)];
+        }""",
+        [selector, which],
+    )
+    return np.frombuffer(base64.b64decode(data), np.uint8).reshape(height, width, 3)
 
 
 @contextmanager

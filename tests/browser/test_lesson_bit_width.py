@@ -1,6 +1,5 @@
 """Lesson 1 in a real Chromium: the slider by keyboard and by mouse, held against the library."""
 
-import base64
 import shutil
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from driver import Tab, eventually, jupyterlab, run_first_cell
+from driver import Tab, canvas_pixels, eventually, jupyterlab, run_first_cell
 
 import qviz
 from qviz.ui.views.bit_width import BITS, FIRST_LAYER, BitWidthLesson
@@ -57,19 +56,7 @@ def rows(tab: Tab) -> dict[str, str]:
 
 
 def picture(tab: Tab, which: int) -> np.ndarray:
-    """RGB of a matrix view's canvas, uint8 [height, width, 3]."""
-    width, height, data = tab.page.evaluate(
-        """which => {
-            const c = document.querySelectorAll('.qv-matrix canvas.qv-values')[which];
-            const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
-            let s = '';
-            for (let i = 0; i < d.length; i += 4)
-                s += String.fromCharCode(d[i], d[i + 1], d[i + 2]);
-            return [c.width, c.height, btoa(s)];
-        }""",
-        which,
-    )
-    return np.frombuffer(base64.b64decode(data), np.uint8).reshape(height, width, 3)
+    return canvas_pixels(tab, ".qv-matrix canvas.qv-values", which)
 
 
 def wait_for_bits(tab: Tab, bits: int) -> None:

@@ -1,6 +1,5 @@
 """Every widget in a real browser: what is painted and said is compared with the Python values."""
 
-import base64
 import os
 import re
 import signal
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from driver import Tab, eventually, jupyterlab, run_first_cell, write_notebooks
+from driver import Tab, canvas_pixels, eventually, jupyterlab, run_first_cell, write_notebooks
 
 from qviz.ui.widgets import codec, colors, number
 
@@ -162,19 +161,7 @@ def says(tab: Tab, text: str) -> None:
 
 
 def pixels(tab: Tab, name: str) -> np.ndarray:
-    """RGB of the canvas, uint8 [height, width, 3]."""
-    width, height, data = tab.page.evaluate(
-        """name => {
-            const c = document.querySelector(`.t-${name} canvas.qv-values`);
-            const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
-            let s = '';
-            for (let i = 0; i < d.length; i += 4)
-                s += String.fromCharCode(d[i], d[i + 1], d[i + 2]);
-            return [c.width, c.height, btoa(s)];
-        }""",
-        name,
-    )
-    return np.frombuffer(base64.b64decode(data), np.uint8).reshape(height, width, 3)
+    return canvas_pixels(tab, f".t-{name} canvas.qv-values")
 
 
 def cell_colours(tab: Tab, name: str, shape: tuple[int, int]) -> np.ndarray:
