@@ -81,4 +81,5 @@ def test_the_registry_is_complete():
         assert method.needs <= {"inputs", "hessian", "act_absmax", "act_absmean"}
         assert method.source
         assert method.function.__doc__
+        assert method.origins.keys() == method.defaults.keys(), name
         assert all(event.formula and event.source and event.tensors for event in method.events)

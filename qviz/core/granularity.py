@@ -1,32 +1,45 @@
 """Granularity: which values share one scale.
 
-For a weight [out, in]: the whole tensor, one row (channel), or `group_size` consecutive inputs of
-a row. For activations [tokens, in] a row is a token. Every granularity is the same thing seen as
-[rows, groups, group_size], so that a method is written once, for groups.
+For a weight [out, in]: the whole tensor, one row (channel), `group_size` consecutive inputs of a
+row, or `group_size` consecutive values of the flattened matrix (bitsandbytes). For activations
+[tokens, in] a row is a token, and axis 0 shares a scale among the tokens of a column (KIVI's keys).
+Every granularity is the same thing seen as [rows, groups, group_size], so that a method is written
+once, for groups.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn import functional
 
-KINDS = ("tensor", "channel", "group", "token")
+KINDS = ("tensor", "channel", "group", "token", "flat")
+SIZED = ("group", "flat")  # the kinds that have a group size
 
 
 @dataclass(frozen=True)
 class Granularity:
-    """`kind` is one of tensor, channel, group, token; `group_size` belongs to "group" alone."""
+    """`kind` is one of tensor, channel, group, token, flat.
+
+    group_size  belongs to "group" and "flat" alone
+    axis        along which the members of a group lie: 1 along a row, 0 along a column
+    """
 
     kind: str
     group_size: int | None = None
+    axis: int = 1
 
     def __post_init__(self) -> None:
         size = self.group_size
         if self.kind not in KINDS:
             raise ValueError(f"granularity must be one of {', '.join(KINDS)}, got {self.kind!r}")
+        if self.axis not in (0, 1):
+            raise ValueError(f"axis must be 0 (along columns) or 1 (along rows), got {self.axis!r}")
         if size is None:
+            if self.kind in SIZED:
+                raise ValueError(f'granularity="{self.kind}" needs a group_size')
             return
-        if self.kind != "group":
+        if self.kind not in SIZED:
             raise ValueError(
                 f'group_size={size} has no meaning with granularity="{self.kind}"; '
                 f'use granularity="group", or leave group_size out'
@@ -52,33 +65,69 @@ class Granularity:
     def split(self, x: torch.Tensor) -> torch.Tensor:
         """View `x` [rows, columns] as [rows, groups, group_size] ([1, 1, all] for a tensor).
 
-        Raises ValueError when the group size does not divide the columns. The field's systems
-        differ in what they do with a remainder, so this is left to the caller's choice.
+        Raises ValueError when the group size does not divide the row. The field's systems differ
+        in what they do with a remainder, so this is left to the caller's choice. Only "flat" has a
+        shorter last group, as bitsandbytes has; it comes padded with zeros.
         """
-        rows, columns = x.shape
         if self.kind == "tensor":
-            return x.reshape(1, 1, rows * columns)
-        size = self.group_size or columns
+            return x.reshape(1, 1, -1)
+        if self.kind == "flat":
+            size = self._size(x.numel())
+            return functional.pad(x.reshape(-1), (0, -x.numel() % size)).reshape(1, -1, size)
+        if self.axis == 0:
+            x = x.T
+        rows, columns = x.shape
+        size = self._size(columns)
         if columns % size:
             fits = [d for d in range(1, columns + 1) if columns % d == 0 and d >= 8]
+            what = "columns" if self.axis else "rows"
             raise ValueError(
-                f"group_size {size} does not divide the {columns} columns of this matrix. "
+                f"group_size {size} does not divide the {columns} {what} of this matrix. "
                 f"Sizes that do: {', '.join(map(str, fits)) or columns}; "
                 f'or use granularity="channel"'
             )
         return x.reshape(rows, columns // size, size)
 
+    def join(self, groups: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+        """The matrix of this shape that `split` took apart."""
+        if self.kind == "flat":
+            return groups.reshape(-1)[: shape[0] * shape[1]].reshape(shape)
+        if self.kind != "tensor" and self.axis == 0:
+            return groups.reshape(shape[1], shape[0]).T
+        return groups.reshape(shape)
+
     def groups(self, shape: tuple[int, int]) -> tuple[int, int]:
         """The shape [rows, groups] of the scales of a matrix of this shape."""
         if self.kind == "tensor":
             return (1, 1)
-        return (shape[0], shape[1] // (self.group_size or shape[1]))
+        if self.kind == "flat":
+            return (1, -(-shape[0] * shape[1] // self._size(1)))
+        rows, columns = shape if self.axis else (shape[1], shape[0])
+        return (rows, columns // self._size(columns))
 
-    def group_of(self, row: int, column: int) -> tuple[int, int]:
-        """Where in the scales [rows, groups] the scale of one cell stands."""
+    def locate(
+        self, rows: torch.Tensor, columns: torch.Tensor, shape: tuple[int, int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where in the scales [rows, groups] the scales of these cells stand.
+
+        rows [r] and columns [c] are indices; returns two index tensors that broadcast to [r, c].
+        """
+        rows, columns = rows[:, None], columns[None, :]
         if self.kind == "tensor":
-            return (0, 0)
-        return (row, column // self.group_size if self.group_size else 0)
+            return torch.zeros_like(rows), torch.zeros_like(columns)
+        if self.kind == "flat":
+            return torch.zeros_like(rows), (rows * shape[1] + columns) // self._size(1)
+        if self.axis == 0:
+            return columns, rows // self._size(shape[0])
+        return rows, columns // self._size(shape[1])
+
+    def _size(self, length: int) -> int:
+        """The group size; the whole length where the kind has none."""
+        return int(self.group_size or length)
 
     def __str__(self) -> str:
-        return f"group of {self.group_size}" if self.kind == "group" else f"per {self.kind}"
+        along = "" if self.axis else " along the columns"
+        if self.kind in SIZED:
+            flat = " of the flattened matrix" if self.kind == "flat" else ""
+            return f"group of {self.group_size}{flat}{along}"
+        return f"per {self.kind}{along}"

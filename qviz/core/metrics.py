@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from qviz.core.calibration import Calibration
+from qviz.core.grids import ScalarGrid
 from qviz.core.tensor import QuantizedTensor
 
 
@@ -124,10 +125,18 @@ class ErrorSplit:
 
 def error_split(weight: torch.Tensor, quantized: QuantizedTensor) -> ErrorSplit:
     """Split the squared error into rounding (inside the representable range) and clipping
-    (what lies beyond its ends), and count the clipped weights."""
+    (what lies beyond its ends), and count the clipped weights.
+
+    ValueError where no weight has a range of its own: vector codebooks, transformed weights.
+    """
+    grid = quantized.grid
+    if not isinstance(grid, ScalarGrid) or quantized.transform or quantized.g_idx is not None:
+        raise ValueError(
+            "only groups of consecutive, untransformed weights have a range to clip at"
+        )
     total = compare(weight, quantized.dequantize())
     groups = quantized.granularity.split(weight.detach())
-    low, high = (end.unsqueeze(-1).expand_as(groups) for end in quantized.grid.extremes())
+    low, high = (end.unsqueeze(-1).expand_as(groups) for end in grid.extremes())
     beyond = [  # few, as a rule: only these are looked at in float64
         groups[outside].double() - end[outside].double()
         for outside, end in ((groups < low, low), (groups > high, high))

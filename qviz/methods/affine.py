@@ -18,7 +18,8 @@ import torch
 
 from qviz.core.check import FLOAT_DTYPES, as_matrix, require_int, unknown
 from qviz.core.granularity import Granularity
-from qviz.core.tensor import Affine, QuantizedTensor
+from qviz.core.grids import Affine
+from qviz.core.tensor import QuantizedTensor
 from qviz.core.trace import Emit, EventSpec
 from qviz.methods.registry import Method
 
@@ -312,7 +313,7 @@ def affine(
         "constant_groups": int(torch.count_nonzero(lo == hi)),
         "clipped": int(torch.count_nonzero(clipped)),
     }
-    return QuantizedTensor(codes, grid, unit, (weight.shape[0], weight.shape[1]), info)
+    return QuantizedTensor(codes, grid, unit, (weight.shape[0], weight.shape[1]), info=info)
 
 
 def _rule(convention: str, symmetric: bool, dtype: torch.dtype) -> tuple[Rule, torch.dtype]:
@@ -397,4 +398,12 @@ METHOD = Method(
     title="Round to nearest on equally spaced levels",
     source="Jacob et al. 2018 (arXiv 1712.05877), section 2.1; conventions: see CONVENTIONS",
     events=EVENTS,
+    origins={
+        "bits": "GPTQ, AWQ, llm-compressor W4A16",
+        "symmetric": "llm-compressor W4A16, GPTQModel",
+        "granularity": "llm-compressor W4A16",
+        "group_size": "GPTQ, AWQ, llm-compressor W4A16",
+        "convention": "qviz: what vLLM loads most",
+        "scale_dtype": "qviz: the convention's own precision",
+    },
 )

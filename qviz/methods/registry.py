@@ -15,7 +15,6 @@ import torch
 
 from qviz.core.calibration import Calibration, require_calibration
 from qviz.core.check import unknown
-from qviz.core.tensor import QuantizedTensor
 from qviz.core.trace import Emit, EventSpec
 
 _MODULES = {
@@ -27,20 +26,27 @@ _MODULES = {
 class Method:
     """A method as the registry knows it.
 
-    kind    "weight", "linear", "cache" or "training": what the function takes and returns
-    needs   which parts of a Calibration it uses: a subset of inputs, hessian, act_absmax,
-            act_absmean; empty for a method that looks at weights alone
-    source  the paper and the reference code it follows
-    events  the table of what it emits
+    name     as in quantize(…, name)
+
+    kind     "weight" and "cache" return a QuantizedTensor, "linear" a QuantizedLinear, "training" a
+             torch module
+    needs    which parts of a Calibration it uses: a subset of inputs, hessian, act_absmax,
+             act_absmean; empty for a method that looks at weights alone
+    title    what it is, in a few words
+    source   the paper and the reference code it follows
+    events   the table of what it emits
+    origins  option → whose default it is: the system or paper that has the same one, or "qviz"
+             with the reason
     """
 
     name: str
     kind: str
-    function: Callable[..., QuantizedTensor]
+    function: Callable[..., Any]
     needs: frozenset[str]
     title: str
     source: str
     events: tuple[EventSpec, ...]
+    origins: Mapping[str, str]
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -74,9 +80,11 @@ def quantize(
     *,
     emit: Emit | None = None,
     **options: Any,
-) -> QuantizedTensor:
+) -> Any:
     """Quantize a weight [out, in] with the method of this name.
 
+    Returns what the method's kind says: a QuantizedTensor ("weight", and "cache" for keys or
+    values [tokens, channels]), a QuantizedLinear ("linear") or a torch module ("training").
     `options` are the method's own (see `qviz methods`); an unknown one is a TypeError that lists
     them. A method that needs calibration and gets none raises a ValueError that says how to
     capture it. The weight is not changed.

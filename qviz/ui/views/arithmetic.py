@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from qviz.core.tensor import Affine, QuantizedTensor
+from qviz.core.grids import Affine
+from qviz.core.tensor import QuantizedTensor
 from qviz.ui.widgets import number
 
 Row = tuple[str, list[str] | str, str]
@@ -20,7 +21,7 @@ def affine_rows(
     x = float(weight[row, column])
     at = [_Place(q, row, column) for q in tensors]
     group = tensors[0].granularity.split(weight)
-    r, g = tensors[0].granularity.group_of(row, column)
+    r, g = tensors[0].group_of(row, column)
     low, high = float(group[r, g].min()), float(group[r, g].max())
     rows: list[Row] = [
         ("row, column", f"{row}, {column}", ""),
@@ -50,8 +51,10 @@ class _Place:
     """One cell of a quantized tensor: its code, its parameters, its value."""
 
     def __init__(self, q: QuantizedTensor, row: int, column: int) -> None:
-        self.grid: Affine = q.grid
-        r, g = q.granularity.group_of(row, column)
+        if not isinstance(q.grid, Affine):
+            raise TypeError(f"these rows show equally spaced levels, not {type(q.grid).__name__}")
+        self.grid = q.grid
+        r, g = q.group_of(row, column)
         self.code = int(q.codes[row, column])
         self.scale = float(self.grid.scale[r, g])
         zero, offset = self.grid.zero_point, self.grid.offset

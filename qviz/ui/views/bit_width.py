@@ -552,7 +552,7 @@ class BitWidthLesson:
 
     def _sentence(self, bits: int, q: QuantizedTensor, row: dict[str, Any]) -> str:
         """What this bit-width does to the layer, in words."""
-        levels = q.grid.qmax - q.grid.qmin + 1
+        levels = len(q.levels(0, 0))
         unit = self.unit_control.value
         text = (
             f"{bits} bits: {levels} levels for {_each(unit)}. Weights are off by "

@@ -42,7 +42,7 @@ class Gallery:
         self.picture.set_frames(rounded, labels=[f"{b} bits" for b in BITS], role="codes")
         self.caption.set_texts(
             [
-                f"{b} bits: {q.grid.qmax - q.grid.qmin + 1} levels in each row, the weights are "
+                f"{b} bits: {len(q.levels(0, 0))} levels in each row, the weights are "
                 f"off by {100 * compare(weight, r).relative_error:.2g} %."
                 for b, q, r in zip(BITS, tensors, rounded, strict=True)
             ]

@@ -1,0 +1,75 @@
+"""Every method against its oracles: method × oracle × cases × mismatches, as one table.
+
+python bench/exactness.py [--merge] [METHOD …]
+
+`make exactness` runs it in an environment that has the heavy oracles as well. --merge keeps the
+recorded rows of comparisons whose oracle is missing here.
+"""
+
+import argparse
+import json
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from record import RESULTS, save
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from exactness import Comparison, everything
+
+
+def row(comparison: Comparison) -> dict[str, Any]:
+    """One line of the table, or why there is none."""
+    line = {"method": comparison.method, "what": comparison.what}
+    try:
+        oracle = f"{comparison.oracle} {comparison.version}".strip()
+    except LookupError as missing:
+        return {**line, "oracle": comparison.oracle, "note": str(missing)}
+    start = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the oracles' own
+        tally = comparison.run()
+    return {
+        **line,
+        "oracle": oracle,
+        "inputs": tally.inputs,
+        "numbers compared": tally.compared,
+        "mismatches": tally.mismatches,
+        "allowed": comparison.allowed,
+        "seconds": round(time.perf_counter() - start, 1),
+        "note": tally.note,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("methods", nargs="*", help="only these methods (prints, records nothing)")
+    parser.add_argument("--merge", action="store_true", help="keep rows that cannot be run here")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    earlier: dict[tuple[str, str], dict[str, Any]] = {}
+    recorded = RESULTS / "exactness.json"
+    if args.merge and recorded.exists():
+        rows = json.loads(recorded.read_text())["rows"]
+        earlier = {(r["method"], r["what"]): r for r in rows if "inputs" in r}
+    rows = []
+    for comparison in everything().values():
+        if args.methods and comparison.method not in args.methods:
+            continue
+        line = row(comparison)
+        if "inputs" not in line:
+            line = earlier.get((comparison.method, comparison.what), line)
+        print(" | ".join(str(v) for v in line.values()), flush=True)
+        rows.append(line)
+    rows.sort(key=lambda r: (r["method"], r["oracle"]))
+    if not args.methods:
+        print(save("exactness", "Every method against the real systems", rows).read_text())
+    if wrong := [r for r in rows if r.get("mismatches", 0) > r.get("allowed", 0)]:
+        sys.exit(f"{len(wrong)} comparison(s) differ by more than is explained")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Transforms: what a method did to a weight before it quantized it, and how to undo it."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from qviz.core.ledger import Stream
+
+
+class Transform(Protocol):
+    """A change of coordinates of a weight [out, in] that leaves the layer's function alone."""
+
+    def apply(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight in the coordinates in which it is quantized, a new tensor."""
+
+    def undo(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight back in its own coordinates, a new tensor."""
+
+    def streams(self) -> list[Stream]:
+        """What has to be stored beside the codes; nothing where a neighbouring layer took it up."""
+
+
+@dataclass(frozen=True)
+class InputScale:
+    """Input channels multiplied by `scale` [in], W·diag(s); the inputs are divided by it.
+
+    folded  the division was folded into the layer before, so that it costs no storage (AWQ,
+            SmoothQuant); otherwise the scales are stored in their dtype
+    """
+
+    scale: torch.Tensor
+    folded: bool = True
+
+    def apply(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight * self.scale.to(weight.dtype)
+
+    def undo(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight / self.scale.to(weight.dtype)
+
+    def streams(self) -> list[Stream]:
+        return [] if self.folded else [Stream("input scales", self.scale)]
