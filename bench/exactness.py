@@ -35,12 +35,13 @@ def row(comparison: Comparison) -> dict[str, Any]:
     return {
         **line,
         "oracle": oracle,
-        "inputs": tally.inputs,
+        "cases": tally.inputs,
         "numbers compared": tally.compared,
         "mismatches": tally.mismatches,
         "allowed": comparison.allowed,
         "seconds": round(time.perf_counter() - start, 1),
         "note": tally.note,
+        "run as": comparison.name,
     }
 
 
@@ -50,18 +51,18 @@ def main() -> None:
     parser.add_argument("--merge", action="store_true", help="keep rows that cannot be run here")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    earlier: dict[tuple[str, str], dict[str, Any]] = {}
+    earlier: dict[str, dict[str, Any]] = {}
     recorded = RESULTS / "exactness.json"
     if args.merge and recorded.exists():
         rows = json.loads(recorded.read_text())["rows"]
-        earlier = {(r["method"], r["what"]): r for r in rows if "inputs" in r}
+        earlier = {r["run as"]: r for r in rows if "cases" in r}
     rows = []
     for comparison in everything().values():
         if args.methods and comparison.method not in args.methods:
             continue
         line = row(comparison)
-        if "inputs" not in line:
-            line = earlier.get((comparison.method, comparison.what), line)
+        if "cases" not in line:
+            line = earlier.get(comparison.name, line)
         print(" | ".join(str(v) for v in line.values()), flush=True)
         rows.append(line)
     rows.sort(key=lambda r: (r["method"], r["oracle"]))

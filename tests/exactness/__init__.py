@@ -23,7 +23,7 @@ import torch
 class Tally:
     """What a comparison found.
 
-    inputs      how many different inputs or settings were run
+    inputs      how many tensors or settings were compared
     compared    how many numbers were compared
     mismatches  how many of them differ, by whatever equality `what` names
     note        anything a reader of the table should know

@@ -258,3 +258,36 @@ def test_a_window_is_the_part_of_the_whole(granularity, symmetric):
     whole = q.dequantize()
     for rows, columns in [(slice(0, 12), slice(0, 64)), (slice(3, 4), slice(15, 34))]:
         assert torch.equal(q.window(rows, columns), whole[rows, columns])
+
+
+def test_gptq_clips_a_group_without_negative_weights():
+    """The reference keeps z in the middle although half of the codes are never used."""
+    w = torch.linspace(0.01, 1, 64).reshape(1, 64)
+    q = qviz.quantize(w, bits=4, group_size=64, convention="gptq")
+    assert q.grid.zero_point.item() == 8
+    assert q.info["clipped"] > 30
+    assert q.dequantize().max() == pytest.approx(7 / 15, rel=1e-6)
+
+
+@pytest.mark.parametrize("convention", ["quanto", "kivi"])
+def test_offset_conventions_refuse_a_constant_group(convention):
+    with pytest.raises(ValueError, match="constant"):
+        qviz.quantize(
+            torch.ones(2, 32), bits=2, symmetric=False, group_size=32, convention=convention
+        )
+
+
+def test_the_conventions_really_differ():
+    """Pure convention effect on N(0, 1), group 128, 4 bits (numbers to 2 digits)."""
+    w = torch.randn(2048, 1024, generator=torch.Generator().manual_seed(0))
+
+    def mse(**options):
+        return (qviz.quantize(w, bits=4, **options).dequantize() - w).square().mean().item()
+
+    assert mse(convention="absmax") == pytest.approx(0.01377, rel=0.01)
+    assert mse(convention="compressed_tensors") == pytest.approx(0.01229, rel=0.01)
+    assert mse(convention="compressed_tensors", symmetric=False) == pytest.approx(0.01012, rel=0.01)
+
+
+def test_every_convention_names_its_source():
+    assert all(c.source and (c.symmetric or c.asymmetric) for c in CONVENTIONS.values())
