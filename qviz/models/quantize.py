@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from qviz.core.calibration import Calibration
+from qviz.core.linear import QuantizedLinear
 from qviz.core.tensor import QuantizedTensor
 from qviz.methods import registry
 from qviz.models.capture import Progress
@@ -23,18 +25,21 @@ from qviz.models.load import (
     skipped_layers,
 )
 
+Quantized = QuantizedTensor | QuantizedLinear
+
 
 @dataclass(frozen=True)
 class QuantizedModel:
     """A model whose linear layers went through a quantizer.
 
-    model    a copy that computes with the dequantized weights (its parameters keep their dtype)
-    tensors  layer → QuantizedTensor: codes, scales and what they cost
+    model    a copy that computes with the dequantized weights (its parameters keep their dtype),
+             or with the products of the QuantizedLinears
+    tensors  layer → QuantizedTensor or QuantizedLinear: codes, scales and what they cost
     skipped  layer → why it was left as it was
     """
 
     model: LoadedModel
-    tensors: Mapping[str, QuantizedTensor]
+    tensors: Mapping[str, Quantized]
     skipped: Mapping[str, str]
 
     @property
@@ -76,10 +81,13 @@ def quantize_model(
     if on_error not in ("raise", "skip"):
         raise ValueError(f'on_error must be "raise" or "skip", got {on_error!r}')
     kind = registry.get(method).kind
-    if kind != "weight":
-        raise ValueError(f"{method} is a {kind} method; quantize_model takes weight methods")
+    if kind not in ("weight", "linear"):
+        raise ValueError(
+            f"{method} is a {kind} method; quantize_model takes those that quantize the weight of "
+            f"a linear layer"
+        )
     chosen, skipped = _choose(model, layers)
-    tensors: dict[str, QuantizedTensor] = {}
+    tensors: dict[str, Quantized] = {}
     failure: Exception | None = None
     for done, (name, layer) in enumerate(chosen.items()):
         given = (calibration or {}).get(name)
@@ -97,15 +105,34 @@ def quantize_model(
     return QuantizedModel(with_weights(model, tensors), tensors, skipped)
 
 
-def with_weights(model: LoadedModel, tensors: Mapping[str, QuantizedTensor]) -> LoadedModel:
-    """A copy of the model that computes with the dequantized weights; tied weights stay tied."""
+class Product(nn.Linear):
+    """A linear layer that multiplies as its QuantizedLinear does."""
+
+    def __init__(self, quantized: QuantizedLinear, like: LinearLayer) -> None:
+        weight = like.weight
+        bias = like.module.bias
+        super().__init__(like.in_features, like.out_features, bias is not None, device="meta")
+        self.weight = nn.Parameter(quantized.dequantize().to(weight), requires_grad=False)
+        self.bias = bias  # type: ignore[assignment]
+        self.quantized = quantized
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.quantized(x).to(x.dtype)
+        return y if self.bias is None else y + self.bias
+
+
+def with_weights(model: LoadedModel, tensors: Mapping[str, Quantized]) -> LoadedModel:
+    """A copy of the model that computes with what was quantized; tied weights stay tied."""
     size = sum(p.numel() * p.element_size() for p in model.model.parameters())
     require_memory(size, f"a copy of {model.name}", "Take a smaller model, or single layers")
     twin = replace(model, model=copy.deepcopy(model.model))
     layers = linear_layers(twin)
     with torch.no_grad():
         for name, tensor in tensors.items():
-            layers[name].set_weight(tensor.dequantize())
+            if isinstance(tensor, QuantizedLinear):
+                twin.model.set_submodule(name, Product(tensor, layers[name]))
+            else:
+                layers[name].set_weight(tensor.dequantize())
     return twin
 
 

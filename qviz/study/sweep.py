@@ -12,6 +12,7 @@ import torch
 from qviz.core import metrics
 from qviz.core.calibration import Calibration, require_calibration
 from qviz.core.check import as_matrix
+from qviz.core.linear import QuantizedLinear
 from qviz.core.tensor import QuantizedTensor
 from qviz.methods import registry
 
@@ -68,7 +69,10 @@ def sweep(
     """Quantize one weight with every method at every bit-width and measure.
 
     weight       [out, in]
-    methods      a name, several names, or label → (name, its own options) for variants of one
+    methods      a name, several names, or label → (name, its own options) for variants of one;
+                 "weight" and "linear" methods
+    bits         the bit-widths; a method without the option `bits`, whose format fixes the width,
+                 runs once
     calibration  adds `output_error`, on the real inputs of the layer
     progress     called as progress(done, of, what) before each run
     options      go to every method
@@ -86,34 +90,44 @@ def sweep(
     if calibration is not None:
         require_calibration(calibration)
     energy = None if calibration is None else metrics.output_energy(w, calibration)
+    plan = [
+        (label, name, width, {**options, **own, **width})
+        for label, name, own in runs
+        for width in ([{"bits": b} for b in bits] if _takes_bits(name) else [{}])
+    ]
     rows = []
-    for i, (label, name, own) in enumerate(runs):
-        for j, b in enumerate(bits):
-            if progress is not None:
-                progress(i * len(bits) + j, len(runs) * len(bits), f"{label}, {b} bits")
-            q = registry.quantize(w, name, calibration, bits=b, **{**options, **own})
-            row = {
-                "label": label,
-                "method": name,
-                "bits": b,
-                **measure(w, q, calibration, energy=energy),
-            }
-            rows.append(row)
+    for done, (label, name, width, given) in enumerate(plan):
+        if progress is not None:
+            progress(done, len(plan), label + "".join(f", {b} bits" for b in width.values()))
+        q = registry.quantize(w, name, calibration, **given)
+        figures = measure(w, q, calibration, energy=energy)
+        rows.append({"label": label, "method": name, "bits": _bits(q), **figures})
     if progress is not None:
         progress(len(rows), len(rows), "done")
     return Table(tuple(rows))
 
 
+def _takes_bits(method: str) -> bool:
+    return "bits" in registry.get(method).defaults
+
+
+def _bits(quantized: QuantizedTensor | QuantizedLinear) -> int:
+    """The width of one code."""
+    tensor = quantized.weight if isinstance(quantized, QuantizedLinear) else quantized
+    return tensor.grid.bits
+
+
 def measure(
     weight: torch.Tensor,
-    quantized: QuantizedTensor,
+    quantized: QuantizedTensor | QuantizedLinear,
     calibration: Calibration | None = None,
     *,
     energy: float | None = None,
 ) -> dict[str, float]:
     """The figures of one row: cost, errors of the weight, and error of the output if known.
 
-    `energy` as in `metrics.output_error`.
+    A QuantizedLinear multiplies in its own way, so its output error is that of its own product on
+    the calibration's sample of inputs. `energy` as in `metrics.output_error`.
     """
     r = quantized.dequantize()
     error = metrics.compare(weight, r)
@@ -124,7 +138,11 @@ def measure(
         "max_error": error.max_error,
         "relative_error": error.relative_error,
     }
-    if calibration is not None:
+    if calibration is not None and isinstance(quantized, QuantizedLinear):
+        x = calibration.inputs.to(weight.device)
+        y = x.double() @ weight.double().T  # [tokens, out]
+        row["output_error"] = metrics.compare(y, quantized(x)).relative_error
+    elif calibration is not None:
         row["output_error"] = metrics.output_error(weight, r, calibration, energy=energy)
     return row
 
@@ -142,7 +160,9 @@ def _runs(
     if not runs:
         raise ValueError("no methods were named; give at least one, such as 'affine'")
     for label, name, own in runs:
-        registry.get(name)
+        kind = registry.get(name).kind
+        if kind not in ("weight", "linear"):
+            raise ValueError(f"{label!r}: {name} is a {kind} method; a sweep takes weights")
         if "bits" in own:
             raise ValueError(f"{label!r} sets bits itself; the bit-widths of a sweep go to `bits`")
     return runs
