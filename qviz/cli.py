@@ -39,6 +39,11 @@ def serve_command(args: argparse.Namespace) -> None:
 def methods_command(args: argparse.Namespace) -> None:
     from qviz.methods import registry
 
+    if args.method is not None:
+        from qviz.methods.describe import describe
+
+        say(describe(registry.get(args.method)))
+        return
     rows = [
         (
             method.name,
@@ -96,6 +101,7 @@ def parser() -> argparse.ArgumentParser:
     serve.set_defaults(run=serve_command)
 
     methods = commands.add_parser("methods", help="list the quantization methods")
+    methods.add_argument("method", nargs="?", help="one, with its options and events")
     methods.set_defaults(run=methods_command)
 
     layers = commands.add_parser("layers", help="list a model's linear layers and their shapes")
