@@ -3,16 +3,18 @@
 
 SHELL := /bin/bash
 VENV := .venv
+PEERS := .venv-peers
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 RECIPE := pyproject.toml constraints.txt
+BENCHES = $(filter-out bench/record.py bench/exactness.py,$(wildcard bench/[a-z]*.py))
 
 # Where to start from: PYTHON=… or the first of these that is new enough.
 PYTHON ?= $(firstword $(foreach python,python3 python3.14 python3.13 python3.12 python3.11,\
 	$(shell command -v $(python) >/dev/null 2>&1 \
 	&& $(python) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(python))))
 
-.PHONY: help serve lab test test-all check format bench binder-check clean
+.PHONY: help serve lab test test-all check format bench exactness binder-check clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -40,13 +42,17 @@ format: $(VENV)/.installed-dev  ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.installed-bench  ## run the benchmarks (they print; results are recorded by hand)
-	@set -e; for script in bench/[a-z]*.py; do echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
+	@set -e; for script in $(BENCHES); do echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
+
+exactness: $(VENV)/.installed-test $(PEERS)/.installed  ## every method against the real systems (builds llama.cpp)
+	@$(PEERS)/bin/python bench/exactness.py --heavy
+	@$(BIN)/python bench/exactness.py --merge
 
 binder-check: $(VENV)/.installed-test  ## build binder/ in a fresh environment and open a lesson
 	@$(BIN)/python tools/binder_check.py $(ARGS)
 
 clean:  ## remove environments and caches
-	rm -rf $(VENV) .binder-venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+	rm -rf $(VENV) $(PEERS) .binder-venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
 
 $(BIN)/python:
 	@if [ -z "$(PYTHON)" ]; then \
@@ -69,3 +75,11 @@ $(VENV)/.installed: $(BIN)/python $(RECIPE)
 $(VENV)/.installed-%: $(BIN)/python $(RECIPE)
 	$(call install,$*)
 	@touch $(VENV)/.installed
+
+# The oracles that pin other versions of what we use: their own environment, only torch held.
+$(PEERS)/.installed: pyproject.toml
+	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	@echo "Installing the heavy oracles into $(PEERS); llama.cpp is compiled, which takes minutes"
+	@$(PEERS)/bin/python -m pip --disable-pip-version-check install --quiet \
+		"$$(grep '^torch==' constraints.txt)" --editable ".[peers]"
+	@touch $@

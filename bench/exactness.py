@@ -1,9 +1,9 @@
 """Every method against its oracles: method × oracle × cases × mismatches, as one table.
 
-python bench/exactness.py [--merge] [METHOD …]
+python bench/exactness.py [METHOD …]
 
-`make exactness` runs it in an environment that has the heavy oracles as well. --merge keeps the
-recorded rows of comparisons whose oracle is missing here.
+`make exactness` runs it twice: with --heavy in the environment of the oracles that are built from
+source or pin other versions, then with --merge, which keeps those rows, in the usual one.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import torch
 from record import RESULTS, save
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from exactness import Comparison, everything
+from exactness import HEAVY, Comparison, everything
 
 
 def row(comparison: Comparison) -> dict[str, Any]:
@@ -48,6 +48,7 @@ def row(comparison: Comparison) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("methods", nargs="*", help="only these methods (prints, records nothing)")
+    parser.add_argument("--heavy", action="store_true", help="only the heavy oracles")
     parser.add_argument("--merge", action="store_true", help="keep rows that cannot be run here")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -59,6 +60,8 @@ def main() -> None:
     rows = []
     for comparison in everything().values():
         if args.methods and comparison.method not in args.methods:
+            continue
+        if args.heavy and comparison.oracle not in HEAVY:
             continue
         line = row(comparison)
         if "cases" not in line:

@@ -12,7 +12,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 HEAD = """# The methods
 
 Written by `python tools/method_docs.py` from the registry; `qviz methods NAME` prints one of them.
-How each is held against the real system: [bench/results/exactness.md](../bench/results/exactness.md).
+How each is held against the real system stands in the
+[table of exactness](../bench/results/exactness.md).
 
 """
 
