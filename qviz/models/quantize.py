@@ -86,7 +86,7 @@ def quantize_model(
             f"{method} is a {kind} method; quantize_model takes those that quantize the weight of "
             f"a linear layer"
         )
-    chosen, skipped = _choose(model, layers)
+    chosen, skipped = layers_to_quantize(model, layers)
     tensors: dict[str, Quantized] = {}
     failure: Exception | None = None
     for done, (name, layer) in enumerate(chosen.items()):
@@ -123,9 +123,7 @@ class Product(nn.Linear):
 
 def with_weights(model: LoadedModel, tensors: Mapping[str, Quantized]) -> LoadedModel:
     """A copy of the model that computes with what was quantized; tied weights stay tied."""
-    size = sum(p.numel() * p.element_size() for p in model.model.parameters())
-    require_memory(size, f"a copy of {model.name}", "Take a smaller model, or single layers")
-    twin = replace(model, model=copy.deepcopy(model.model))
+    twin = copy_of(model)
     layers = linear_layers(twin)
     with torch.no_grad():
         for name, tensor in tensors.items():
@@ -136,10 +134,17 @@ def with_weights(model: LoadedModel, tensors: Mapping[str, Quantized]) -> Loaded
     return twin
 
 
-def _choose(
+def copy_of(model: LoadedModel) -> LoadedModel:
+    """The model again, with parameters of its own; MemoryError where they do not fit."""
+    size = sum(p.numel() * p.element_size() for p in model.model.parameters())
+    require_memory(size, f"a copy of {model.name}", "Take a smaller model, or single layers")
+    return replace(model, model=copy.deepcopy(model.model))
+
+
+def layers_to_quantize(
     model: LoadedModel, layers: Sequence[str] | None
 ) -> tuple[dict[str, LinearLayer], dict[str, str]]:
-    """The layers to quantize, and why the others are not among them."""
+    """The layers to quantize (None: all but an output head), and why the others are not among them."""
     chosen, skipped = choose_layers(model, layers), skipped_layers(model)
     if layers is None:
         heads = {name for name in chosen if HEAD.search(name)}
