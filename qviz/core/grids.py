@@ -98,6 +98,11 @@ class Affine(ScalarGrid):
     zero_point: torch.Tensor | None = None
     offset: torch.Tensor | None = None
 
+    @property
+    def code_dtype(self) -> torch.dtype:
+        """The integer dtype that codes are kept in."""
+        return torch.int8 if self.qmin < 0 else torch.uint8
+
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """x̂ [rows, groups, n] in `compute` for codes of that shape."""
         x = codes.to(self.compute)
@@ -153,6 +158,7 @@ class Codebook(ScalarGrid):
     stored    the scales as they are stored (absmax; or codes, second-level scales and an offset)
     dtype     of the reconstruction; the product itself is computed in float32
     bitorder  as in Stream: which half of a byte the first code takes
+    fill      as in Stream: the code that fills the last byte
     """
 
     values: torch.Tensor
@@ -161,6 +167,7 @@ class Codebook(ScalarGrid):
     stored: tuple[Stream, ...]
     dtype: torch.dtype = torch.float32
     bitorder: str = "little"
+    fill: int = 0
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         return (self.values[codes.int()] * self.scale.unsqueeze(-1)).to(self.dtype)
@@ -172,7 +179,8 @@ class Codebook(ScalarGrid):
         return torch.isfinite(self.values).nonzero().flatten()
 
     def streams(self, codes: torch.Tensor) -> list[Stream]:
-        return [Stream("codes", codes, self.bits, self.bitorder), *self.stored]
+        stream = Stream("codes", codes, self.bits, self.bitorder, fill=self.fill)
+        return [stream, *self.stored]
 
     @property
     def groups(self) -> torch.Size:

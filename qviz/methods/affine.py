@@ -41,6 +41,50 @@ class Fit:
     zero_first: bool = False
 
 
+@dataclass(frozen=True)
+class Levels:
+    """The levels of every group as they are stored, and how a weight finds its nearest one.
+
+    What rounds a matrix at once (here) rounds it column by column too (GPTQ). `inverse` and
+    `zero_first` are those of the Fit.
+    """
+
+    grid: Affine
+    inverse: torch.Tensor | None
+    zero_first: bool
+
+    def position(self, x: torch.Tensor) -> torch.Tensor:
+        """x / s [rows, groups, n], a new tensor, plus z where it is added before rounding."""
+        if self.grid.offset is not None:
+            x = x - self.grid.offset.to(x.dtype).unsqueeze(-1)
+        # Dividing and multiplying by the inverse differ in the last bit, near a tie in codes.
+        if self.inverse is not None:
+            x = x * self.inverse.unsqueeze(-1)
+        else:
+            x = x / self.grid.scale.to(x.dtype).unsqueeze(-1)
+        return self._add_zero(x) if self.zero_first else x
+
+    def round_(self, position: torch.Tensor) -> torch.Tensor:
+        """The nearest codes, not yet clamped, as floats in place of `position`.
+
+        In place, because a matrix of 4096² is 64 MB, and every further copy costs as much time as
+        the arithmetic.
+        """
+        position.round_()
+        return position if self.zero_first else self._add_zero(position)
+
+    def _add_zero(self, x: torch.Tensor) -> torch.Tensor:
+        # Systems add z before or after rounding, and at a tie the two differ.
+        if self.grid.zero_point is not None:
+            x += self.grid.zero_point.to(x.dtype).unsqueeze(-1)
+        return x
+
+    def shown_zero(self) -> torch.Tensor:
+        """The zero points for a picture: zeros where the convention has none."""
+        zero = self.grid.zero_point
+        return torch.zeros_like(self.grid.scale) if zero is None else zero
+
+
 Rule = Callable[[torch.Tensor, torch.Tensor, int], Fit]
 
 
@@ -273,7 +317,7 @@ def affine(
     """
     weight = as_matrix(weight)
     require_int(bits, "bits", 2, 8)
-    rule, compute = _rule(convention, symmetric, weight.dtype)
+    _, compute = _rule(convention, symmetric, weight.dtype)
     unit = Granularity.of(granularity, group_size if granularity == "group" else None)
     x = unit.split(weight).to(compute)  # [rows, groups, group_size]
 
@@ -281,26 +325,20 @@ def affine(
     if emit is not None:
         emit("affine.range", lo=lo, hi=hi)
 
-    fit = rule(lo, hi, bits)
-    grid, inverse = _store(fit, bits, compute, scale_dtype, convention)
+    levels = fit_levels(
+        lo, hi, bits=bits, symmetric=symmetric, convention=convention, scale_dtype=scale_dtype
+    )
+    grid = levels.grid
     if emit is not None:
-        shown = torch.zeros_like(grid.scale) if grid.zero_point is None else grid.zero_point
-        emit("affine.scale", scale=grid.scale, zero=shown)
+        emit("affine.scale", scale=grid.scale, zero=levels.shown_zero())
 
-    codes = _position(x, grid, inverse)
-    zero = None if grid.zero_point is None else grid.zero_point.to(compute).unsqueeze(-1)
-    # Systems add z before or after rounding, and at a tie the two differ. Both in place: a
-    # matrix of 4096² is 64 MB, and every further copy costs as much time as the arithmetic.
-    if zero is not None and fit.zero_first:
-        codes += zero
+    position = levels.position(x)
     if emit is not None:
-        emit("affine.position", position=codes.reshape(weight.shape))
-    codes = codes.round_()
-    if zero is not None and not fit.zero_first:
-        codes += zero
-    whole = codes.clamp(grid.qmin, grid.qmax)
-    clipped = whole != codes
-    codes = whole.to(torch.int8 if grid.qmin < 0 else torch.uint8).reshape(weight.shape)
+        emit("affine.position", position=position.reshape(weight.shape))
+    rounded = levels.round_(position)
+    whole = rounded.clamp(grid.qmin, grid.qmax)
+    clipped = whole != rounded
+    codes = whole.to(grid.code_dtype).reshape(weight.shape)
     if emit is not None:
         emit("affine.codes", codes=codes, clipped=clipped.reshape(weight.shape))
 
@@ -314,6 +352,31 @@ def affine(
         "clipped": int(torch.count_nonzero(clipped)),
     }
     return QuantizedTensor(codes, grid, unit, (weight.shape[0], weight.shape[1]), info=info)
+
+
+def fit_levels(
+    lo: torch.Tensor,
+    hi: torch.Tensor,
+    *,
+    bits: int,
+    symmetric: bool,
+    convention: str,
+    scale_dtype: torch.dtype | None = None,
+    first_group: int = 0,
+) -> Levels:
+    """The levels that a convention gives to groups that reach from lo to hi, both [rows, groups].
+
+    lo and hi are in the dtype to compute in. `first_group` is the number of the first of these
+    groups, for messages. Raises ValueError for a combination that the convention does not define
+    and for scales or levels that the arithmetic cannot hold.
+
+    >>> levels = fit_levels(lo, hi, bits=4, symmetric=True, convention="gptq")
+    >>> codes = levels.round_(levels.position(x)).clamp(levels.grid.qmin, levels.grid.qmax)
+    """
+    rule, compute = _rule(convention, symmetric, lo.dtype)
+    fit = rule(lo, hi, bits)
+    grid, inverse = store(fit, bits, compute, scale_dtype, convention, first_group)
+    return Levels(grid, inverse, fit.zero_first)
 
 
 def _rule(convention: str, symmetric: bool, dtype: torch.dtype) -> tuple[Rule, torch.dtype]:
@@ -338,11 +401,18 @@ def _rule(convention: str, symmetric: bool, dtype: torch.dtype) -> tuple[Rule, t
     return rule, chosen.compute
 
 
-def _store(
-    fit: Fit, bits: int, compute: torch.dtype, dtype: torch.dtype | None, convention: str
+def store(
+    fit: Fit,
+    bits: int,
+    compute: torch.dtype,
+    dtype: torch.dtype | None,
+    convention: str,
+    first_group: int,
 ) -> tuple[Affine, torch.Tensor | None]:
-    """The grid with its parameters in the dtype they are stored in, and 1/s where it is used."""
+    """The grid with its parameters in the dtype they are stored in, and 1/s where it is used.
 
+    ValueError where that dtype, or the arithmetic of `compute`, cannot hold a scale or a level.
+    """
     if dtype is not None and dtype not in FLOAT_DTYPES:
         names = ", ".join(map(str, FLOAT_DTYPES))
         raise TypeError(f"scale_dtype must be None or one of {names}; got {dtype!r}")
@@ -357,7 +427,7 @@ def _store(
         row, group = bad.nonzero()[0].tolist()
         value, was = float(scale[row, group]), float(fit.scale[row, group])
         raise ValueError(
-            f"the scale of group [{row}, {group}] is {value} "
+            f"the scale of group [{row}, {first_group + group}] is {value} "
             + (f"(computed as {was:g}) " if value != was else "")
             + f"in {str(scale.dtype).removeprefix('torch.')}: the group is constant, or its range "
             f"is too small or too large for that dtype, and the convention {convention!r} has no "
@@ -369,8 +439,8 @@ def _store(
     if bad.any():
         row, group = bad.nonzero()[0].tolist()
         raise ValueError(
-            f"the levels of group [{row}, {group}] overflow: its weights are too large, or too far "
-            f"from zero, for {str(scale.dtype).removeprefix('torch.')} scales in "
+            f"the levels of group [{row}, {first_group + group}] overflow: its weights are too "
+            f"large, or too far from zero, for {str(scale.dtype).removeprefix('torch.')} scales in "
             f"{str(compute).removeprefix('torch.')} arithmetic. Use float32 weights, another "
             f"scale_dtype, or another convention"
         )
@@ -378,16 +448,6 @@ def _store(
     if inverse is not None and dtype is not None:
         inverse = 1.0 / scale.to(compute)
     return grid, inverse
-
-
-def _position(x: torch.Tensor, grid: Affine, inverse: torch.Tensor | None) -> torch.Tensor:
-    """x / s [rows, groups, n], a new tensor: where each weight falls, in steps."""
-    if grid.offset is not None:
-        x = x - grid.offset.to(x.dtype).unsqueeze(-1)
-    # Dividing and multiplying by the inverse differ in the last bit, and so, near a tie, in codes.
-    if inverse is not None:
-        return x * inverse.unsqueeze(-1)
-    return x / grid.scale.to(x.dtype).unsqueeze(-1)
 
 
 METHOD = Method(
