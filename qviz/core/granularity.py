@@ -73,7 +73,10 @@ class Granularity:
             return x.reshape(1, 1, -1)
         if self.kind == "flat":
             size = self._size(x.numel())
-            return functional.pad(x.reshape(-1), (0, -x.numel() % size)).reshape(1, -1, size)
+            x = x.reshape(-1)
+            if x.numel() % size:  # pad would copy even what needs no padding
+                x = functional.pad(x, (0, -x.numel() % size))
+            return x.reshape(1, -1, size)
         if self.axis == 0:
             x = x.T
         rows, columns = x.shape

@@ -25,6 +25,7 @@ class Stream:
 
     bitorder  which end of a byte the first integer takes: "little" the low bits, "big" the high
     parts     what the bytes consist of, where one run interleaves several things (GGUF blocks)
+    fill      the code that fills the last byte, where whole codes make up a byte
     """
 
     name: str
@@ -32,6 +33,7 @@ class Stream:
     bits: int | None = None
     bitorder: str = "little"
     parts: tuple[LedgerItem, ...] = ()
+    fill: int = 0
 
     @property
     def width(self) -> int:
@@ -50,7 +52,9 @@ class Stream:
         wide = flat.to(torch.uint8 if self.bits <= 8 else torch.int64).numpy()
         if 8 % self.bits == 0:  # whole codes in every byte: one shift for each place in it
             count = 8 // self.bits
-            places = np.pad(wide, (0, -len(wide) % count)).reshape(-1, count)
+            if len(wide) % count:
+                wide = np.pad(wide, (0, -len(wide) % count), constant_values=self.fill)
+            places = wide.reshape(-1, count)
             order = range(count) if self.bitorder == "little" else range(count - 1, -1, -1)
             out = np.zeros(len(places), np.uint8)
             for place, position in zip(places.T, order, strict=True):
