@@ -60,3 +60,13 @@ def require_calibration(x: object) -> None:
             f"calibration must be a qviz.Calibration, one layer's, as qviz.capture(…)[layer] or "
             f"qviz.load_calibration gives it; got {type(x).__name__}{hint}"
         )
+
+
+def require_fit(calibration: Calibration, in_features: int) -> None:
+    """ValueError for the calibration of a layer with another number of input channels."""
+    if calibration.in_features != in_features:
+        layer = f" ({calibration.layer})" if calibration.layer else ""
+        raise ValueError(
+            f"the calibration has {calibration.in_features} input channels{layer}, the weight "
+            f"{in_features}: was it captured for another layer?"
+        )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from qviz.core.calibration import Calibration
+from qviz.core.calibration import Calibration, require_fit
 from qviz.core.grids import ScalarGrid
 from qviz.core.tensor import QuantizedTensor
 
@@ -90,12 +90,7 @@ def output_energy(d: torch.Tensor, calibration: Calibration) -> float:
     The product runs in the Hessian's own precision, which is where D·H loses nothing that H still
     had; the sum runs in float64.
     """
-    if calibration.in_features != d.shape[1]:
-        raise ValueError(
-            f"the calibration has {calibration.in_features} input channels"
-            f"{f' ({calibration.layer})' if calibration.layer else ''}, the weight {d.shape[1]}: "
-            f"was it captured for another layer?"
-        )
+    require_fit(calibration, d.shape[1])
     h = calibration.hessian.to(d.device)
     d = d.to(h.dtype)
     product = torch.dot((d @ h).double().flatten(), d.double().flatten())

@@ -50,8 +50,7 @@ class QuantizedTensor:
         if self.transform is None:
             return self._cells(rows, columns)
         if isinstance(self.transform, InputScale):
-            part = InputScale(self.transform.scale[columns])
-            return part.undo(self._cells(rows, columns))
+            return self.transform.part(rows, columns).undo(self._cells(rows, columns))
         return self.dequantize()[rows, columns]
 
     def _cells(self, rows: slice, columns: slice) -> torch.Tensor:
@@ -94,7 +93,8 @@ class QuantizedTensor:
         if self.transform is None:
             return levels
         if isinstance(self.transform, InputScale):
-            return levels / float(self.transform.scale[column])
+            cell = self.transform.part(slice(row, row + 1), slice(column, column + 1))
+            return cell.undo(levels.unsqueeze(0)).squeeze(0)
         raise ValueError(
             "a rotated weight has no levels of its own: every code moves the whole row"
         )

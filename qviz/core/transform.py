@@ -25,18 +25,30 @@ class Transform(Protocol):
 class InputScale:
     """Input channels multiplied by `scale` [in], W·diag(s); the inputs are divided by it.
 
-    folded  the division was folded into the layer before, so that it costs no storage (AWQ,
-            SmoothQuant); otherwise the scales are stored in their dtype
+    folded   the division was folded into the layer before, so that it costs no storage (AWQ,
+             SmoothQuant); otherwise the scales are stored in their dtype
+    outputs  [out] or None: what the outputs are divided by, because the layer after this one has
+             its own scales folded into this one
     """
 
     scale: torch.Tensor
     folded: bool = True
+    outputs: torch.Tensor | None = None
 
     def apply(self, weight: torch.Tensor) -> torch.Tensor:
-        return weight * self.scale.to(weight.dtype)
+        scaled = weight * self.scale.to(weight.dtype)
+        if self.outputs is None:
+            return scaled
+        return scaled / self.outputs.to(weight.dtype).unsqueeze(-1)
 
     def undo(self, weight: torch.Tensor) -> torch.Tensor:
-        return weight / self.scale.to(weight.dtype)
+        back = weight / self.scale.to(weight.dtype)
+        return back if self.outputs is None else back * self.outputs.to(weight.dtype).unsqueeze(-1)
+
+    def part(self, rows: slice, columns: slice) -> "InputScale":
+        """The same for a window of the weight."""
+        outputs = None if self.outputs is None else self.outputs[rows]
+        return InputScale(self.scale[columns], self.folded, outputs)
 
     def streams(self) -> list[Stream]:
         return [] if self.folded else [Stream("input scales", self.scale)]

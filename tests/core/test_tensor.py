@@ -104,6 +104,20 @@ def test_input_scales_are_undone_everywhere():
         error_split(w, q)
 
 
+def test_outputs_that_the_next_layer_divided_are_undone_too():
+    w, s, out = torch.randn(6, 32), torch.rand(32) + 0.5, torch.rand(6) + 0.5
+    both = InputScale(s, outputs=out)
+    torch.testing.assert_close(both.apply(w), w * s / out[:, None])
+    torch.testing.assert_close(both.undo(both.apply(w)), w)
+    plain = qviz.quantize(both.apply(w), group_size=8)
+    q = QuantizedTensor(plain.codes, plain.grid, plain.granularity, plain.shape, transform=both)
+    back = plain.dequantize() / s * out[:, None]
+    torch.testing.assert_close(q.dequantize(), back)
+    part = (slice(2, 5), slice(7, 20))
+    assert torch.equal(q.window(*part), q.dequantize()[part])
+    assert torch.isclose(q.levels(3, 9), q.dequantize()[3, 9]).any()
+
+
 def test_columns_may_belong_to_any_group():
     g_idx = torch.tensor([2, 0, 1, 0, 2, 1, 1, 0], dtype=torch.int32)
     scale = torch.rand(3, 3) + 0.5
