@@ -1,0 +1,597 @@
+"""GPTQ: rounding column by column, each column's error made good by those that are still to come.
+
+The columns of a weight are rounded one after another, in all rows at once. What rounding a column
+does to the layer's output is compensated by moving the columns that are not yet rounded, as far as
+the inputs' correlations allow. Frantar et al. 2022 (arXiv 2210.17323).
+
+Symbols: W weights [out, in], H Hessian of the squared output error [in, in], λ damping, U the upper
+Cholesky factor of H⁻¹ (H⁻¹ = UᵀU), Q reconstruction, E errors, e_j and U_j their column and row j.
+The code holds W transposed, [in, out]: a column of the paper is a row in memory, and all that
+happens at a step is arithmetic on whole rows. "Step" j is the j-th column that is rounded; `perm`
+says which column of the weight that is.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from qviz.core.calibration import Calibration, require_fit
+from qviz.core.check import as_matrix, require_finite, require_int, unknown
+from qviz.core.granularity import Granularity
+from qviz.core.grids import Affine
+from qviz.core.tensor import QuantizedTensor
+from qviz.core.trace import Emit, EventSpec
+from qviz.methods.affine import Levels, fit_levels
+from qviz.methods.registry import Method
+
+INNER = 16  # columns that are updated one by one before a matrix product takes over
+DAMP_STEP, DAMP_LIMIT = 0.01, 1.0  # how damping is raised when Cholesky fails, and how far
+NORM, GRID, SHRINK = 2.4, 100, 0.8  # range search: error power, points of the whole range, reach
+
+EVENTS = (
+    EventSpec(
+        "gptq.hessian",
+        {
+            "hessian": "[in, in] H in the order of the steps, damped",
+            "perm": "[in] the weight's column that each step rounds",
+            "dead": "[in] bool, columns of the weight whose input was always 0",
+        },
+        "H = 2·XᵀX / tokens + λ·mean(diag H)·I",
+        "Frantar et al. 2022, section 3.3, step 3; gptq.py:GPTQ.fasterquant",
+    ),
+    EventSpec(
+        "gptq.cholesky",
+        {"hinv_chol": "[in, in] U, upper triangular"},
+        "H⁻¹ = UᵀU",
+        "Frantar et al. 2022, section 3.3, step 3",
+    ),
+    EventSpec(
+        "gptq.group",
+        {
+            "group": "[] the group's number",
+            "weights": "[out, group_size] the weights whose range is taken, as they are by now",
+            "scale": "[out] step between levels, as stored",
+            "zero": "[out] the code of 0",
+        },
+        "s = range / N, z = the code of 0",
+        "Frantar et al. 2022, section 4; quant.py:Quantizer.find_params",
+    ),
+    EventSpec(
+        "gptq.column",
+        {
+            "step": "[] j",
+            "column": "[] the weight's column that is rounded",
+            "live": "[out] w_j, the column with all compensation so far",
+            "codes": "[out] integer codes",
+            "value": "[out] q_j, what the codes stand for",
+            "error": "[out] e_j",
+            "hinv_row": "[in − j] U_jj, U_j,j+1 …: later column k is moved by −e_j·U_jk",
+        },
+        "q_j = quant(w_j), e_j = (w_j − q_j) / U_jj, w_k ← w_k − e_j·U_jk for k > j",
+        "Frantar et al. 2022, algorithm 1",
+    ),
+    EventSpec(
+        "gptq.block",
+        {
+            "steps": "[block] the steps of the block",
+            "codes": "[out, block] its codes",
+            "errors": "[out, block] E, its errors",
+            "remaining": "[out, in − end] the columns after the block, now compensated",
+        },
+        "W_rest ← W_rest − E·U_block,rest",
+        "Frantar et al. 2022, section 3.3, step 2 and algorithm 1",
+    ),
+)
+
+
+def gptq(
+    weight: torch.Tensor | np.ndarray,
+    calibration: Calibration,
+    *,
+    bits: int = 4,
+    symmetric: bool = True,
+    group_size: int | None = 128,
+    block_size: int = 128,
+    damp: float = 0.01,
+    act_order: bool = False,
+    static_groups: bool = False,
+    mse: bool = False,
+    stale_groups: bool = False,
+    convention: str = "gptq",
+    scale_dtype: torch.dtype | None = None,
+    variant: str | None = None,
+    emit: Emit | None = None,
+) -> QuantizedTensor:
+    """Round a weight column by column, compensating each error in the columns that follow.
+
+    weight         [out, in]; float32, bfloat16 or float16 (computed in float32) or float64
+    calibration    of the inputs of this layer; only its Hessian is used
+    bits           2 to 8
+    symmetric      levels placed around 0
+    group_size     inputs that share a scale; None: the whole row
+    block_size     columns between two updates of the rest of the matrix: speed, not results
+    damp           λ, a fraction of the mean of diag H; raised by 0.01 as often as Cholesky fails
+    act_order      columns in descending order of diag H, instead of from left to right
+    static_groups  scales from the original weights; otherwise from the compensated ones, when a
+                   group is reached. With act_order they keep the groups consecutive: no g_idx
+    mse            search each range for the smallest Σ|w − q|^2.4 instead of taking it whole
+    stale_groups   take ranges as the reference code does, without what the same block has added
+    convention     how a range becomes levels: one of `qviz.methods.affine.CONVENTIONS`
+    scale_dtype    dtype in which scales are stored and used; None: the one computed in
+    variant        one of `FAILURES`, which break the method as it is often misprinted
+
+    Returns codes [out, in] in the weight's own order of columns. `info` holds the damping that
+    was used, the dead columns, perm, and `loss` = Σ e²/2: the mean over tokens of the squared
+    output error, damping included. Columns whose input was always 0 become 0, as in the reference.
+    Raises ValueError for a calibration of another layer, a group size that does not divide the
+    row, a Hessian that no damping makes positive definite, and options that contradict.
+
+    >>> layer = "model.layers.0.mlp.down_proj"
+    >>> q = gptq(qviz.load_layer(None, layer), qviz.load_calibration(None, layer), bits=3)
+    >>> q.dequantize().shape, q.info["loss"]
+    """
+    weight = as_matrix(weight)
+    require_fit(calibration, weight.shape[1])
+    block_size = require_int(block_size, "block_size", 1, 10**9)
+    if variant is not None and variant not in FAILURES:
+        raise ValueError(unknown("variant", variant, FAILURES))
+    plan = GroupPlan(
+        require_int(bits, "bits", 2, 8), symmetric, convention, scale_dtype, mse,
+        weight.shape[1], group_size, static_groups, stale_groups, act_order,
+    )  # fmt: skip
+    setup = prepare(weight, calibration, damp=damp, act_order=act_order, emit=emit)
+    u = setup.hinv_chol if variant is None else FAILURES[variant](setup.hinv_chol)
+    if emit is not None:
+        emit("gptq.cholesky", hinv_chol=u)
+
+    w, levels = setup.columns(weight), Levelling(plan, setup.perm)
+    if plan.upfront:  # the reference takes the range of a whole row before dead columns are zeroed
+        given = setup.columns(weight, dead_too=group_size is None)
+        for group in range(plan.groups):
+            levels.fit(group, given[levels.members(group)], emit)
+    codes = torch.empty_like(w, dtype=levels.code_dtype)  # [in, out]
+    loss = torch.zeros((), dtype=torch.float64, device=w.device)
+    for start in range(0, len(w), block_size):
+        stop = min(start + block_size, len(w))
+        loss += _quantize_block(w, u, codes, levels, start, stop, emit)
+
+    total = float(loss)
+    if not np.isfinite(total):
+        raise ValueError(
+            f"compensation left the range of {str(w.dtype).removeprefix('torch.')}: "
+            + ("raise damp" if variant is None else f"variant={variant!r} diverges on this layer")
+        )
+    info = {
+        "method": "gptq",
+        "convention": convention,
+        "symmetric": symmetric,
+        "device": str(weight.device),
+        "compute": str(w.dtype).removeprefix("torch."),
+        "damp": setup.damp,
+        "dead_columns": setup.dead.nonzero().flatten().tolist(),
+        "perm": setup.perm.tolist() if act_order else None,
+        "loss": total / 2 if variant is None else None,
+    }
+    back = torch.argsort(setup.perm)
+    return QuantizedTensor(
+        codes[back].T.contiguous(),
+        levels.grid(),
+        Granularity.of("group", group_size),
+        (weight.shape[0], weight.shape[1]),
+        g_idx=levels.g_idx() if act_order and not plan.upfront else None,
+        info=info,
+    )
+
+
+# ------------------------------------------------------------------------- Hessian and its factor
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is fixed before the first column is rounded.
+
+    perm       [in] the weight's column of each step
+    dead       [in] bool: columns of the weight whose input was always 0
+    hinv_chol  [in, in] U, in the order of the steps
+    damp       the fraction λ that was used in the end
+    """
+
+    perm: torch.Tensor
+    dead: torch.Tensor
+    hinv_chol: torch.Tensor
+    damp: float
+
+    def columns(self, weight: torch.Tensor, dead_too: bool = False) -> torch.Tensor:
+        """The weight as the steps see it, a new tensor [in, out] in the dtype to compute in."""
+        w = weight.T.to(self.hinv_chol.dtype)[self.perm].contiguous()
+        if not dead_too:
+            w[self.dead[self.perm]] = 0
+        return w
+
+
+def prepare(
+    weight: torch.Tensor,
+    calibration: Calibration,
+    *,
+    damp: float,
+    act_order: bool,
+    emit: Emit | None = None,
+) -> Setup:
+    """Order of the columns, damping and factor: everything that does not depend on the levels."""
+    if not 0 <= damp <= DAMP_LIMIT:
+        raise ValueError(f"damp is a fraction of the mean of diag H, from 0 to 1; got {damp!r}")
+    compute = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    h = calibration.hessian.to(device=weight.device, dtype=compute)
+    require_finite(h, "the calibration's hessian")
+    diagonal = h.diagonal().clone()
+    dead = diagonal == 0
+    diagonal[dead] = 1  # any positive number: these columns are tied to no other
+    perm = torch.arange(len(h), device=h.device)
+    if act_order:
+        perm = torch.argsort(diagonal, descending=True, stable=True)
+    h = h[perm][:, perm]  # a copy, also where the order stays
+    diagonal = diagonal[perm]
+    h.diagonal().copy_(diagonal)
+    h, u, damp = _factor(h, diagonal, damp)
+    if emit is not None:
+        emit("gptq.hessian", hessian=h, perm=perm, dead=dead)
+    return Setup(perm, dead, u, damp)
+
+
+def _factor(
+    h: torch.Tensor, diagonal: torch.Tensor, damp: float
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """H with damping on its diagonal, U, and the damping that it took."""
+    asked = damp
+    while damp <= DAMP_LIMIT:
+        h.diagonal().copy_(diagonal + damp * diagonal.mean())
+        u = inverse_cholesky(h)
+        if u is not None:
+            return h, u, damp
+        damp = round(damp + DAMP_STEP, 10)  # as GPTQModel does, so that 0.29 is not 0.28999…
+    raise ValueError(
+        f"the Hessian is not positive definite, whatever the damping (tried {asked} to "
+        f"{DAMP_LIMIT}): it is no sum of x·xᵀ. Capture the calibration again with qviz.capture"
+    )
+
+
+def inverse_cholesky(h: torch.Tensor) -> torch.Tensor | None:
+    """U, upper triangular with H⁻¹ = UᵀU; None where H is not positive definite.
+
+    With the rows and columns of H in reverse order, H = L·Lᵀ; the inverse of L, reversed back, is
+    U. That is half the work of factoring H, inverting it and factoring the inverse, and it rounds
+    less, because the inverse itself is never formed.
+    """
+    lower, failed = torch.linalg.cholesky_ex(h.flip(0, 1))
+    if bool(failed):
+        return None
+    u = _inverse_lower(lower).flip(0, 1)
+    # A pivot that is zero but for rounding gives an infinite inverse instead of a failure.
+    return u if bool(torch.isfinite(u.diagonal()).all()) else None
+
+
+def _inverse_lower(lower: torch.Tensor, width: int = 128) -> torch.Tensor:
+    """The inverse of a lower triangular matrix, some columns at a time: those above are zero."""
+    n = len(lower)
+    out = torch.zeros_like(lower)
+    eye = torch.eye(n, min(n, width), dtype=lower.dtype, device=lower.device)
+    for at in range(0, n, width):
+        rest, k = n - at, min(width, n - at)
+        out[at:, at : at + k] = torch.linalg.solve_triangular(
+            lower[at:, at:], eye[:rest, :k], upper=False
+        )
+    return out
+
+
+# ------------------------------------------------------------------------------------- the groups
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """Which columns share levels, when these are found, and by which rule."""
+
+    bits: int
+    symmetric: bool
+    convention: str
+    scale_dtype: torch.dtype | None
+    mse: bool
+    in_features: int
+    group_size: int | None
+    static: bool
+    stale: bool
+    act_order: bool
+
+    def __post_init__(self) -> None:
+        Granularity.of("group", self.group_size).split(torch.empty(0, self.in_features))
+        if self.stale and self.upfront:
+            raise ValueError(
+                "stale_groups has no meaning where levels are found before the first column: "
+                "leave out static_groups, and give a group_size"
+            )
+
+    @property
+    def size(self) -> int:
+        return self.group_size or self.in_features
+
+    @property
+    def groups(self) -> int:
+        return self.in_features // self.size
+
+    @property
+    def upfront(self) -> bool:
+        """Levels come from the original weights, before the first column is rounded."""
+        return self.static or self.group_size is None
+
+    def first_fit(self, step: int) -> bool:
+        """Whether a group's levels are found at this step."""
+        return not self.upfront and step % self.size == 0
+
+    def pieces(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Cut the block [start, stop) into runs of at most INNER columns, and at each new group,
+        whose columns must be up to date when its range is taken."""
+        cut = start
+        for step in range(start + 1, stop + 1):
+            if step == stop or step - cut == INNER or (not self.stale and self.first_fit(step)):
+                yield cut, step
+                cut = step
+
+
+class Levelling:
+    """The levels of all groups, as they are found."""
+
+    def __init__(self, plan: GroupPlan, perm: torch.Tensor) -> None:
+        self.plan, self.perm = plan, perm
+        self.steps = torch.arange(len(perm), device=perm.device)
+        # Static groups are consecutive columns of the weight, the others consecutive steps.
+        self._index = (perm if plan.upfront else self.steps) // plan.size  # [in] of each step
+        self._group_of: list[int] = self._index.tolist()
+        self._found: dict[int, Levels] = {}
+
+    def members(self, group: int) -> torch.Tensor | slice:
+        """The steps that round the columns of this group, in the order of the weight's columns."""
+        first, size = group * self.plan.size, self.plan.size
+        if not (self.plan.upfront and self.plan.act_order):
+            return slice(first, first + size)
+        return torch.argsort(self.perm)[first : first + size]
+
+    def fit(self, group: int, weights: torch.Tensor, emit: Emit | None) -> None:
+        """Find the levels of a group from its weights [group_size, out]."""
+        plan = self.plan
+        options: dict[str, Any] = {
+            "bits": plan.bits,
+            "symmetric": plan.symmetric,
+            "convention": plan.convention,
+            "scale_dtype": plan.scale_dtype,
+            "first_group": group,
+        }
+        lo, hi = weights.amin(0).unsqueeze(-1), weights.amax(0).unsqueeze(-1)  # [out, 1]
+        if plan.mse:
+            shrink = _best_shrink(weights.T.contiguous().unsqueeze(1), lo, hi, options)
+            lo, hi = shrink * lo, shrink * hi
+        found = self._found[group] = fit_levels(lo, hi, **options)
+        if emit is not None:
+            emit(
+                "gptq.group",
+                group=self.steps[group],
+                weights=weights.T,
+                scale=found.grid.scale.squeeze(-1),
+                zero=found.shown_zero().squeeze(-1),
+            )
+
+    def __getitem__(self, step: int) -> Levels:
+        return self._found[self._group_of[step]]
+
+    def missing(self, step: int) -> bool:
+        return self._group_of[step] not in self._found
+
+    @property
+    def code_dtype(self) -> torch.dtype:
+        """Of all groups, known before the first is found."""
+        unit = torch.ones(1, 1)
+        plan = self.plan
+        levels = fit_levels(
+            -unit, unit, bits=plan.bits, symmetric=plan.symmetric, convention=plan.convention
+        )
+        return levels.grid.code_dtype
+
+    def grid(self) -> Affine:
+        """The levels of all groups as one grid, parameters [out, groups]."""
+        grids = [self._found[group].grid for group in range(self.plan.groups)]
+
+        def together(parts: list[torch.Tensor | None]) -> torch.Tensor | None:
+            given = [part for part in parts if part is not None]
+            return torch.cat(given, 1) if given else None
+
+        return replace(
+            grids[0],
+            scale=torch.cat([g.scale for g in grids], 1),
+            zero_point=together([g.zero_point for g in grids]),
+            offset=together([g.offset for g in grids]),
+        )
+
+    def g_idx(self) -> torch.Tensor:
+        """[in] int32: the group of each column of the weight."""
+        return self._index[torch.argsort(self.perm)].int()
+
+
+def _best_shrink(
+    x: torch.Tensor, lo: torch.Tensor, hi: torch.Tensor, options: dict[str, Any]
+) -> torch.Tensor:
+    """The share [out, 1] of its range with which each row of x [out, 1, n] is rounded best.
+
+    The shares are 1, 0.99 … 0.21, the error Σ|x − q|^2.4, and the larger range wins a tie:
+    quant.py:Quantizer.find_params with mse=True.
+    """
+    share = torch.ones_like(lo)
+    best = torch.full_like(lo, torch.inf)
+    for k in range(int(SHRINK * GRID)):
+        p = 1 - k / GRID
+        levels = fit_levels(p * lo, p * hi, **options)
+        codes = levels.round_(levels.position(x)).clamp_(levels.grid.qmin, levels.grid.qmax)
+        error = (levels.grid.decode(codes) - x).abs_().pow_(NORM).sum(-1)  # [out, 1]
+        better = error < best
+        share[better] = p
+        best = torch.where(better, error, best)
+    return share
+
+
+# ------------------------------------------------------------------------------------ the columns
+
+
+def _quantize_block(
+    w: torch.Tensor,
+    u: torch.Tensor,
+    codes: torch.Tensor,
+    levels: Levelling,
+    start: int,
+    stop: int,
+    emit: Emit | None,
+) -> torch.Tensor:
+    """Round the columns of one lazy block and compensate in all that follow; returns Σe², [].
+
+    `w` and `codes` [in, out] are worked on in place. Each error moves at once only the columns of
+    its piece; the rest of the block gets a piece's errors in one product, and the rest of the
+    matrix the block's.
+    """
+    plan = levels.plan
+    errors = torch.empty_like(w[start:stop])
+    if plan.stale:
+        for step in filter(plan.first_fit, range(start, stop)):
+            levels.fit(step // plan.size, w[step : step + plan.size], emit)
+    for first, last in plan.pieces(start, stop):
+        if levels.missing(first):
+            live = _up_to_date(w, u, errors, start, stop, first, first + plan.size)
+            levels.fit(first // plan.size, live, emit)
+        for j in range(first, last):
+            _round_column(w, u, codes, levels, errors[j - start], j, last, emit)
+        spread(w[last:stop], u[first:last, last:stop], errors[first - start : last - start])
+    spread(w[stop:], u[start:stop, stop:], errors)
+    if emit is not None:
+        emit(
+            "gptq.block",
+            steps=levels.steps[start:stop],
+            codes=codes[start:stop].T,
+            errors=errors.T,
+            remaining=w[stop:].T,
+        )
+    return errors.square().sum(dtype=torch.float64)
+
+
+def _up_to_date(
+    w: torch.Tensor,
+    u: torch.Tensor,
+    errors: torch.Tensor,
+    start: int,
+    stop: int,
+    first: int,
+    last: int,
+) -> torch.Tensor:
+    """Columns [first, last) with all compensation so far, where steps [start, first) of the block
+    that ends at `stop` have been rounded.
+
+    Inside the block that is what `w` holds. Where the group reaches beyond, the block's errors
+    are still pending there: without them, the result would depend on block_size.
+    """
+    if last <= stop or first == start:
+        return w[first:last]
+    beyond = w[stop:last].clone()
+    spread(beyond, u[start:first, stop:last], errors[: first - start])
+    return torch.cat([w[first:stop], beyond])
+
+
+def _round_column(
+    w: torch.Tensor,
+    u: torch.Tensor,
+    codes: torch.Tensor,
+    levels: Levelling,
+    error: torch.Tensor,
+    j: int,
+    last: int,
+    emit: Emit | None,
+) -> None:
+    """Step j: round a column, keep its error, compensate in the columns up to `last`."""
+    live, found = w[j], levels[j]
+    grid = found.grid
+    rounded = found.round_(found.position(live.view(-1, 1, 1))).clamp_(grid.qmin, grid.qmax)
+    codes[j].copy_(rounded.view(-1))
+    value = grid.decode(rounded).view(-1)
+    torch.sub(live, value, out=error)
+    error /= u[j, j]  # once: U_jk below is not divided again
+    if emit is not None:
+        emit(
+            "gptq.column",
+            step=levels.steps[j],
+            column=levels.perm[j],
+            live=live,
+            codes=codes[j],
+            value=value,
+            error=error,
+            hinv_row=u[j, j:],
+        )
+    spread_one(w[j + 1 : last], u[j, j + 1 : last], error)
+
+
+def spread_one(columns: torch.Tensor, u_row: torch.Tensor, error: torch.Tensor) -> None:
+    """w_k ← w_k − e·U_k for columns [k, out], in place: one column's compensation, of rank one."""
+    columns.addr_(u_row, error, alpha=-1)
+
+
+def spread(columns: torch.Tensor, u_rows: torch.Tensor, errors: torch.Tensor) -> None:
+    """W ← W − E·U for columns [k, out], rows [steps, k] of U and errors [steps, out], in place."""
+    columns.addmm_(u_rows.T, errors, alpha=-1)
+
+
+# ------------------------------------------------------------------------------------- misprints
+
+
+def _never_updated(u: torch.Tensor) -> torch.Tensor:
+    """H⁻¹ of the whole matrix at every step, although the columns already rounded are fixed."""
+    return (u.T @ u).triu_()
+
+
+def _divided_twice(u: torch.Tensor) -> torch.Tensor:
+    """Compensation e_j·U_jk / U_jj, although e_j has been divided by U_jj already."""
+    diagonal = u.diagonal()
+    broken = u / diagonal.unsqueeze(1)
+    broken.diagonal().copy_(diagonal)
+    return broken
+
+
+def _as_printed(u: torch.Tensor) -> torch.Tensor:
+    """Both: articles print this as GPTQ."""
+    return _divided_twice(_never_updated(u))
+
+
+# Each failure is another matrix in U's place; the steps stay what they are.
+FAILURES = {
+    "no_update": _never_updated,
+    "double_division": _divided_twice,
+    "as_printed": _as_printed,
+}
+
+METHOD = Method(
+    name="gptq",
+    kind="weight",
+    function=gptq,
+    needs=frozenset({"hessian"}),
+    title="Round column by column, compensating each error in the columns to come",
+    source="Frantar et al. 2022 (arXiv 2210.17323); IST-DASLab/gptq",
+    events=EVENTS,
+    origins={
+        "bits": "GPTQModel, llm-compressor W4A16",
+        "symmetric": "GPTQModel, llm-compressor W4A16; the reference code's is False",
+        "group_size": "GPTQModel, llm-compressor W4A16; the reference code's is the whole row",
+        "block_size": "the reference code, llm-compressor",
+        "damp": "the reference code, llm-compressor; GPTQModel's is 0.05",
+        "act_order": "the reference code, GPTQModel (desc_act)",
+        "static_groups": "the reference code, GPTQModel; llm-compressor has nothing else",
+        "mse": "the reference code",
+        "stale_groups": "qviz: the reference code always does; then block_size changes results",
+        "convention": "the reference code, GPTQModel",
+        "scale_dtype": "qviz: the precision computed in; checkpoints hold float16",
+        "variant": "qviz: the method as published",
+    },
+)
