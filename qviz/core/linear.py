@@ -1,4 +1,5 @@
-"""QuantizedLinear: a layer that quantizes its inputs as well, so that its product is its own."""
+"""Layers: those that quantize their inputs as well, so that their product is their own, and those
+that are trained while they are quantized."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -6,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from qviz.core.ledger import Ledger
 from qviz.core.tensor import QuantizedTensor
@@ -49,3 +51,37 @@ class QuantizedLinear(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.weight!r})"
+
+
+class TrainableLinear(nn.Module, ABC):
+    """A linear layer that trains with a quantized weight, whatever of it is trained.
+
+    bias  [out] parameter or None, never quantized; None until it is set
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_parameter("bias", None)
+
+    @abstractmethod
+    def forward(self, x: torch.Tensor, *, emit: Emit | None = None) -> torch.Tensor:
+        """y [..., out] for x [..., in]."""
+
+    @abstractmethod
+    def quantized(self) -> QuantizedTensor:
+        """The quantized weight as it is now."""
+
+    @abstractmethod
+    def frozen(self) -> nn.Module:
+        """The layer as it is used after training, without gradients."""
+
+    @property
+    def ledger(self) -> Ledger:
+        """Everything that has to be stored beside the bias."""
+        return self.quantized().ledger
+
+    @property
+    def bits_per_weight(self) -> float:
+        return self.ledger.bits_per_weight

@@ -1,0 +1,397 @@
+"""Quantization-aware training: the weight is rounded in every forward pass while it is trained.
+
+Rounding has a derivative of zero nearly everywhere, so the backward pass takes that of the clamp
+alone: the straight-through estimator. The step between levels can be trained as well, by the
+gradient of learned step size quantization (LSQ); what trains is a float32 master weight, and what
+remains after training is its codes and steps.
+
+Symbols: w master weights of one group, s step (the scale), v = w/s the position in steps, q codes,
+l = q + shift the level that a code means, ŵ = s·l, g the gradient that arrives at ŵ, N how many
+weights share a step. Straight-through: Bengio et al. 2013 (arXiv 1308.3432). Learned steps: Esser
+et al. 2020 (arXiv 1902.08153). Levels between the integers for 2 bits: Liu et al. 2025 (ParetoQ,
+arXiv 2502.02631).
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from qviz.core.check import FLOAT_DTYPES, as_matrix, require_int, unknown
+from qviz.core.granularity import Granularity
+from qviz.core.grids import Affine, Codebook
+from qviz.core.ledger import Stream
+from qviz.core.linear import TrainableLinear
+from qviz.core.tensor import QuantizedTensor
+from qviz.core.trace import Emit, EventSpec
+from qviz.methods.registry import Method
+
+# Where the levels stand, in steps: on the integers −2^(b−1) … 2^(b−1)−1, of which 0 is one and the
+# negative side has one more, or half a step above them, alike on both sides and without a 0.
+SHIFTS = {"integer": 0.0, "half": 0.5}
+INITS = ("mse", "absmax", "lsq")
+CANDIDATES = 64  # steps that init="mse" tries for each group
+
+EVENTS = (
+    EventSpec(
+        "qat.step",
+        {"step": "[rows, groups] the steps that training starts from"},
+        "s = argmin Σ(w − ŵ)², or max|w| / (qmax + ½ + shift), or 2·mean|w| / √(qmax + shift)",
+        "init=: search, affine's symmetric range, Esser et al. 2020 section 2.1",
+    ),
+    EventSpec(
+        "qat.codes",
+        {
+            "position": "[rows, groups, group_size] v, where each weight falls, in steps",
+            "codes": "[rows, groups, group_size] q, as floats",
+        },
+        "v = w / s, q = clamp(RNE(v − shift), qmin, qmax)",
+        "Esser et al. 2020, equation 1",
+    ),
+    EventSpec(
+        "qat.weight",
+        {"weight": "[rows, groups, group_size] ŵ, which the layer multiplies with"},
+        "ŵ = s·(q + shift)",
+        "Esser et al. 2020, equation 2",
+    ),
+    EventSpec(
+        "qat.gradient",
+        {
+            "upstream": "[rows, groups, group_size] g = ∂L/∂ŵ",
+            "inside": "[rows, groups, group_size] bool: v lies strictly inside the range",
+            "weight": "[rows, groups, group_size] ∂L/∂w as straight-through claims it",
+            "step": "[rows, groups, 1] ∂L/∂s, times the gradient scale",
+        },
+        "∂ŵ/∂w = 1 inside, 0 outside; ∂ŵ/∂s = l − v inside, l outside; scale 1/√(N·(qmax + shift))",
+        "Bengio et al. 2013; Esser et al. 2020, equations 3 and 5, section 2.2",
+    ),
+)
+
+
+def fake_quantize_ste(
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    qmin: int,
+    qmax: int,
+    *,
+    shift: float = 0.0,
+    grad_scale: float = 1.0,
+    emit: Emit | None = None,
+) -> torch.Tensor:
+    """Round x to the levels scale·(q + shift), q from qmin to qmax; differentiable by convention.
+
+    x      floating, any shape; scale positive, broadcasts to x
+    Backward, x gets the gradient where x/scale lies strictly between qmin and qmax + 2·shift (with
+    a shift the outermost cells are as wide as the others, so the range ends where they end), and
+    nothing elsewhere. If scale requires a gradient it gets LSQ's, times `grad_scale`.
+    Returns the reconstruction, x's shape and dtype.
+
+    >>> x = torch.tensor([-3.0, 0.2, 0.8], requires_grad=True)
+    >>> fake_quantize_ste(x, torch.tensor(1.0), -2, 1).sum().backward()
+    >>> x.grad
+    tensor([0., 1., 1.])
+    """
+    y: torch.Tensor = _FakeQuantize.apply(x, scale, qmin, qmax, shift, grad_scale, emit)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """The two directions of fake quantization, which do not belong together by calculus."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        scale: torch.Tensor,
+        qmin: int,
+        qmax: int,
+        shift: float,
+        grad_scale: float,
+        emit: Emit | None,
+    ) -> torch.Tensor:
+        position = x / scale
+        codes = _codes(position, qmin, qmax, shift)
+        if emit is not None:
+            emit("qat.codes", position=position, codes=codes)
+        level = codes + shift
+        ctx.save_for_backward(position, level, scale)
+        ctx.settings = (qmin, qmax + 2 * shift, grad_scale, emit)
+        weight = level * scale
+        if emit is not None:
+            emit("qat.weight", weight=weight)
+        return weight
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        position, level, scale = ctx.saved_tensors
+        low, high, grad_scale, emit = ctx.settings
+        (upstream,) = gradients
+        # Strictly inside: at the ends the paper counts a weight as clipped.
+        inside = (position > low) & (position < high)
+        weight = upstream * inside
+        step = None
+        if ctx.needs_input_grad[1]:
+            # Inside, the surrogate is w plus a rounding residue of (l − v)·s that is held fixed in
+            # units of s; outside, only s moves the level that the weight is clipped to.
+            slope = torch.where(inside, level - position, level)
+            step = (upstream * slope).sum_to_size(scale.shape) * grad_scale
+        if emit is not None:
+            shown = torch.zeros_like(scale) if step is None else step
+            emit("qat.gradient", upstream=upstream, inside=inside, weight=weight, step=shown)
+        return weight, step, None, None, None, None, None
+
+
+def _codes(position: torch.Tensor, qmin: int, qmax: int, shift: float) -> torch.Tensor:
+    """q of positions in steps, as floats: half to even, clamped."""
+    return torch.round(position - shift).clamp(qmin, qmax)
+
+
+class _Stored(torch.autograd.Function):
+    """The step as it is stored: positive and rounded to its dtype. The gradient goes straight
+    through, so that a step which training drove below zero can come back."""
+
+    @staticmethod
+    def forward(ctx: Any, step: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return step.clamp(min=torch.finfo(dtype).smallest_normal).to(dtype).to(step.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        return gradients[0], None
+
+
+class QatLinear(TrainableLinear):
+    """A linear layer that trains through its own rounding: y = x·ŵᵀ (+ bias). Made by `qat`.
+
+    weight  [out, in] parameter: the master weight, float32 or float64
+    step    [rows, groups] parameter if it is learned, else a buffer
+    """
+
+    weight: nn.Parameter
+    step: torch.Tensor
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        step: torch.Tensor,
+        *,
+        bits: int,
+        granularity: Granularity,
+        levels: str,
+        learned: bool,
+        scale_dtype: torch.dtype,
+        info: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        if learned:
+            self.step = nn.Parameter(step)
+        else:
+            self.register_buffer("step", step)
+        self.bits, self.granularity, self.levels = bits, granularity, levels
+        self.scale_dtype, self.info = scale_dtype, info
+
+    @property
+    def qmin(self) -> int:
+        return int(-(2 ** (self.bits - 1)))
+
+    @property
+    def qmax(self) -> int:
+        return int(2 ** (self.bits - 1) - 1)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (self.weight.shape[0], self.weight.shape[1])
+
+    def fake_quantized(self, *, emit: Emit | None = None) -> torch.Tensor:
+        """ŵ [out, in], through which gradients reach the master weight and the step."""
+        x = self.granularity.split(self.weight)  # [rows, groups, group_size]
+        shift = SHIFTS[self.levels]
+        # Without the scale a step that N weights share gets N of their gradients, and learns
+        # √N·√qmax times faster, for its size, than a weight does. Adam undoes the scale.
+        grad_scale = 1 / math.sqrt(x.shape[-1] * (self.qmax + shift))
+        scale = self._stored_step().unsqueeze(-1)
+        x = fake_quantize_ste(
+            x, scale, self.qmin, self.qmax, shift=shift, grad_scale=grad_scale, emit=emit
+        )
+        return self.granularity.join(x, self.shape)
+
+    def forward(self, x: torch.Tensor, *, emit: Emit | None = None) -> torch.Tensor:
+        """y [..., out] for x [..., in]."""
+        return functional.linear(x, self.fake_quantized(emit=emit), self.bias)
+
+    @torch.no_grad()
+    def quantized(self) -> QuantizedTensor:
+        """Codes and steps as they are now; `dequantize()` is `fake_quantized()` bit for bit."""
+        scale, shift = self._stored_step(), SHIFTS[self.levels]
+        position = self.granularity.split(self.weight) / scale.unsqueeze(-1)
+        codes = _codes(position, self.qmin, self.qmax, shift)
+        stored = scale.to(self.scale_dtype)
+        grid: Affine | Codebook
+        if shift == 0:
+            grid = Affine(stored, self.bits, self.qmin, self.qmax, scale.dtype)
+        else:  # the same four, eight … values for every group, so nothing but the step is stored
+            values = torch.arange(self.qmin, self.qmax + 1, device=scale.device) + shift
+            grid = Codebook(
+                values.to(scale.dtype), scale, self.bits, (Stream("scales", stored),), scale.dtype
+            )
+            codes = codes - self.qmin
+        codes = self.granularity.join(codes, self.shape)
+        codes = codes.to(torch.int8 if shift == 0 else torch.uint8)
+        return QuantizedTensor(codes, grid, self.granularity, self.shape, info=self.info)
+
+    def frozen(self) -> nn.Module:
+        """An ordinary layer with the rounded weight, without gradients: what is deployed."""
+        rows, columns = self.shape
+        layer = nn.Linear(columns, rows, bias=self.bias is not None, device="meta")
+        layer.weight = nn.Parameter(self.quantized().dequantize(), requires_grad=False)
+        if self.bias is not None:
+            layer.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=False)
+        return layer
+
+    def _stored_step(self) -> torch.Tensor:
+        stored: torch.Tensor = _Stored.apply(self.step, self.scale_dtype)  # type: ignore[no-untyped-call]
+        return stored
+
+    def extra_repr(self) -> str:
+        learned = "learned" if isinstance(self.step, nn.Parameter) else "fixed"
+        rows, columns = self.shape
+        return f"{columns} → {rows}, {self.bits} bits, {self.granularity}, {learned} {self.levels}"
+
+
+def qat(
+    weight: torch.Tensor | np.ndarray,
+    *,
+    bits: int = 3,
+    group_size: int | None = 128,
+    step: str = "learned",
+    levels: str = "auto",
+    init: str = "mse",
+    scale_dtype: torch.dtype | None = None,
+    emit: Emit | None = None,
+) -> QatLinear:
+    """A trainable layer whose weight is rounded to b bits whenever it is used.
+
+    weight       [out, in]; float32 or float64 is trained in its own precision, bfloat16 and float16
+                 in float32, because their own steps are larger than most updates
+    bits         2 to 8
+    group_size   inputs that share a step; None: the whole row
+    step         "learned" (LSQ) or "fixed" (straight-through estimator alone)
+    levels       "integer": −2^(b−1) … 2^(b−1)−1 steps; "half": half a step above them; "auto":
+                 half for 2 bits, where one of four levels on 0 and one only on the negative side
+                 would leave two for most weights, integer for more
+    init         "mse": of 64 steps up to absmax's the one with the smallest squared error;
+                 "absmax": the largest weight on the end of the outermost cell, as in symmetric
+                 rounding to nearest; "lsq": the paper's 2·mean|w|/√qmax
+    scale_dtype  dtype in which steps are stored; the forward pass uses the stored value. None:
+                 the precision that is trained in
+
+    Returns a QatLinear; `.quantized()` gives its codes. `info` counts all-zero groups. Raises
+    ValueError for NaN or Inf, a group size that does not divide the row, and steps that
+    scale_dtype cannot hold.
+
+    >>> layer = qat(torch.randn(8, 256), bits=2)
+    >>> layer(torch.randn(4, 256)).shape, layer.quantized().bits_per_weight
+    (torch.Size([4, 8]), 2.25)
+    """
+    weight = as_matrix(weight)
+    require_int(bits, "bits", 2, 8)
+    for name, value, known in (("step", step, ("learned", "fixed")), ("init", init, INITS)):
+        if value not in known:
+            raise ValueError(unknown(name, value, known))
+    if levels == "auto":
+        levels = "half" if bits == 2 else "integer"
+    if levels not in SHIFTS:
+        raise ValueError(unknown("levels", levels, [*SHIFTS, "auto"]))
+    if scale_dtype is not None and scale_dtype not in FLOAT_DTYPES:
+        names = ", ".join(map(str, FLOAT_DTYPES))
+        raise TypeError(f"scale_dtype must be None or one of {names}; got {scale_dtype!r}")
+    precision = weight.dtype if weight.dtype == torch.float64 else torch.float32
+    master = weight.to(precision, copy=True)
+    unit = Granularity.of("group", group_size)
+
+    start = _initial_step(unit.split(master), bits, SHIFTS[levels], init)  # [rows, groups]
+    if emit is not None:
+        emit("qat.step", step=start)
+    stored = scale_dtype or precision
+    _require_storable(start, stored)
+    info = {
+        "method": "qat",
+        "levels": levels,
+        "step": step,
+        "init": init,
+        "device": str(weight.device),
+        "compute": str(precision).removeprefix("torch."),
+        "zero_groups": int(torch.count_nonzero(start == 0)),
+    }
+    return QatLinear(
+        master,
+        start,
+        bits=bits,
+        granularity=unit,
+        levels=levels,
+        learned=step == "learned",
+        scale_dtype=stored,
+        info=info,
+    )
+
+
+def _initial_step(x: torch.Tensor, bits: int, shift: float, init: str) -> torch.Tensor:
+    """[rows, groups] for weights [rows, groups, group_size]; 0 where all of them are 0."""
+    qmin, qmax = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    if init == "lsq":
+        start: torch.Tensor = 2 * x.abs().mean(-1) / math.sqrt(qmax + shift)
+        return start
+    widest: torch.Tensor = x.abs().amax(-1) / (
+        qmax + 0.5 + shift
+    )  # the outermost cell ends at the largest
+    if init == "absmax":
+        return widest
+    best, least = widest, torch.full_like(widest, torch.inf)
+    for k in range(CANDIDATES, 0, -1):
+        step = (widest * (k / CANDIDATES)).clamp(min=torch.finfo(x.dtype).smallest_normal)
+        scale = step.unsqueeze(-1)
+        # In steps, not in weights: the squares of tiny weights would underflow to 0.
+        position = x / scale
+        error = (_codes(position, qmin, qmax, shift) + shift - position).square_().sum(-1)
+        error = error * (k / CANDIDATES) ** 2  # back to one unit for all candidates
+        better = error < least
+        best, least = torch.where(better, step, best), torch.where(better, error, least)
+    return torch.where(widest == 0, widest, best)
+
+
+def _require_storable(step: torch.Tensor, dtype: torch.dtype) -> None:
+    """ValueError where a step is too large, or, not being 0, too small for its dtype."""
+    limits = torch.finfo(dtype)
+    bad = (step > limits.max) | ((step < limits.smallest_normal) & (step > 0))
+    if bad.any() and dtype != step.dtype:
+        row, group = bad.nonzero()[0].tolist()
+        raise ValueError(
+            f"the step of group [{row}, {group}] is {float(step[row, group]):.3g}, outside what "
+            f"{str(dtype).removeprefix('torch.')} holds without losing precision; leave "
+            f"scale_dtype out, or rescale the weight"
+        )
+
+
+METHOD = Method(
+    name="qat",
+    kind="training",
+    function=qat,
+    needs=frozenset(),
+    title="Quantization-aware training: straight-through estimator, learned steps",
+    source=(
+        "Bengio et al. 2013 (arXiv 1308.3432); Esser et al. 2020 (LSQ, arXiv 1902.08153); levels "
+        "at 2 bits: Liu et al. 2025 (ParetoQ, arXiv 2502.02631)"
+    ),
+    events=EVENTS,
+    origins={
+        "bits": "LSQ's smallest that it trains to full accuracy",
+        "group_size": "GPTQ, AWQ, llm-compressor W4A16; LSQ has one step for each layer",
+        "step": "LSQ",
+        "levels": "ParetoQ: shifted at 2 bits, integers at 3 and 4",
+        "init": "qviz: measured against LSQ's and ParetoQ's, see bench/training.py",
+        "scale_dtype": "qviz: the precision that is trained in",
+    },
+)
