@@ -144,7 +144,7 @@ def copy_of(model: LoadedModel) -> LoadedModel:
 def layers_to_quantize(
     model: LoadedModel, layers: Sequence[str] | None
 ) -> tuple[dict[str, LinearLayer], dict[str, str]]:
-    """The layers to quantize (None: all but an output head), and why the others are not among them."""
+    """The layers to quantize (None: all but an output head), and why the others are left."""
     chosen, skipped = choose_layers(model, layers), skipped_layers(model)
     if layers is None:
         heads = {name for name in chosen if HEAD.search(name)}
