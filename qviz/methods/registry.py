@@ -19,6 +19,7 @@ from qviz.core.trace import Emit, EventSpec
 
 _MODULES = {
     "affine": "qviz.methods.affine",
+    "rotation": "qviz.methods.rotation",
 }
 
 
