@@ -19,8 +19,24 @@ from qviz.core.trace import Emit, EventSpec
 
 _MODULES = {
     "affine": "qviz.methods.affine",
+    "awq": "qviz.methods.awq",
     "rotation": "qviz.methods.rotation",
 }
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Factors that all linears of one input have in common, as it can be divided only once.
+
+    The method takes them as its option `transform`.
+
+    factors  (weights, calibration, **the method's options) → s [in]
+    into     what may be divided by them: "norm", a norm before the linears, or "linear", one whose
+             outputs are their inputs
+    """
+
+    factors: Callable[..., torch.Tensor]
+    into: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -38,6 +54,7 @@ class Method:
     events   the table of what it emits
     origins  option → whose default it is: the system or paper that has the same one, or "qviz"
              with the reason
+    shared   for a method that scales inputs: how linears of one input come to the same factors
     """
 
     name: str
@@ -48,6 +65,7 @@ class Method:
     source: str
     events: tuple[EventSpec, ...]
     origins: Mapping[str, str]
+    shared: Shared | None = None
 
     @property
     def defaults(self) -> dict[str, Any]:
