@@ -20,6 +20,8 @@ from qviz.core.trace import Emit, EventSpec
 _MODULES = {
     "affine": "qviz.methods.affine",
     "awq": "qviz.methods.awq",
+    "qat": "qviz.methods.qat",
+    "qlora": "qviz.methods.qlora",
     "rotation": "qviz.methods.rotation",
 }
 
