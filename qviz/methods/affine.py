@@ -90,12 +90,17 @@ Rule = Callable[[torch.Tensor, torch.Tensor, int], Fit]
 
 @dataclass(frozen=True)
 class Convention:
-    """A system's rule for groups of weights. `compute` None: it works in the weight's dtype."""
+    """A system's rule for groups of weights.
+
+    compute   None: it works in the weight's dtype
+    constant  the scale of a group whose own is 0 as it is stored; None: there is no rule for it
+    """
 
     symmetric: Rule | None
     asymmetric: Rule | None
     compute: torch.dtype | None
     source: str
+    constant: float | None = None
 
 
 def _absmax(lo: torch.Tensor, hi: torch.Tensor) -> torch.Tensor:
@@ -249,7 +254,9 @@ CONVENTIONS: dict[str, Convention] = {
     "quanto": Convention(
         None, _minmax_offset, None, "optimum-quanto tensor/optimizers/max_optimizer.py"
     ),
-    "kivi": Convention(None, _minmax_offset, None, "KIVI quant/new_pack.py"),
+    # KIVI divides 0 by 0 in a constant group; its GPU makes code 0 of that, and 0·s + min is right
+    # for any s. A scale of 1 does the same on every device.
+    "kivi": Convention(None, _minmax_offset, None, "KIVI quant/new_pack.py", constant=1.0),
     "hqq": Convention(
         None, _hqq, torch.float32, "hqq core/quantize.py:Quantizer.quantize, without optimization"
     ),
@@ -422,6 +429,8 @@ def store(
 
     scale = stored(fit.scale)
     assert scale is not None
+    if (constant := CONVENTIONS[convention].constant) is not None:
+        scale = torch.where(scale == 0, constant, scale)
     bad = ~(torch.isfinite(scale) & (scale > 0))
     if bad.any():
         row, group = bad.nonzero()[0].tolist()

@@ -269,12 +269,23 @@ def test_gptq_clips_a_group_without_negative_weights():
     assert q.dequantize().max() == pytest.approx(7 / 15, rel=1e-6)
 
 
-@pytest.mark.parametrize("convention", ["quanto", "kivi"])
-def test_offset_conventions_refuse_a_constant_group(convention):
+def test_a_constant_group_with_an_offset():
+    """quanto divides 0 by 0; KIVI does too, and its GPU makes code 0 of that, which is right."""
+    w = torch.full((2, 32), 0.7)
+    options = {"bits": 2, "symmetric": False, "group_size": 32}
     with pytest.raises(ValueError, match="constant"):
-        qviz.quantize(
-            torch.ones(2, 32), bits=2, symmetric=False, group_size=32, convention=convention
-        )
+        qviz.quantize(w, convention="quanto", **options)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        q = qviz.quantize(w.to(dtype), convention="kivi", **options)
+        assert torch.equal(q.dequantize(), w.to(dtype))
+        assert (q.codes == 0).all()
+        assert q.info["constant_groups"] == 2
+    # a range whose scale is 0 as it is stored
+    small = torch.linspace(0, 1e-9, 32).reshape(1, 32)
+    q = qviz.quantize(small, convention="kivi", scale_dtype=torch.float16, **options)
+    assert q.grid.scale.dtype == torch.float16
+    assert (q.grid.scale == 1).all()
+    assert (q.dequantize() == 0).all()
 
 
 def test_the_conventions_really_differ():
