@@ -11,7 +11,7 @@ section 2.1; the source of each rule stands in `CONVENTIONS`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -78,6 +78,23 @@ class Levels:
         if self.grid.zero_point is not None:
             x += self.grid.zero_point.to(x.dtype).unsqueeze(-1)
         return x
+
+    def working(self) -> "Levels":
+        """The same numbers in the dtype to compute in, so that no use has to convert them."""
+        grid, compute = self.grid, self.grid.compute
+
+        def wide(x: torch.Tensor | None) -> torch.Tensor | None:
+            return None if x is None else x.to(compute)
+
+        return replace(
+            self,
+            grid=replace(
+                grid,
+                scale=grid.scale.to(compute),
+                zero_point=wide(grid.zero_point),
+                offset=wide(grid.offset),
+            ),
+        )
 
     def shown_zero(self) -> torch.Tensor:
         """The zero points for a picture: zeros where the convention has none."""

@@ -11,8 +11,8 @@ happens at a step is arithmetic on whole rows. "Step" j is the j-th column that 
 says which column of the weight that is.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -136,12 +136,10 @@ def gptq(
     weight = as_matrix(weight)
     require_fit(calibration, weight.shape[1])
     block_size = require_int(block_size, "block_size", 1, 10**9)
+    require_int(bits, "bits", 2, 8)
     if variant is not None and variant not in FAILURES:
         raise ValueError(unknown("variant", variant, FAILURES))
-    plan = GroupPlan(
-        require_int(bits, "bits", 2, 8), symmetric, convention, scale_dtype, mse,
-        weight.shape[1], group_size, static_groups, stale_groups, act_order,
-    )  # fmt: skip
+    plan = GroupPlan.of(locals(), weight.shape[1])
     setup = prepare(weight, calibration, damp=damp, act_order=act_order, emit=emit)
     u = setup.hinv_chol if variant is None else FAILURES[variant](setup.hinv_chol)
     if emit is not None:
@@ -197,16 +195,21 @@ class Setup:
     dead       [in] bool: columns of the weight whose input was always 0
     hinv_chol  [in, in] U, in the order of the steps
     damp       the fraction λ that was used in the end
+    reordered  perm is not the weight's own order
     """
 
     perm: torch.Tensor
     dead: torch.Tensor
     hinv_chol: torch.Tensor
     damp: float
+    reordered: bool
 
     def columns(self, weight: torch.Tensor, dead_too: bool = False) -> torch.Tensor:
         """The weight as the steps see it, a new tensor [in, out] in the dtype to compute in."""
-        w = weight.T.to(self.hinv_chol.dtype)[self.perm].contiguous()
+        w = torch.empty(weight.T.shape, dtype=self.hinv_chol.dtype, device=weight.device)
+        w.copy_(weight.T)
+        if self.reordered:
+            w = w[self.perm]
         if not dead_too:
             w[self.dead[self.perm]] = 0
         return w
@@ -232,13 +235,12 @@ def prepare(
     perm = torch.arange(len(h), device=h.device)
     if act_order:
         perm = torch.argsort(diagonal, descending=True, stable=True)
-    h = h[perm][:, perm]  # a copy, also where the order stays
-    diagonal = diagonal[perm]
-    h.diagonal().copy_(diagonal)
+        diagonal = diagonal[perm]
+    h = h[perm][:, perm] if act_order else h.clone()
     h, u, damp = _factor(h, diagonal, damp)
     if emit is not None:
         emit("gptq.hessian", hessian=h, perm=perm, dead=dead)
-    return Setup(perm, dead, u, damp)
+    return Setup(perm, dead, u, damp, act_order)
 
 
 def _factor(
@@ -298,15 +300,21 @@ class GroupPlan:
     convention: str
     scale_dtype: torch.dtype | None
     mse: bool
-    in_features: int
     group_size: int | None
-    static: bool
-    stale: bool
+    static_groups: bool
+    stale_groups: bool
     act_order: bool
+    in_features: int
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], in_features: int) -> "GroupPlan":
+        """From the options of `gptq`, of which it takes those that it has fields for."""
+        names = [field.name for field in fields(cls) if field.name != "in_features"]
+        return cls(**{name: options[name] for name in names}, in_features=in_features)
 
     def __post_init__(self) -> None:
         Granularity.of("group", self.group_size).split(torch.empty(0, self.in_features))
-        if self.stale and self.upfront:
+        if self.stale_groups and self.upfront:
             raise ValueError(
                 "stale_groups has no meaning where levels are found before the first column: "
                 "leave out static_groups, and give a group_size"
@@ -323,7 +331,7 @@ class GroupPlan:
     @property
     def upfront(self) -> bool:
         """Levels come from the original weights, before the first column is rounded."""
-        return self.static or self.group_size is None
+        return self.static_groups or self.group_size is None
 
     def first_fit(self, step: int) -> bool:
         """Whether a group's levels are found at this step."""
@@ -334,7 +342,11 @@ class GroupPlan:
         whose columns must be up to date when its range is taken."""
         cut = start
         for step in range(start + 1, stop + 1):
-            if step == stop or step - cut == INNER or (not self.stale and self.first_fit(step)):
+            if (
+                step == stop
+                or step - cut == INNER
+                or (not self.stale_groups and self.first_fit(step))
+            ):
                 yield cut, step
                 cut = step
 
@@ -348,7 +360,8 @@ class Levelling:
         # Static groups are consecutive columns of the weight, the others consecutive steps.
         self._index = (perm if plan.upfront else self.steps) // plan.size  # [in] of each step
         self._group_of: list[int] = self._index.tolist()
-        self._found: dict[int, Levels] = {}
+        self._found: dict[int, Levels] = {}  # as they are stored
+        self._working: dict[int, Levels] = {}  # the same, in the dtype computed in
 
     def members(self, group: int) -> torch.Tensor | slice:
         """The steps that round the columns of this group, in the order of the weight's columns."""
@@ -372,6 +385,7 @@ class Levelling:
             shrink = _best_shrink(weights.T.contiguous().unsqueeze(1), lo, hi, options)
             lo, hi = shrink * lo, shrink * hi
         found = self._found[group] = fit_levels(lo, hi, **options)
+        self._working[group] = found.working()
         if emit is not None:
             emit(
                 "gptq.group",
@@ -382,7 +396,7 @@ class Levelling:
             )
 
     def __getitem__(self, step: int) -> Levels:
-        return self._found[self._group_of[step]]
+        return self._working[self._group_of[step]]
 
     def missing(self, step: int) -> bool:
         return self._group_of[step] not in self._found
@@ -458,7 +472,7 @@ def _quantize_block(
     """
     plan = levels.plan
     errors = torch.empty_like(w[start:stop])
-    if plan.stale:
+    if plan.stale_groups:
         for step in filter(plan.first_fit, range(start, stop)):
             levels.fit(step // plan.size, w[step : step + plan.size], emit)
     for first, last in plan.pieces(start, stop):
