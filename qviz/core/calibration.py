@@ -5,7 +5,10 @@ The one form in which data reaches a method. `qviz.capture` makes it from a mode
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+
+from qviz.core.check import as_matrix
 
 
 @dataclass(frozen=True)
@@ -70,3 +73,16 @@ def require_fit(calibration: Calibration, in_features: int) -> None:
             f"the calibration has {calibration.in_features} input channels{layer}, the weight "
             f"{in_features}: was it captured for another layer?"
         )
+
+
+def wide_matrix(weight: torch.Tensor | np.ndarray, calibration: Calibration) -> torch.Tensor:
+    """The weight [out, in], checked with its calibration, in float32 (float64 stays) and row-major.
+
+    Row-major, so that a sum runs in the same order whatever strides the weight came with. The
+    tensor may be the caller's own: it is not to be written to.
+    """
+    require_calibration(calibration)
+    matrix = as_matrix(weight)
+    require_fit(calibration, matrix.shape[1])
+    wide = matrix.dtype if matrix.dtype == torch.float64 else torch.float32
+    return matrix.to(wide).contiguous()

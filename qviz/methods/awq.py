@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from qviz.core.calibration import Calibration, require_calibration, require_fit
-from qviz.core.check import as_matrix, require_int, unknown
+from qviz.core.calibration import Calibration, wide_matrix
+from qviz.core.check import require_int, unknown
 from qviz.core.granularity import Granularity
 from qviz.core.grids import Affine
 from qviz.core.metrics import output_energy
@@ -179,7 +179,7 @@ def awq(
     >>> q = awq(qviz.load_layer(None, layer), qviz.load_calibration(None, layer))
     >>> q.info["ratio"], q.transform.scale.shape
     """
-    w = _working(weight, calibration)
+    w = wide_matrix(weight, calibration)
     options: dict[str, Any] = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
     found = None
     if transform is None:
@@ -233,7 +233,7 @@ def search(
     if not weights:
         raise ValueError("there is no weight to search factors for; give at least one")
     require_int(bits, "bits", 2, 8)
-    ws = [_working(weight, calibration) for weight in weights]
+    ws = [wide_matrix(weight, calibration) for weight in weights]
     unit = Granularity.of("group", group_size)
     activation = calibration.act_absmean.to(ws[0])  # [in]
     if emit is not None:
@@ -328,15 +328,6 @@ def clip_limits(
     if emit is not None:
         emit("awq.clip", errors=errors, step=step, limit=limit)
     return limit, int(torch.count_nonzero(step))
-
-
-def _working(weight: torch.Tensor | np.ndarray, calibration: Calibration) -> torch.Tensor:
-    """The weight in the precision of the search, checked together with its calibration."""
-    matrix = as_matrix(weight)
-    require_calibration(calibration)
-    require_fit(calibration, matrix.shape[1])
-    wide = matrix.dtype if matrix.dtype == torch.float64 else torch.float32
-    return matrix.to(wide).contiguous()  # the same sums in the same order whatever the strides
 
 
 def _is_clipped(layer: str) -> bool:

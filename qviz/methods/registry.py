@@ -23,6 +23,7 @@ _MODULES = {
     "qat": "qviz.methods.qat",
     "qlora": "qviz.methods.qlora",
     "rotation": "qviz.methods.rotation",
+    "smoothquant": "qviz.methods.smoothquant",
 }
 
 
