@@ -24,6 +24,7 @@ _MODULES = {
     "qlora": "qviz.methods.qlora",
     "rotation": "qviz.methods.rotation",
     "smoothquant": "qviz.methods.smoothquant",
+    "nf4": "qviz.methods.nf4",
 }
 
 
