@@ -25,6 +25,7 @@ _MODULES = {
     "rotation": "qviz.methods.rotation",
     "smoothquant": "qviz.methods.smoothquant",
     "nf4": "qviz.methods.nf4",
+    "hqq": "qviz.methods.hqq",
 }
 
 
