@@ -20,12 +20,15 @@ from qviz.core.trace import Emit, EventSpec
 _MODULES = {
     "affine": "qviz.methods.affine",
     "awq": "qviz.methods.awq",
-    "qat": "qviz.methods.qat",
-    "qlora": "qviz.methods.qlora",
-    "rotation": "qviz.methods.rotation",
-    "smoothquant": "qviz.methods.smoothquant",
+    "gguf": "qviz.methods.gguf",
+    "gptq": "qviz.methods.gptq",
     "nf4": "qviz.methods.nf4",
     "hqq": "qviz.methods.hqq",
+    "microscaling": "qviz.methods.microscaling",
+    "qat": "qviz.methods.qat",
+    "qlora": "qviz.methods.qlora",
+    "smoothquant": "qviz.methods.smoothquant",
+    "rotation": "qviz.methods.rotation",
 }
 
 
