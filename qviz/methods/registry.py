@@ -29,6 +29,7 @@ _MODULES = {
     "qlora": "qviz.methods.qlora",
     "smoothquant": "qviz.methods.smoothquant",
     "rotation": "qviz.methods.rotation",
+    "kv_cache": "qviz.methods.kv_cache",
 }
 
 
