@@ -66,9 +66,14 @@ class Agreement:
 
     @property
     def holds(self) -> bool:
-        """Every difference is a tie, and the losses agree within 0.1 %."""
-        close = self.excess_loss is None or abs(self.excess_loss) <= LOSS
-        return not self.unexplained and close
+        """Every difference is a tie; where there is none, the losses agree within 0.1 %.
+
+        A tie that goes the other way gives its row another loss, better as often as worse: at 2
+        bits one row of 256 has been seen to move the sum by 0.9 %.
+        """
+        if self.differences:
+            return not self.unexplained
+        return self.excess_loss is None or abs(self.excess_loss) <= LOSS
 
     def __str__(self) -> str:
         loss = "" if self.excess_loss is None else f", loss {self.excess_loss:+.3%}"

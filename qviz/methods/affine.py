@@ -79,22 +79,26 @@ class Levels:
             x += self.grid.zero_point.to(x.dtype).unsqueeze(-1)
         return x
 
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Levels":
+        def each(x: torch.Tensor | None) -> torch.Tensor | None:
+            return None if x is None else change(x)
+
+        grid = self.grid
+        changed = replace(
+            grid,
+            scale=change(grid.scale),
+            zero_point=each(grid.zero_point),
+            offset=each(grid.offset),
+        )
+        return replace(self, grid=changed, inverse=each(self.inverse))
+
     def working(self) -> "Levels":
         """The same numbers in the dtype to compute in, so that no use has to convert them."""
-        grid, compute = self.grid, self.grid.compute
+        return self._map(lambda x: x.to(self.grid.compute))
 
-        def wide(x: torch.Tensor | None) -> torch.Tensor | None:
-            return None if x is None else x.to(compute)
-
-        return replace(
-            self,
-            grid=replace(
-                grid,
-                scale=grid.scale.to(compute),
-                zero_point=wide(grid.zero_point),
-                offset=wide(grid.offset),
-            ),
-        )
+    def of_rows(self, rows: torch.Tensor) -> "Levels":
+        """Those of some rows alone."""
+        return self._map(lambda x: x[rows])
 
     def shown_zero(self) -> torch.Tensor:
         """The zero points for a picture: zeros where the convention has none."""

@@ -146,8 +146,11 @@ def gptq(
         emit("gptq.cholesky", hinv_chol=u)
 
     w, levels = setup.columns(weight), Levelling(plan, setup.perm)
-    if plan.upfront:  # the reference takes the range of a whole row before dead columns are zeroed
-        given = setup.columns(weight, dead_too=group_size is None)
+    if plan.upfront:
+        # Whether a dead column still counts in a range: llm-compressor's observer has seen it, and
+        # the reference code zeroes it after taking the range of a whole row, but before groups'.
+        counts = group_size is None or convention == "compressed_tensors"
+        given = setup.columns(weight, dead_too=counts)
         for group in range(plan.groups):
             levels.fit(group, given[levels.members(group)], emit)
     codes = torch.empty_like(w, dtype=levels.code_dtype)  # [in, out]
