@@ -250,45 +250,41 @@ def encode(
     codes = _magnitude(x.abs(), fmt, rounding)
     if rounding == "toward_zero":  # truncation does not reach Inf
         codes = torch.where(torch.isinf(x), codes, codes.clamp(max=fmt.max_code))
-    over = fmt.max_code if saturate else (fmt.inf_code or fmt.nan_code or fmt.max_code)
-    codes = torch.where(codes > fmt.max_code, over, codes)
+    beyond = None if saturate else fmt.inf_code or fmt.nan_code
+    if beyond is None:
+        codes = codes.clamp_(max=fmt.max_code)
+    else:
+        codes = torch.where(codes > fmt.max_code, beyond, codes)
     negative = torch.signbit(x)
     if fmt.signed:
-        codes = torch.where(negative, codes + fmt.sign_bit, codes)
-    elif fmt.nan_code is not None:
+        codes += negative * codes.new_tensor(fmt.sign_bit)
+    else:
         nan = nan | (negative & (x != 0)) | ((x == 0) & (not saturate))
     if fmt.nan_code is not None:
         codes = torch.where(nan, fmt.nan_code, codes)
-    return codes.to(torch.uint8) if fmt.bits <= 8 else codes.to(torch.int64)
+    return codes.to(torch.uint8 if fmt.bits <= 8 else torch.int64)
 
 
 def _magnitude(a: torch.Tensor, fmt: Format, rounding: str) -> torch.Tensor:
     """Codes of a ≥ 0, as if exponents had no upper end; Inf and NaN give any code beyond the last.
 
-    A code counts the numbers below it, so n steps of 2^(E − m) above the binade's start are n codes
-    further on, and a carry into the next binade needs no care.
+    A code counts the numbers below it: 2^m for each binade below that of a, and the steps within.
+    A carry into the next binade therefore needs no care.
     """
     m = fmt.mantissa_bits
     # float32 is faster, and as exact unless the factor below leaves its exponents.
     small = a.dtype != torch.float64 and m > 0 and m - fmt.emin <= 127
     a = a.to(torch.float32 if small else torch.float64)
     integer, width, bias = (torch.int32, 23, 127) if small else (torch.int64, 52, 1023)
-    e = (a.view(integer) >> width) - bias  # ⌊log₂ a⌋, read from its bits
-    e = e.clamp(fmt.emin, 127)  # no format here has a larger exponent
-    n = a * _power_of_two(m - e, a.dtype)  # exact: in steps of the last kept bit
-    # What is beyond every binade ends one binade up; the cap also keeps Inf off the integers.
-    n = _round(n.clamp(max=2.0 ** (m + 1)), rounding).to(integer)
-    code = n + ((e - fmt.emin + 1) << m) - (1 << m)
-    # Without subnormals the lowest binade has field 0, and there is nothing below it.
-    return code if fmt.subnormals else (code - (1 << m)).clamp(min=0)
-
-
-def _power_of_two(exponent: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """2^exponent, built from bits: exact on every device; the exponent is that of a normal."""
-    integer, width, bias = (
-        (torch.int32, 23, 127) if dtype == torch.float32 else (torch.int64, 52, 1023)
-    )
-    return ((exponent.to(integer) + bias) << width).view(dtype)
+    # ⌊log₂ a⌋ from the bits of a, between the ends that formats have here. In place from here on:
+    # a large weight costs as much to copy as to compute.
+    e = (a.view(integer) >> width).sub_(bias).clamp_(fmt.emin, 127)
+    factor = ((m + bias - e) << width).view(a.dtype)  # 2^(m − e), exact on every device
+    # In steps of the last kept bit. What is beyond every binade ends one binade up, and Inf too.
+    n = factor.mul_(a).clamp_(max=2.0 ** (m + 1))
+    code = e.sub_(fmt.emin).bitwise_left_shift_(m).add_(_round(n, rounding).to(integer))
+    # Without subnormals there are no numbers below the lowest binade.
+    return code if fmt.subnormals else code.sub_(1 << m).clamp_(min=0)
 
 
 def _round(a: torch.Tensor, rounding: str) -> torch.Tensor:
@@ -349,7 +345,7 @@ def decode(codes: object, fmt: str | Format) -> torch.Tensor:
     significand = mantissa + (normal << fmt.mantissa_bits)
     power = torch.where(normal == 1, exponent - fmt.bias, fmt.emin) - fmt.mantissa_bits
     # float64, because 2^−149 is not a normal float32.
-    values = significand.to(torch.float64) * _power_of_two(power, torch.float64)
+    values = significand.to(torch.float64) * ((power + 1023) << 52).view(torch.float64)
     values = torch.where(kind == KINDS.index("infinite"), math.inf, values)
     values = torch.where(kind == KINDS.index("nan"), math.nan, values)
     return torch.where(sign == 1, -values, values).to(torch.float32)
