@@ -1,6 +1,7 @@
 """Layers: those that quantize their inputs as well, so that their product is their own, and those
 that are trained while they are quantized."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from qviz.core.check import as_matrix
 from qviz.core.ledger import Ledger
 from qviz.core.tensor import QuantizedTensor
 from qviz.core.trace import Emit
@@ -26,9 +28,33 @@ class QuantizedLinear(ABC):
     def __call__(self, x: torch.Tensor, *, emit: Emit | None = None) -> torch.Tensor:
         """Y [..., out] for inputs x [..., in], as the real system multiplies."""
 
+    def flatten(self, x: torch.Tensor | np.ndarray) -> torch.Tensor:
+        """Inputs [..., in] as a finite matrix [tokens, in]; ValueError if they are none of ours."""
+        if not isinstance(x, torch.Tensor | np.ndarray):
+            raise TypeError(f"inputs must be a tensor or an array, got {type(x).__name__}")
+        if x.ndim == 0 or x.shape[-1] != self.shape[1]:
+            raise ValueError(
+                f"the layer takes {self.shape[1]} inputs in the last dimension, "
+                f"got shape {tuple(x.shape)}"
+            )
+        return as_matrix(x.reshape(-1, x.shape[-1]), "inputs")
+
     def dequantize(self) -> torch.Tensor:
         """The weight's reconstruction [out, in]."""
         return self.weight.dequantize()
+
+    def folded(self) -> "QuantizedLinear":
+        """The same layer for inputs that the layer before divided already."""
+        return self._with(self.weight.folded())
+
+    def unfolded(self) -> "QuantizedLinear":
+        """The same, with input scales that are stored because no layer takes them up."""
+        return self._with(self.weight.unfolded())
+
+    def _with(self, weight: QuantizedTensor) -> "QuantizedLinear":
+        twin = copy.copy(self)
+        object.__setattr__(twin, "weight", weight)  # such layers are frozen
+        return twin
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -98,6 +124,7 @@ def integer_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     tensor([[16114]], dtype=torch.int32)
     """
     total = torch.zeros(a.shape[0], b.shape[0], dtype=torch.int32, device=a.device)
-    for x, y in zip(a.split(1024, dim=1), b.split(1024, dim=1), strict=True):
-        total += (x.float() @ y.float().T).int()
+    for start in range(0, a.shape[1], 1024):
+        part = slice(start, start + 1024)
+        total += (a[:, part].float() @ b[:, part].float().T).int()
     return total

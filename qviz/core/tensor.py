@@ -1,7 +1,7 @@
 """QuantizedTensor: integer codes, the grid that gives them their meaning, and what they cost."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,16 @@ class QuantizedTensor:
         else:
             x = self._cells(slice(None), slice(None))
         return x if self.transform is None else self.transform.undo(x)
+
+    def folded(self) -> "QuantizedTensor":
+        """The same codes for a model into whose layers the transform was folded."""
+        return replace(self, transform=None)
+
+    def unfolded(self) -> "QuantizedTensor":
+        """The same, with input scales that are stored because no layer takes them up."""
+        if not isinstance(self.transform, InputScale):
+            return self
+        return replace(self, transform=replace(self.transform, folded=False))
 
     def window(self, rows: slice, columns: slice) -> torch.Tensor:
         """A part of the reconstruction [rows, columns], without computing the rest if possible."""

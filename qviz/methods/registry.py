@@ -121,9 +121,7 @@ def quantize(
     >>> q.dequantize()
     """
     chosen = get(method)
-    strange = set(options) - set(chosen.defaults)
-    if strange:
-        raise TypeError(unknown(f"option for {method}", sorted(strange)[0], chosen.defaults))
+    require_options(method, options)
     if calibration is not None:
         require_calibration(calibration)
     if not chosen.needs:
@@ -134,3 +132,11 @@ def quantize(
             f"qviz.capture(model, texts, [layer])[layer] and pass it as the third argument"
         )
     return chosen.function(weight, calibration, emit=emit, **options)
+
+
+def require_options(method: str, options: Mapping[str, Any]) -> None:
+    """TypeError for an option that the method does not have, with the near ones."""
+    known = get(method).defaults
+    strange = sorted(set(options) - set(known))
+    if strange:
+        raise TypeError(unknown(f"option for {method}", strange[0], known))

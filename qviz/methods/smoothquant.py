@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from qviz.core.calibration import Calibration, wide_matrix
-from qviz.core.check import as_matrix, require_int
+from qviz.core.check import require_int
 from qviz.core.grids import Affine
 from qviz.core.linear import QuantizedLinear, integer_product
 from qviz.core.metrics import compare
@@ -110,10 +110,7 @@ class SmoothLinear(QuantizedLinear):
         """Y [..., out] in the dtype of x [..., in], without bias."""
         grid, transform = self.weight.grid, self.weight.transform
         assert isinstance(grid, Affine)
-        flat = as_matrix(x.reshape(-1, x.shape[-1]), "inputs")  # [tokens, in]
-        if flat.shape[1] != self.shape[1]:
-            raise ValueError(f"the layer takes {self.shape[1]} inputs, got {flat.shape[1]}")
-        flat = flat.to(grid.compute)
+        flat = self.flatten(x).to(grid.compute)  # [tokens, in]
         if isinstance(transform, InputScale):
             flat = flat / transform.scale.to(flat.dtype)
         if emit is not None:
@@ -132,10 +129,6 @@ class SmoothLinear(QuantizedLinear):
         if emit is not None:
             emit("smoothquant.output", output=y)
         return y.to(x.dtype).reshape(*x.shape[:-1], -1)
-
-    def folded(self) -> "SmoothLinear":
-        """The same layer for inputs that come divided already."""
-        return replace(self, weight=replace(self.weight, transform=None))
 
 
 def smoothquant(
@@ -278,7 +271,9 @@ def _linear(
 def _shared(
     weights: Sequence[torch.Tensor], calibration: Calibration, **options: Any
 ) -> torch.Tensor:
-    """The factors alone, for options of `smoothquant`."""
+    """The factors alone, for options of `smoothquant`; 1 where there is no smoothing."""
+    if options.get("alpha", 0.5) is None:
+        return torch.ones_like(calibration.act_absmax)
     return search(weights, calibration, **options)[1]
 
 

@@ -7,9 +7,10 @@ reading a single weight (`load_layer`) never needs it.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -377,3 +378,10 @@ def require_memory(needed: int, what: str, instead: str) -> None:
             f"{what} needs {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free. "
             f"{instead}"
         )
+
+
+def copy_of(model: LoadedModel) -> LoadedModel:
+    """The model again, with parameters of its own; MemoryError where they do not fit."""
+    size = sum(p.numel() * p.element_size() for p in model.model.parameters())
+    require_memory(size, f"a copy of {model.name}", "Take a smaller model, or single layers")
+    return replace(model, model=copy.deepcopy(model.model))

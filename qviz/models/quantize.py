@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,15 +12,17 @@ from torch import nn
 from qviz.core.calibration import Calibration
 from qviz.core.linear import QuantizedLinear
 from qviz.core.tensor import QuantizedTensor
+from qviz.core.transform import InputScale
 from qviz.methods import registry
 from qviz.models.capture import Progress
 from qviz.models.checkpoint import HEAD
+from qviz.models.fold import Feed, feeds, fold_in_place, transforms
 from qviz.models.load import (
     LinearLayer,
     LoadedModel,
     choose_layers,
+    copy_of,
     linear_layers,
-    require_memory,
     skipped_layers,
 )
 
@@ -34,7 +35,8 @@ class QuantizedModel:
 
     model    a copy that computes with the dequantized weights (its parameters keep their dtype),
              or with the products of the QuantizedLinears
-    tensors  layer → QuantizedTensor or QuantizedLinear: codes, scales and what they cost
+    tensors  layer → QuantizedTensor or QuantizedLinear: codes, scales and what they cost; in the
+             coordinates of the model given, whatever was folded into the copy
     skipped  layer → why it was left as it was
     """
 
@@ -63,6 +65,7 @@ def quantize_model(
     *,
     layers: Sequence[str] | None = None,
     calibration: Mapping[str, Calibration] | None = None,
+    fold: bool = True,
     on_error: str = "raise",
     progress: Progress | None = None,
     **options: Any,
@@ -71,9 +74,15 @@ def quantize_model(
 
     layers=None takes all linear layers except an output head, which practice leaves in 16 bits;
     name it to have it quantized. `calibration` is what qviz.capture returned, for methods that
-    need it. `options` are the method's own. A layer that does not fit them (a group size that does
-    not divide its inputs) is an error; on_error="skip" leaves it as it is and says so in
-    `.skipped`, unless no layer fits.
+    need it. `options` are the method's own.
+
+    A method that scales inputs (AWQ, SmoothQuant) finds factors for all linears of one input
+    together, and the layer before is divided by them; linears whose inputs no layer can take up go
+    without factors. fold=False gives each linear factors of its own, stored beside its codes, and
+    its inputs are divided while the model runs.
+
+    A layer that does not fit the options (a group size that does not divide its inputs) is an
+    error; on_error="skip" leaves it as it is and says so in `.skipped`, unless no layer fits.
 
     >>> quantized = qviz.quantize_model(qviz.load_model(), bits=4, group_size=32)
     >>> quantized.bits_per_weight, qviz.perplexity(quantized.model, max_tokens=1024).value
@@ -86,13 +95,20 @@ def quantize_model(
             f"{method} is a {kind} method; quantize_model takes those that quantize the weight of "
             f"a linear layer"
         )
+    registry.require_options(method, options)
     chosen, skipped = layers_to_quantize(model, layers)
+    given, shared = calibration or {}, registry.get(method).shared
+    scales = _factors(model, shared, chosen, given, on_error, options) if shared and fold else {}
+    changed = transforms(model, scales)
     tensors: dict[str, Quantized] = {}
     failure: Exception | None = None
     for done, (name, layer) in enumerate(chosen.items()):
-        given = (calibration or {}).get(name)
+        own = dict(options)
+        if shared and fold:
+            own["transform"] = changed.get(name) or InputScale(torch.ones(layer.in_features))
         try:
-            tensors[name] = registry.quantize(layer.weight, method, given, **options)
+            made = registry.quantize(layer.weight, method, given.get(name), **own)
+            tensors[name] = made if fold or not shared else made.unfolded()
         except ValueError as error:
             if on_error == "raise":
                 raise ValueError(f"{name}: {error}") from error
@@ -102,7 +118,34 @@ def quantize_model(
             progress(done + 1, len(chosen))
     if not tensors:
         raise failure or ValueError(f"{model.name} has no linear layers to quantize")
-    return QuantizedModel(with_weights(model, tensors), tensors, skipped)
+    return QuantizedModel(with_weights(model, tensors, scales), tensors, skipped)
+
+
+def _factors(
+    model: LoadedModel,
+    shared: registry.Shared,
+    chosen: Mapping[str, LinearLayer],
+    calibration: Mapping[str, Calibration],
+    on_error: str,
+    options: Mapping[str, Any],
+) -> dict[Feed, torch.Tensor]:
+    """The factors of each input that can be folded and feeds a layer that is to be quantized.
+
+    All are found on the model as it is, before any is folded, as AWQ's reference does.
+    """
+    found = {}
+    for feed in feeds(model, shared.into):
+        names = [name for name in feed.linears if name in chosen and name in calibration]
+        if not names:
+            continue
+        weights = [chosen[name].weight for name in names]
+        try:
+            found[feed] = shared.factors(weights, calibration[names[0]], **options)
+        except ValueError as error:
+            # Where layers may be skipped, each of these gives its own reason later.
+            if on_error == "raise":
+                raise ValueError(f"{names[0]}: {error}") from error
+    return found
 
 
 class Product(nn.Linear):
@@ -121,24 +164,26 @@ class Product(nn.Linear):
         return y if self.bias is None else y + self.bias
 
 
-def with_weights(model: LoadedModel, tensors: Mapping[str, Quantized]) -> LoadedModel:
-    """A copy of the model that computes with what was quantized; tied weights stay tied."""
+def with_weights(
+    model: LoadedModel,
+    tensors: Mapping[str, Quantized],
+    scales: Mapping[Feed, torch.Tensor] | None = None,
+) -> LoadedModel:
+    """A copy of the model that computes with what was quantized; tied weights stay tied.
+
+    `scales` are folded into it, and the layers hold the weights as they are stored.
+    """
     twin = copy_of(model)
+    fold_in_place(twin, scales or {})
     layers = linear_layers(twin)
     with torch.no_grad():
-        for name, tensor in tensors.items():
+        for name, made in tensors.items():
+            tensor = made.folded() if scales else made
             if isinstance(tensor, QuantizedLinear):
                 twin.model.set_submodule(name, Product(tensor, layers[name]))
             else:
                 layers[name].set_weight(tensor.dequantize())
     return twin
-
-
-def copy_of(model: LoadedModel) -> LoadedModel:
-    """The model again, with parameters of its own; MemoryError where they do not fit."""
-    size = sum(p.numel() * p.element_size() for p in model.model.parameters())
-    require_memory(size, f"a copy of {model.name}", "Take a smaller model, or single layers")
-    return replace(model, model=copy.deepcopy(model.model))
 
 
 def layers_to_quantize(

@@ -27,8 +27,8 @@ from qviz.core.linear import TrainableLinear
 from qviz.core.tensor import QuantizedTensor
 from qviz.methods import registry
 from qviz.models.capture import as_texts, require_tokenizer, window_length
-from qviz.models.load import LoadedModel, require_loaded
-from qviz.models.quantize import copy_of, layers_to_quantize
+from qviz.models.load import LoadedModel, copy_of, require_loaded
+from qviz.models.quantize import layers_to_quantize
 from qviz.models.texts import calibration_texts, evaluation_texts
 
 Progress = Callable[[int, int, float], None]  # called with (steps done, steps, loss)
