@@ -107,6 +107,7 @@ def train_quantized(
     kind = registry.get(method).kind
     if kind != "training":
         raise ValueError(f"{method} is a {kind} method; train_quantized takes training methods")
+    registry.require_options(method, options)
     require_loaded(model)
     if model.kind != "decoder":
         raise ValueError(f"{model.name} does not predict the next token; take a decoder")

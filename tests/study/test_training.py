@@ -137,6 +137,8 @@ def test_what_is_asked_is_checked(bundled):
     ]:
         with pytest.raises(ValueError, match=says):
             train_quantized(bundled, **{"steps": 1, "texts": "python", **options})
+    with pytest.raises(TypeError, match="unknown option"):
+        train_quantized(bundled, bitz=3)
     with pytest.raises(ValueError, match="take a decoder"):
         train_quantized(replace(bundled, kind="encoder"))
     with pytest.raises(ValueError, match="take a smaller lr"):
