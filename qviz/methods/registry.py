@@ -30,6 +30,7 @@ _MODULES = {
     "smoothquant": "qviz.methods.smoothquant",
     "rotation": "qviz.methods.rotation",
     "kv_cache": "qviz.methods.kv_cache",
+    "llm_int8": "qviz.methods.llm_int8",
 }
 
 
