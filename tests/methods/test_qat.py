@@ -1,7 +1,9 @@
 """Quantization-aware training: what is trained, what its gradients are, what remains."""
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -200,3 +202,41 @@ def test_what_is_asked_is_checked(options, error, says):
 def test_steps_that_their_dtype_cannot_hold_are_refused(factor):
     with pytest.raises(ValueError, match=r"group \[0, 0\].*float16.*scale_dtype"):
         qat(torch.randn(4, 64) * factor, group_size=32, scale_dtype=torch.float16)
+
+
+GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "paretoq.npz")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "bits", "shift"),
+    [
+        ("LsqBinaryTernaryExtension", 3, 0.0),
+        ("LsqBinaryTernaryExtension", 4, 0.0),
+        ("StretchedElasticQuant", 2, 0.5),
+        ("StretchedElasticQuant", 3, 0.5),
+    ],
+)
+def test_values_and_gradients_are_paretoqs(theirs, bits, shift):
+    """For 2 and 3 bits its levels are ours; its stretched range ends 1 % early, which is left out,
+    and its gradient is by the range, 2^(b−1) steps."""
+    w, upstream, steps = (
+        torch.from_numpy(GOLDEN[part]) for part in ("weight", "upstream", "steps")
+    )
+    value, by_weight, by_size = (
+        torch.from_numpy(GOLDEN[f"{theirs}.{bits}.{part}"])
+        for part in ("value", "by_weight", "by_size")
+    )
+    qmin, qmax = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    ours, step = w.clone().requires_grad_(), steps.clone().requires_grad_()
+    factor = 1 / math.sqrt(w.numel() * qmax)
+    y = fake_quantize_ste(ours, step, qmin, qmax, shift=shift, grad_scale=factor)
+    y.backward(upstream)
+    assert torch.equal(y, value)
+    position = (w / steps).abs()
+    early = (position >= 0.99 * -qmin) & (position <= -qmin) if shift else torch.zeros(1).bool()
+    assert early.sum() <= 0.03 * w.numel()
+    assert torch.equal(ours.grad.masked_fill(early, 0), by_weight.masked_fill(early, 0))
+    rows = ~early.any(-1).expand(len(w))
+    assert rows.sum() >= 2
+    wanted = by_size * (2 ** (bits - 1) if shift else 1)
+    assert torch.allclose(step.grad[rows], wanted[rows], rtol=1e-5, atol=1e-6)
