@@ -118,8 +118,12 @@ def _exponent(x: torch.Tensor) -> torch.Tensor:
 
 
 def _log2(x: torch.Tensor) -> torch.Tensor:
-    """log₂ x as float32: just below a power of two it rounds up to the integer, as theirs does."""
-    return torch.log2(x.double()).float()  # through float64, so that every device agrees
+    """log₂ x as float32, in which a few numbers beside a power of two become the integer itself.
+
+    Systems that floor or ceil this logarithm take the neighbouring power there. It is rounded from
+    float64, because float32 logarithms differ in the last bit between devices.
+    """
+    return torch.log2(x.double()).float()
 
 
 def _round_mantissa(x: torch.Tensor, bits: int) -> torch.Tensor:
@@ -136,7 +140,7 @@ def _bytes(exponent: torch.Tensor) -> torch.Tensor:
 
 
 def _torchao_mx(amax: torch.Tensor, block: BlockFormat, rounding: str) -> Fit:
-    if rounding == "rceil":
+    if rounding == "rceil":  # on the newest GPUs an instruction, which needs no logarithm
         e = torch.ceil(_log2(amax / block.top)).clamp(-127, 127).to(torch.int32)
     else:
         exact = _exponent(amax)

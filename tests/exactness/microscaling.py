@@ -1,5 +1,6 @@
 """Microscaling: every stored scale, code and reconstruction."""
 
+import ctypes
 import functools
 import itertools
 from collections.abc import Callable, Iterator
@@ -87,7 +88,7 @@ def torchao_mx() -> Tally:
     def one(name: str, mode: str, w: torch.Tensor) -> Pairs:
         ours = qviz.quantize(w, "microscaling", format=name, scale_rounding=mode)
         scale, data = to_mx(w, TORCHAO[name], 32, ScaleCalculationMode[mode.upper()])
-        yield ours._streams()[1].values, scale.view(torch.uint8)
+        yield ours.grid.stored[0].values, scale.view(torch.uint8)
         codes = packed(ours) if name == "mxfp4" else ours.codes.flatten()
         yield codes, data.view(torch.uint8).flatten()
         yield ours.dequantize(), to_dtype(data, scale, TORCHAO[name], 32, w.dtype)
@@ -111,7 +112,7 @@ def torchao_nvfp4() -> Tally:
             return  # theirs divides 0 by 0
         tensor = per_tensor_amax_to_scale(w.abs().amax())
         theirs = NVFP4Tensor.to_nvfp4(w, 16, per_tensor_scale=tensor)
-        _, scales, scale = ours._streams()
+        scales, scale = ours.grid.stored
         yield scale.values, tensor.reshape(1)
         yield scales.values, theirs.scale.view(torch.uint8)
         yield packed(ours), theirs.qdata.flatten()
@@ -149,9 +150,9 @@ def compressed_tensors() -> Tally:
         state = {"weight": w, "weight_scale": scale}
         if tensor is not None:
             state["weight_global_scale"] = tensor
-            yield ours._streams()[2].values, tensor
+            yield ours.grid.stored[1].values, tensor
         theirs = compressor.compress(dict(state), scheme)
-        yield ours._streams()[1].values, theirs["weight_scale"].view(torch.uint8)
+        yield ours.grid.stored[0].values, theirs["weight_scale"].view(torch.uint8)
         codes = theirs["weight_packed"] if "weight_packed" in theirs else theirs["weight"]
         yield packed(ours), codes.view(torch.uint8).flatten()
         back = fake_quantize(w, scale, None, scheme.weights, tensor)
@@ -164,21 +165,63 @@ def compressed_tensors() -> Tally:
     )
 
 
+def defined(w: torch.Tensor, size: int) -> torch.Tensor:
+    """The weight without blocks on which ggml's C code has no defined or no useful answer.
+
+    Below 2^−125 the exponent of MXFP4 is a negative number cast to a byte; NVFP4 ends at 6·448, and
+    far above float32 sees all codes as equally wrong.
+    """
+    blocks = w.float().unflatten(-1, (-1, size))
+    amax = blocks.abs().amax(-1, keepdim=True)
+    lost = ((amax > 0) & (amax < 2.0**-125)) if size == 32 else amax > 2.0**24
+    return torch.where(lost, 1.0, blocks).flatten(1)
+
+
+def nibbles(q: QuantizedTensor, half: int) -> torch.Tensor:
+    """Bytes that hold the codes j and j + half of a block, as ggml lays them out."""
+    low, high = q.codes.reshape(-1, 2, half).unbind(1)
+    return low | high << 4
+
+
 @against("gguf", method="microscaling", what="MXFP4, convention ggml: bytes and values equal")
 def gguf_mxfp4() -> Tally:
     from gguf.quants import MXFP4
 
     def one(w: torch.Tensor) -> Pairs:
-        # Below 2^−125 theirs turns a negative number into a byte, which C leaves undefined.
-        w = w.float().unflatten(-1, (-1, 32))
-        amax = w.abs().amax(-1, keepdim=True)
-        w = torch.where((amax > 0) & (amax < 2.0**-125), 1.0, w).flatten(1)
+        w = defined(w, 32)
         ours = qviz.quantize(w, "microscaling", format="mxfp4", convention="ggml")
         blocks = MXFP4.quantize_blocks(w.reshape(-1, 32).numpy())
-        yield ours._streams()[1].values.flatten(), blocks[:, 0]
-        low, high = ours.codes.reshape(-1, 2, 16).unbind(1)  # their nibbles: j and j + 16
-        yield low | high << 4, blocks[:, 1:]
+        yield ours.grid.stored[0].values.flatten(), blocks[:, 0]
+        yield nibbles(ours, 16), blocks[:, 1:]
         yield ours.dequantize().reshape(-1, 32), MXFP4.dequantize_blocks(blocks)
 
     with np.errstate(all="ignore"):
         return equal(pair for dtype in DTYPES for pair in held(cases("mxfp4", dtype), one))
+
+
+@against(
+    "llama-cpp-python", method="microscaling", what="MXFP4, NVFP4 of ggml: bytes, values equal"
+)
+def ggml_blocks() -> Tally:
+    from ggml import library
+
+    def one(name: str, w: torch.Tensor) -> Pairs:
+        size, head, half = (32, 1, 16) if name == "mxfp4" else (64, 4, 8)
+        w = defined(w, 32 if name == "mxfp4" else 16)
+        w = torch.nn.functional.pad(w, (0, -w.shape[1] % size)).contiguous()
+        ours = qviz.quantize(w, "microscaling", format=name, convention="ggml")
+        blocks = torch.zeros(w.numel() // size, head + size // 2, dtype=torch.uint8)
+        back = torch.zeros_like(w)
+        x, packed, values = (ctypes.c_void_p(t.data_ptr()) for t in (w, blocks, back))
+        count = ctypes.c_int64(w.numel())
+        getattr(library(), f"quantize_row_{name}_ref")(x, packed, count)
+        getattr(library(), f"dequantize_row_{name}")(packed, values, count)
+        yield ours.grid.stored[0].values.flatten(), blocks[:, :head].flatten()
+        yield nibbles(ours, half).flatten(), blocks[:, head:].flatten()
+        yield ours.dequantize(), back
+
+    return equal(
+        pair
+        for name, dtype in itertools.product(("mxfp4", "nvfp4"), DTYPES)
+        for pair in held(cases(name, dtype), functools.partial(one, name))
+    )

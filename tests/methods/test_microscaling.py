@@ -170,7 +170,7 @@ def test_bytes_of_ggml(name, size, head):
     amax = w.reshape(-1, size).abs().amax(-1)
     defined = (amax == 0) | (amax >= 2.0**-125) if name == "mxfp4" else amax < 2.0**24
     assert defined.float().mean() > 0.6
-    scales = q._streams()[1].values.reshape(-1, head)
+    scales = q.grid.stored[0].values.reshape(-1, head)
     assert torch.equal(scales[defined], blocks[defined, :head])
     half = BLOCK_FORMATS[name].size // 2  # a byte holds elements j and j + half
     low, high = q.codes.reshape(len(blocks), -1, 2, half).unbind(2)
