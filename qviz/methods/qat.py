@@ -182,6 +182,7 @@ class QatLinear(TrainableLinear):
         levels: str,
         learned: bool,
         scale_dtype: torch.dtype,
+        dtype: torch.dtype,
         info: dict[str, Any],
     ) -> None:
         super().__init__()
@@ -191,7 +192,7 @@ class QatLinear(TrainableLinear):
         else:
             self.register_buffer("step", step)
         self.bits, self.granularity, self.levels = bits, granularity, levels
-        self.scale_dtype, self.info = scale_dtype, info
+        self.scale_dtype, self.dtype, self.info = scale_dtype, dtype, info
 
     @property
     def qmin(self) -> int:
@@ -219,8 +220,8 @@ class QatLinear(TrainableLinear):
         return self.granularity.join(x, self.shape)
 
     def forward(self, x: torch.Tensor, *, emit: Emit | None = None) -> torch.Tensor:
-        """y [..., out] for x [..., in]."""
-        return functional.linear(x, self.fake_quantized(emit=emit), self.bias)
+        """y [..., out] for x [..., in], in the dtype of x."""
+        return functional.linear(x, self.fake_quantized(emit=emit).to(x.dtype), self.bias)
 
     @torch.no_grad()
     def quantized(self) -> QuantizedTensor:
@@ -243,10 +244,11 @@ class QatLinear(TrainableLinear):
         return QuantizedTensor(codes, grid, self.granularity, self.shape, info=self.info)
 
     def frozen(self) -> nn.Module:
-        """An ordinary layer with the rounded weight, without gradients: what is deployed."""
+        """An ordinary layer with the rounded weight, in the dtype of the weight given."""
         rows, columns = self.shape
         layer = nn.Linear(columns, rows, bias=self.bias is not None, device="meta")
-        layer.weight = nn.Parameter(self.quantized().dequantize(), requires_grad=False)
+        weight = self.quantized().dequantize().to(self.dtype)
+        layer.weight = nn.Parameter(weight, requires_grad=False)
         if self.bias is not None:
             layer.bias = nn.Parameter(self.bias.detach().clone(), requires_grad=False)
         return layer
@@ -334,6 +336,7 @@ def qat(
         levels=levels,
         learned=step == "learned",
         scale_dtype=stored,
+        dtype=weight.dtype,
         info=info,
     )
 

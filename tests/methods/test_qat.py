@@ -156,6 +156,10 @@ def test_master_weights_are_copies_in_enough_precision():
         w = torch.randn(4, 32).to(dtype)
         layer = qat(w, group_size=16)
         assert layer.weight.dtype == layer.step.dtype == master
+        x = torch.randn(3, 32).to(dtype)
+        y, frozen = layer(x), layer.frozen()
+        assert y.dtype == frozen.weight.dtype == dtype
+        assert torch.equal(frozen(x), y)
         layer.weight.data.zero_()
         assert w.abs().max() > 0
 

@@ -83,6 +83,23 @@ def test_only_branches_train_with_qlora(bundled):
     assert trained.bits_per_weight > 2.25
 
 
+@pytest.mark.parametrize("method", ["qat", "qlora"])
+def test_biases_and_half_precision_go_along(bundled, method):
+    module = copy.deepcopy(bundled.model).bfloat16()
+    one = module.model.layers[0].mlp.up_proj
+    one.bias = torch.nn.Parameter(torch.randn(1024).bfloat16(), requires_grad=False)
+    model = replace(bundled, model=module)
+    options = TWO_BITS if method == "qlora" else {}
+    layers = ["layers.0.mlp.up_proj", "layers.0.mlp.down_proj"]
+    trained = train_quantized(model, method, steps=2, layers=layers, **options, **SHORT)
+    mine = trained.model.model.model.layers[0].mlp.up_proj
+    assert torch.equal(mine.bias, one.bias)
+    assert trained.model.model.model.layers[0].mlp.down_proj.bias is None
+    x = torch.randn(5, 256).bfloat16()
+    assert torch.equal(mine(x), trained.modules["model.layers.0.mlp.up_proj"](x))
+    assert qviz.perplexity(trained.model, max_tokens=64).value > 1
+
+
 def test_the_same_seed_gives_the_same_model(bundled):
     options = {"bits": 3, "steps": 2, "layers": ["layers.0.mlp.up_proj"], **SHORT}
     one, same = (train_quantized(bundled, seed=1, **options) for _ in range(2))
