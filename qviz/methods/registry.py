@@ -23,6 +23,7 @@ _MODULES = {
     "gguf": "qviz.methods.gguf",
     "gptq": "qviz.methods.gptq",
     "nf4": "qviz.methods.nf4",
+    "llm_int8": "qviz.methods.llm_int8",
     "hqq": "qviz.methods.hqq",
     "microscaling": "qviz.methods.microscaling",
     "qat": "qviz.methods.qat",
@@ -30,7 +31,7 @@ _MODULES = {
     "smoothquant": "qviz.methods.smoothquant",
     "rotation": "qviz.methods.rotation",
     "kv_cache": "qviz.methods.kv_cache",
-    "llm_int8": "qviz.methods.llm_int8",
+    "vector": "qviz.methods.vector",
 }
 
 

@@ -1,0 +1,317 @@
+"""GGUF's quantized types: Q4_0 … Q8_0, MXFP4 and the k-quants Q2_K … Q6_K.
+
+Weights are cut along each row into blocks of 32, or super-blocks of 256, and each becomes a few
+bytes that hold codes and scales; no calibration is needed. The k-quants search for their scales:
+sub-blocks of 16 or 32 weights try about twenty scales and fit each by weighted least squares, and
+the scales found are quantized in turn. The bytes are those of llama.cpp's C code.
+
+Symbols: x weights of a (sub-)block, w their importance, q codes, s scale, m minimum; d and dmin
+the float16 numbers of a block. Source: ggml src/ggml-quants.c; there is no paper. Read search.py
+for the searches, kquants.py and legacy.py for the types, layout.py for the bytes, decode.py for
+the way back, mixes.py for which tensor of a file gets which type.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from qviz.core.check import as_matrix, require_finite, unknown
+from qviz.core.tensor import QuantizedTensor
+from qviz.core.trace import Emit, EventSpec
+from qviz.methods.gguf import kquants, legacy
+from qviz.methods.gguf.decode import from_bytes
+from qviz.methods.gguf.kquants import KQUANTS, spread
+from qviz.methods.gguf.layout import LAYOUTS, pack
+from qviz.methods.gguf.search import square_root
+from qviz.methods.registry import Method
+
+__all__ = ["EVENTS", "FALLBACKS", "LAYOUTS", "METHOD", "encode", "from_bytes", "gguf"]
+
+# What llama.cpp takes for a row that is no multiple of 256. A row that is no multiple of 32
+# either stays float16 there.
+FALLBACKS = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+NO_SEARCH = ("Q8_0", "MXFP4")  # the types that ignore importance, here as in llama.cpp
+# How many weights are encoded at a time. On a CPU the tensors of a search stay in its cache; a
+# GPU wants work.
+CHUNK = {"cpu": 2**18, "cuda": 2**24}
+
+_QUANTS = "ggml src/ggml-quants.c"
+EVENTS = (
+    EventSpec(
+        "gguf.blocks",
+        {"x": "[blocks, weights] float32, the blocks of one chunk of the weight, in order"},
+        "x = consecutive weights of a row, 32 or 256 to a block",
+        f"{_QUANTS}:quantize_row_*_ref",
+    ),
+    EventSpec(
+        "gguf.position",
+        {
+            "position": "[blocks, 32] where each weight falls, in steps",
+            "inverse": "[blocks, 1] 1/d, of d before it is rounded to float16",
+        },
+        "(x − m) / d; d = (max − min)/N, or extreme/−2^(b−1), or absmax/127",
+        f"{_QUANTS}:quantize_row_q4_0_ref and its relatives",
+    ),
+    EventSpec(
+        "gguf.exponent",
+        {"exponent": "[blocks, 1] uint8, biased by 127"},
+        "e = ⌊log₂ max|x|⌋ − 2 + 127",
+        f"{_QUANTS}:quantize_row_mxfp4_ref",
+    ),
+    EventSpec(
+        "kquant.weights",
+        {"weights": "[sub-blocks, weights] how much the error of each weight counts"},
+        "w = rms + |x| (Q4_K, Q5_K), |x| (Q2_K), x² (Q3_K, Q6_K); or from importance",
+        f"{_QUANTS}:quantize_row_q4_K_ref",
+    ),
+    EventSpec(
+        "kquant.start",
+        {
+            "low": "[sub-blocks] min(x, 0)",
+            "high": "[sub-blocks] max x",
+            "iscale": "[sub-blocks] N / (high − low)",
+            "scale": "[sub-blocks] 1 / iscale",
+            "error": "[sub-blocks] the error to beat",
+            "codes": "[sub-blocks, weights]",
+        },
+        "q = clamp(RNE(iscale·(x − low)), 0, N)",
+        f"{_QUANTS}:make_qkx2_quants",
+    ),
+    EventSpec(
+        "kquant.search",
+        {
+            "iscale": "[sub-blocks] the 1/s with which codes are tried",
+            "scale": "[sub-blocks] s of the least squares fit to these codes",
+            "minimum": "[sub-blocks] m of that fit, at most 0",
+            "error": "[sub-blocks] of that fit",
+            "accepted": "[sub-blocks] bool: it is the best so far",
+            "codes": "[sub-blocks, weights]",
+        },
+        "(s, m) = argmin Σ w·(s·q + m − x)², kept if Σ w·|s·q + m − x|ᵖ falls",
+        f"{_QUANTS}:make_qkx2_quants",
+    ),
+    EventSpec(
+        "kquant.symmetric",
+        {
+            "iscale": "[sub-blocks] −(h + 0.1k) / extreme; the first event is k = 0",
+            "scale": "[sub-blocks] s of the least squares fit",
+            "gain": "[sub-blocks] what the fit takes off Σwx²",
+            "accepted": "[sub-blocks] bool: it is the best so far",
+            "codes": "[sub-blocks, weights]",
+        },
+        "s = Σwxq / Σwq², gain = s·Σwxq",
+        f"{_QUANTS}:make_qx_quants",
+    ),
+    EventSpec(
+        "kquant.refine_start",
+        {
+            "wxq": "[sub-blocks] Σwxq",
+            "wqq": "[sub-blocks] Σwq²",
+            "codes": "[sub-blocks, weights] with the extreme weight at −h",
+        },
+        "q = clamp(RNE(−h/extreme · x), −h, h − 1)",
+        f"{_QUANTS}:make_q3_quants",
+    ),
+    EventSpec(
+        "kquant.refine",
+        {
+            "code": "[sub-blocks] the best code of one weight, given all others; in turn",
+            "wxq": "[sub-blocks] Σwxq with it",
+            "wqq": "[sub-blocks] Σwq² with it",
+            "accepted": "[sub-blocks] bool: the weight moves there",
+        },
+        "q_i = RNE(x_i · Σ'wq² / Σ'wxq), kept if (Σwxq)²/Σwq² grows",
+        f"{_QUANTS}:make_q3_quants",
+    ),
+    EventSpec(
+        "kquant.first_level",
+        {
+            "scales": "[blocks, sub-blocks of a block] float32, as the search found them",
+            "mins": "[blocks, sub-blocks of a block] −m; 0 for Q3_K and Q6_K",
+        },
+        "s and −m of the best try",
+        f"{_QUANTS}:quantize_row_q4_K_ref",
+    ),
+    EventSpec(
+        "kquant.second_level",
+        {
+            "d": "[blocks, 1] float16 step of the scales",
+            "dmin": "[blocks, 1] float16 step of the minimums; 0 for Q3_K and Q6_K",
+            "scales": "[blocks, sub-blocks of a block] integers",
+            "mins": "[blocks, sub-blocks of a block] integers; 0 for Q3_K and Q6_K",
+        },
+        "d = max scale / levels, scales = RNE(levels/max · scale)",
+        f"{_QUANTS}:quantize_row_q4_K_ref",
+    ),
+    EventSpec(
+        "gguf.codes",
+        {"codes": "[blocks, weights] as they are stored, found with the scales as stored"},
+        "q = clamp(RNE((x + dmin·min) / (d·scale)))",
+        f"{_QUANTS}:quantize_row_q4_K_ref",
+    ),
+    EventSpec(
+        "gguf.bytes",
+        {"data": "[blocks, bytes] uint8"},
+        "the C struct of the type",
+        "ggml src/ggml-common.h",
+    ),
+)
+
+
+def gguf(
+    weight: torch.Tensor | np.ndarray,
+    *,
+    type: str = "Q4_K",
+    fallback: bool = False,
+    importance: torch.Tensor | None = None,
+    emit: Emit | None = None,
+) -> QuantizedTensor:
+    """Encode a weight as one of GGUF's types, byte for byte as llama.cpp does.
+
+    weight      [out, in]; it is encoded from float32, whatever its dtype
+    type        one of `LAYOUTS`
+    fallback    for a row that is no multiple of 256, take llama.cpp's fallback type (`FALLBACKS`)
+                instead of refusing; `info` says which type it became
+    importance  [in], the mean square of each input over calibration data, llama.cpp's imatrix:
+                errors are weighed by it, and more scales are tried. Q8_0 and MXFP4 ignore it
+
+    Returns codes [out, in] uint8 (Q8_0: int8) and a `Blocks` grid, both decoded from the bytes;
+    `pack()["blocks"]` are the bytes as they stand in a file. Raises ValueError for NaN or Inf, a
+    row that the block does not divide, and weights too large for a float16 scale.
+
+    >>> q = gguf(torch.randn(8, 256), type="Q4_K")
+    >>> q.grid.data.shape, q.bits_per_weight
+    (torch.Size([8, 144]), 4.5)
+    """
+    weight = as_matrix(weight)
+    columns = weight.shape[1]
+    name = _choose(type, columns, fallback)
+    if importance is not None:
+        _require_importance(importance, columns)
+    if weight.dtype == torch.float64:
+        weight = weight.float()
+        require_finite(weight, "weight in float32")
+    data = encode(weight, name, importance=importance, emit=emit)
+    found = from_bytes(name, data)
+    _require_finite_levels(found, name)
+    info: dict[str, object] = {
+        "method": "gguf",
+        "type": name,
+        "device": str(weight.device),
+        "importance": importance is not None and name not in NO_SEARCH,
+    }
+    if name != type:
+        info["fallback"] = f"{type} needs rows of a multiple of 256; {columns} is none"
+    return QuantizedTensor(found.codes, found.grid, found.granularity, found.shape, info=info)
+
+
+def _choose(type: str, columns: int, fallback: bool) -> str:
+    """The type that is encoded; ValueError where the row length does not allow it."""
+    if type not in LAYOUTS:
+        raise ValueError(unknown("GGUF type", type, LAYOUTS))
+    block = LAYOUTS[type].weights
+    if columns % block == 0:
+        return type
+    if columns % legacy.BLOCK:
+        raise ValueError(
+            f"{type} needs rows of a multiple of {block} weights, and {columns} is no multiple of "
+            f"32 either: every quantized GGUF type needs that. llama.cpp stores such a weight as "
+            f"float16; leave this layer out"
+        )
+    if not fallback:
+        raise ValueError(
+            f"{type} needs rows of a multiple of {block} weights, got {columns}. llama.cpp falls "
+            f"back to {FALLBACKS[type]} here: pass fallback=True, or type={FALLBACKS[type]!r}"
+        )
+    return FALLBACKS[type]
+
+
+def _require_importance(importance: torch.Tensor, columns: int) -> None:
+    if not isinstance(importance, torch.Tensor) or importance.shape != (columns,):
+        shape = tuple(getattr(importance, "shape", ()))
+        raise ValueError(
+            f"importance must be a tensor [{columns}], one number for each input, got "
+            f"{shape or importance!r}; for example inputs.square().mean(0)"
+        )
+    require_finite(importance, "importance")
+    if (importance < 0).any():
+        raise ValueError("importance must not be negative: it is a mean of squares")
+
+
+def encode(
+    weight: torch.Tensor,
+    name: str,
+    *,
+    importance: torch.Tensor | None = None,
+    emit: Emit | None = None,
+) -> torch.Tensor:
+    """The bytes uint8 [out, bytes of a row] of a finite weight [out, in] whose rows fit.
+
+    What llama.cpp's C code writes, also where its own validation refuses the result afterwards:
+    a scale too large for float16 becomes Inf. `gguf` refuses it too.
+    """
+    layout = LAYOUTS[name]
+    blocks = weight.reshape(-1, layout.weights)
+    weights = spreads = None
+    if importance is not None and name not in NO_SEARCH:
+        weights = importance.to(weight.device, torch.float32).reshape(-1, layout.weights)
+        if name not in KQUANTS:  # these weigh by the row's mean square, k-quants by the block's
+            spreads = spread(weight.float(), 1, legacy.BLOCK).unsqueeze(1)  # [blocks, 1]
+    step = CHUNK["cuda" if weight.is_cuda else "cpu"] // layout.weights
+    data = torch.empty(len(blocks), layout.nbytes, dtype=torch.uint8, device=weight.device)
+    for start in range(0, len(blocks), step):
+        x = blocks[start : start + step].float()  # [blocks, weights]
+        if emit is not None:
+            emit("gguf.blocks", x=x)
+        own = None
+        if weights is not None:
+            order = torch.arange(start, start + len(x), device=x.device) % len(weights)
+            own = weights[order]  # [blocks, weights]; every row of the matrix has the same
+            if spreads is not None:
+                own = own * square_root(spreads[start : start + step] + x * x)
+        parts = _encode_chunk(name, x, own, emit)
+        if emit is not None:
+            emit("gguf.codes", codes=parts["codes"])
+        data[start : start + step] = pack(layout, parts)
+        if emit is not None:
+            emit("gguf.bytes", data=data[start : start + step])
+    return data.reshape(len(weight), -1)
+
+
+def _encode_chunk(
+    name: str, x: torch.Tensor, weights: torch.Tensor | None, emit: Emit | None
+) -> Mapping[str, torch.Tensor]:
+    if name in KQUANTS:
+        return kquants.encode(name, x, weights, emit)
+    if name == "MXFP4":
+        return legacy.encode_mxfp4(x, emit)
+    return legacy.encode(name, x, weights, emit)
+
+
+def _require_finite_levels(found: QuantizedTensor, name: str) -> None:
+    """ValueError where d, dmin or m became Inf or NaN, which llama.cpp refuses to write."""
+    low, high = found.grid.extremes()  # type: ignore[attr-defined]
+    bad = ~(torch.isfinite(low) & torch.isfinite(high))
+    if bad.any():
+        row, group = bad.nonzero()[0].tolist()
+        raise ValueError(
+            f"the levels of group [{row}, {group}] overflow: its weights are too large for the "
+            f"float16 scales of {name}, and llama.cpp refuses them too. Scale the weight down"
+        )
+
+
+METHOD = Method(
+    name="gguf",
+    kind="weight",
+    function=gguf,
+    needs=frozenset(),
+    title="GGUF's block types, as llama.cpp encodes them",
+    source="llama.cpp: ggml/src/ggml-quants.c, src/llama-quant.cpp",
+    events=EVENTS,
+    origins={
+        "type": "llama.cpp: most tensors of Q4_K_M, its quantize example's usual choice",
+        "fallback": "qviz: nothing happens silently; llama.cpp falls back with a warning",
+        "importance": "llama.cpp: no imatrix unless --imatrix",
+    },
+)

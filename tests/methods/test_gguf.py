@@ -1,0 +1,267 @@
+"""GGUF types: golden bytes, invariants, layout, errors, trace."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import qviz
+from qviz.methods.gguf import EVENTS, FALLBACKS, LAYOUTS, encode, from_bytes
+from qviz.methods.gguf.layout import pack, unpack
+
+GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "gguf.npz")
+VECTORS = [name for name in GOLDEN.files if "/" in name]
+SPECS = {spec.name: spec for spec in EVENTS}
+BITS_PER_WEIGHT = {
+    "Q4_0": 4.5, "Q4_1": 5.0, "Q5_0": 5.5, "Q5_1": 6.0, "Q8_0": 8.5, "MXFP4": 4.25,
+    "Q2_K": 2.625, "Q3_K": 3.4375, "Q4_K": 4.5, "Q5_K": 5.5, "Q6_K": 6.5625,
+}  # fmt: skip
+
+matrices = hnp.arrays(
+    np.float32,
+    st.tuples(st.integers(1, 3), st.just(256)),
+    elements=st.floats(-1e4, 1e4, width=32),
+    fill=st.floats(-10, 10, width=32),
+)
+
+
+@pytest.mark.parametrize("vector", VECTORS)
+def test_golden_bytes(vector):
+    name, how = vector.split("/")
+    importance = torch.from_numpy(GOLDEN["importance"]) if how == "importance" else None
+    ours = encode(torch.from_numpy(GOLDEN["weight"]), name, importance=importance)
+    assert np.array_equal(ours.numpy(), GOLDEN[vector])
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@settings(deadline=None, max_examples=20)
+@given(x=matrices)
+def test_invariants(name, x):
+    before = x.copy()
+    q = qviz.quantize(x, "gguf", type=name)
+    assert np.array_equal(x, before)
+    assert int(q.codes.min()) >= 0 if name != "Q8_0" else int(q.codes.min()) >= -127
+    assert q.bits_per_weight == BITS_PER_WEIGHT[name]
+    packed = q.pack()
+    assert sum(len(v) for v in packed.values()) * 8 == q.ledger.total_bits
+    # The bytes alone say everything.
+    again = from_bytes(name, torch.from_numpy(packed["blocks"]).reshape(len(x), -1))
+    assert torch.equal(again.dequantize(), q.dequantize())
+    assert torch.equal(again.codes, q.codes)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_error_is_within_a_step_for_ordinary_weights(name):
+    w = torch.randn(16, 512, generator=torch.Generator().manual_seed(1))
+    q = qviz.quantize(w, "gguf", type=name)
+    if name == "MXFP4":
+        step = q.grid.inner.scale.repeat_interleave(32, 1) * 4  # its widest gap, in half steps
+    else:
+        step = q.grid.inner.scale.float().abs().repeat_interleave(q.granularity.group_size, 1)
+    low, high = (e.repeat_interleave(q.granularity.group_size, 1) for e in q.grid.extremes())
+    inside = (w >= low) & (w <= high)
+    error = (w - q.dequantize()).abs()
+    assert inside.float().mean() > 0.8
+    # The types of 32 find codes before d is rounded to float16: at code 127 that is 0.06 steps.
+    assert (error <= 0.57 * step + 1e-6)[inside].all()
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_bit_of_a_block_has_one_place(name):
+    layout = LAYOUTS[name]
+    assert sum(n * bits for _, n, bits in layout.parts) == 8 * layout.nbytes
+    data = torch.randint(0, 256, (200, layout.nbytes), dtype=torch.uint8)
+    parts = unpack(layout, data)
+    for part, n, bits in layout.parts:
+        assert parts[part].shape == (200, n)
+        if parts[part].dtype == torch.uint8:
+            assert int(parts[part].max()) < 2**bits
+    assert torch.equal(pack(layout, parts), data)
+
+
+def test_a_q4_k_block_by_hand():
+    """Codes, scales and minimums where the C struct has them."""
+    layout = LAYOUTS["Q4_K"]
+    parts = unpack(layout, torch.zeros(1, 144, dtype=torch.uint8))
+    parts["codes"][0, 64 + 5], parts["codes"][0, 64 + 32 + 5] = 9, 6
+    parts["scales"][0, 2], parts["scales"][0, 6] = 0b101010, 0b110001
+    parts["mins"][0, 7] = 0b010111
+    parts["d"] = torch.tensor([[1.0]], dtype=torch.float16)
+    data = pack(layout, parts)[0]
+    assert data[:4].tolist() == [0x00, 0x3C, 0, 0]
+    assert data[16 + 32 + 5] == 9 | 6 << 4
+    assert data[4 + 2] == 0b101010 | 0b11 << 6  # scale 2, and the top of scale 6
+    assert data[4 + 7] == 0b01 << 6  # the top of minimum 7
+    assert data[4 + 8 + 2] == 0b0001
+    assert data[4 + 8 + 3] == 0b0111 << 4
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("important", [False, True])
+def test_trace_changes_nothing_and_is_in_the_table(name, important):
+    w = torch.randn(3, 512)
+    importance = torch.rand(512) if important else None
+    plain = qviz.quantize(w, "gguf", type=name, importance=importance)
+    trace = qviz.Trace()
+    traced = qviz.quantize(w, "gguf", type=name, importance=importance, emit=trace)
+    assert torch.equal(plain.grid.data, traced.grid.data)
+    for event in trace:
+        assert set(event.tensors) == set(SPECS[event.name].tensors)
+    assert torch.equal(trace.named("gguf.bytes")[0]["data"].reshape(3, -1), plain.grid.data)
+    codes = trace.named("gguf.codes")[0]["codes"].reshape(3, 512)
+    assert torch.equal(codes, plain.codes.view(torch.uint8))
+
+
+def test_every_event_of_the_table_occurs():
+    seen = set()
+    for name in LAYOUTS:
+        trace = qviz.Trace()
+        qviz.quantize(torch.randn(1, 256), "gguf", type=name, emit=trace)
+        seen |= {event.name for event in trace}
+    assert seen == set(SPECS)
+
+
+@pytest.mark.parametrize(("name", "tries"), [("Q2_K", 16), ("Q4_K", 21), ("Q5_K", 16)])
+def test_the_search_of_one_super_block_is_a_story(name, tries):
+    """Start, every try and the choice: the last accepted fit is what the first level shows."""
+    trace = qviz.Trace("kquant.*")
+    qviz.quantize(torch.randn(1, 256), "gguf", type=name, emit=trace)
+    searched = trace.named("kquant.search")
+    assert len(searched) == tries
+    start = trace.named("kquant.start")[0]
+    best, scale, minimum = start["error"], start["scale"], start["low"]
+    for event in searched:
+        assert torch.equal(event["accepted"], event["error"] < best)
+        best = torch.where(event["accepted"], event["error"], best)
+        scale = torch.where(event["accepted"], event["scale"], scale)
+        minimum = torch.where(event["accepted"], event["minimum"], minimum)
+    first = trace.named("kquant.first_level")[0]
+    assert torch.equal(first["scales"].flatten(), scale)
+    assert torch.equal(first["mins"].flatten(), -minimum)
+    assert (best <= start["error"]).all() and (best < start["error"]).any()
+
+
+def test_traced_and_untraced_run_the_same_operations():
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Recorder(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.ops = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.ops.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    # views, and the zeros shown as minimums of a type that has none
+    free = ("aten.view", "aten._unsafe_view", "aten.zeros_like", "aten.t.", "aten.slice",
+            "aten.permute", "aten.numpy_T")  # fmt: skip
+    for name in LAYOUTS:
+        w = torch.randn(2, 256)
+        runs = []
+        for emit in (None, lambda event, **tensors: None):
+            with Recorder() as recorder:
+                qviz.quantize(w, "gguf", type=name, emit=emit)
+            runs.append([op for op in recorder.ops if not op.startswith(free)])
+        assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_inputs_of_every_kind_agree(dtype):
+    w = torch.randn(8, 256, dtype=torch.float64).to(dtype)
+    want = encode(w.float(), "Q4_K")
+    spread = torch.empty(16, 512, dtype=dtype)[::2, ::2].copy_(w)
+    others = [w, spread, w.t().contiguous().t(), torch.nn.Parameter(w)]
+    if dtype != torch.bfloat16:
+        others.append(w.numpy())
+    for other in others:
+        assert torch.equal(qviz.quantize(other, "gguf", type="Q4_K").grid.data, want)
+
+
+def test_chunks_do_not_show(monkeypatch):
+    from qviz.methods import gguf
+
+    w, importance = torch.randn(7, 512), torch.rand(512)
+    for name in LAYOUTS:
+        whole = encode(w, name), encode(w, name, importance=importance)
+        monkeypatch.setitem(gguf.CHUNK, "cpu", 3 * 256)
+        parts = encode(w, name), encode(w, name, importance=importance)
+        monkeypatch.undo()
+        assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
+
+
+def test_importance_moves_the_error_away_from_what_matters():
+    w = torch.randn(64, 512)
+    importance = torch.ones(512)
+    importance[::8] = 100.0
+    for name in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q4_0", "Q4_1"):
+        plain = qviz.quantize(w, "gguf", type=name)
+        weighed = qviz.quantize(w, "gguf", type=name, importance=importance)
+        assert weighed.info["importance"]
+        loss = [((q.dequantize() - w) ** 2 @ importance).sum() for q in (plain, weighed)]
+        assert loss[1] < loss[0]
+    assert not qviz.quantize(w, "gguf", type="Q8_0", importance=importance).info["importance"]
+
+
+@pytest.mark.parametrize(("name", "instead"), FALLBACKS.items())
+def test_fallback_is_asked_for_and_told(name, instead):
+    w = torch.randn(4, 96)
+    with pytest.raises(ValueError, match=f"multiple of 256.*got 96.*fallback=True.*{instead}"):
+        qviz.quantize(w, "gguf", type=name)
+    q = qviz.quantize(w, "gguf", type=name, fallback=True)
+    assert q.info["type"] == instead
+    assert name in q.info["fallback"]
+    assert torch.equal(q.grid.data, encode(w, instead))
+
+
+@pytest.mark.parametrize(
+    ("weight", "options", "error", "says"),
+    [
+        (torch.randn(4, 100), {}, ValueError, "no multiple of 32.*leave this layer out"),
+        (torch.randn(4, 40), {"type": "Q8_0"}, ValueError, "no multiple of 32"),
+        (torch.randn(4, 256), {"type": "Q4_k"}, ValueError, "mean Q4_K"),
+        (torch.randn(4, 256) * 1e12, {"type": "Q4_K"}, ValueError, r"\[0, 0\] overflow.*Q4_K"),
+        (torch.randn(4, 256) * 1e12, {"type": "Q4_1"}, ValueError, r"overflow.*Scale the weight"),
+        (torch.randn(4, 256).double() * 1e300, {}, ValueError, "float32 has.*not finite"),
+        (torch.randn(4, 256), {"importance": torch.ones(4)}, ValueError, r"tensor \[256\].*\(4,\)"),
+        (torch.randn(4, 256), {"importance": -torch.ones(256)}, ValueError, "mean of squares"),
+        (torch.randn(4, 256), {"importance": torch.ones(256) / 0}, ValueError, "not finite"),
+        (torch.randn(4, 256), {"bits": 4}, TypeError, "option for gguf"),
+        (torch.randn(256), {}, ValueError, "reshape"),
+    ],
+)
+def test_bad_input_names_the_fix(weight, options, error, says):
+    with pytest.raises(error, match=says):
+        qviz.quantize(weight, "gguf", **options)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_not_finite_is_refused_by_position(bad):
+    w = torch.randn(4, 256)
+    w[2, 7] = bad
+    with pytest.raises(ValueError, match=r"weight.*\[2, 7\].*finite"):
+        qviz.quantize(w, "gguf")
+
+
+def test_hard_weights_decode_to_something_near(hard_weight):
+    w = hard_weight.repeat(1, 2)
+    for name in LAYOUTS:
+        try:
+            back = qviz.quantize(w, "gguf", type=name).dequantize()
+        except ValueError as refused:
+            assert "overflow" in str(refused) and w.abs().max() > 1e5
+            continue
+        assert torch.isfinite(back).all()
+
+
+def test_a_window_and_levels():
+    w = torch.randn(6, 512)
+    for name in LAYOUTS:
+        q = qviz.quantize(w, "gguf", type=name)
+        whole = q.dequantize()
+        assert torch.equal(q.window(slice(1, 3), slice(30, 50)), whole[1:3, 30:50])
+        assert whole[2, 40] in q.levels(2, 40)
