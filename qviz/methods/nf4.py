@@ -41,7 +41,7 @@ FORMATS = {"nf4": NF4, "fp4": FP4}
 # Halfway between 1 − 1/32 and 1 − 1/30: the outermost of 16 and of 15 equally likely bins, each
 # taken in its middle.
 OFFSET = 0.9677083
-SMALLEST = 1e-38  # a block of zeros is divided by this; the reciprocal of anything below overflows
+SMALLEST = 1e-38  # what a block of zeros is divided by: its reciprocal is finite, 0's is not
 SECOND_GROUP = 256  # absmax values that share a second-level scale
 TABLE = 65536  # entries of the table that replaces the search for the nearest second-level code
 ROUNDINGS = ("table", "nearest")
@@ -176,9 +176,9 @@ def nf4(
                      stored, and billed, with the weight
 
     Returns codes [out, in] uint8 and absmax [1, blocks] float32; `dequantize()` multiplies in
-    float32 and rounds to the weight's dtype. `info` counts the blocks of zeros. The codes of
-    weights are the same on a CUDA device but for such blocks, whose codes say nothing: bitsandbytes
-    leaves 0 there, and 7 on a CPU, as here. Raises ValueError for NaN or Inf.
+    float32 and rounds to the weight's dtype. `info` counts the blocks that vanish: zeros, or too
+    small for their reciprocal. In blocks of zeros bitsandbytes has code 7 on a CPU, as here, and 0
+    on a CUDA device; both mean 0. Raises ValueError for NaN or Inf and for other group sizes.
 
     >>> q = nf4(torch.randn(128, 256), double_quant=True)
     >>> q.dequantize().shape, q.ledger.per_weight("absmax codes")
@@ -206,7 +206,7 @@ def nf4(
         emit("nf4.absmax", absmax=absmax)
 
     normalized = x * (1.0 / absmax.clamp(min=SMALLEST)).unsqueeze(-1)
-    if rest:  # the reference divides here, which can differ in the last bit
+    if rest:  # the reference divides here: the last bit can differ, and near a tie the code
         normalized[:, -1] = x[:, -1] / absmax[:, -1:]
     if emit is not None:
         emit("nf4.normalized", normalized=unit.join(normalized, shape))

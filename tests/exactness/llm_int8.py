@@ -38,8 +38,16 @@ def inputs(columns: int) -> list[torch.Tensor]:
     far[3] = 0
     edge = x.clamp(-1, 1)
     edge[::5, ::7] = 6.0
-    edge[1::5, ::9] = 5.996  # the nearest float16 below 6 and a half step
+    edge[1::5, ::9] = 5.999  # below 6 in float32, 6 in float16
+    edge[2::5, ::8] = 6 - 2**-8  # the nearest float16 below 6
     return [x * 0.3, far, edge, x * 50, far[:1], torch.zeros(4, columns), x * 1e-6]
+
+
+def products() -> Iterator[tuple[torch.Tensor, torch.Tensor, float]]:
+    """Weight, inputs and threshold of every product that is compared."""
+    for dtype, threshold, w in itertools.product(DTYPES, THRESHOLDS, few()):
+        for x in inputs(w.shape[1]):
+            yield w, x.to(dtype), threshold
 
 
 def theirs(w: torch.Tensor, x: torch.Tensor, threshold: float) -> torch.Tensor:
@@ -87,14 +95,7 @@ def activations() -> Tally:
             yield shown["columns"], columns
         yield shown["product"], int8_linear_matmul(codes, linear.weight.codes)
 
-    settings = itertools.product(DTYPES, THRESHOLDS)
-    return equal(
-        pair
-        for dtype, threshold in settings
-        for w in few()
-        for x in inputs(w.shape[1])
-        for pair in one(w, x.to(dtype), threshold)
-    )
+    return equal(pair for case in products() for pair in one(*case))
 
 
 @against("bitsandbytes", method="llm_int8", what="output, batches of 1 to 3 dimensions: equal")
@@ -108,11 +109,4 @@ def output() -> Tally:
         if len(batch):
             yield linear(batch), theirs(w, batch, threshold)
 
-    settings = itertools.product(DTYPES, THRESHOLDS)
-    return equal(
-        pair
-        for dtype, threshold in settings
-        for w in few()
-        for x in inputs(w.shape[1])
-        for pair in one(w, x.to(dtype), threshold)
-    )
+    return equal(pair for case in products() for pair in one(*case))
