@@ -196,24 +196,28 @@ class Codebook(ScalarGrid):
 class VectorCodebook:
     """Vectors from tables: d weights share a code, and codes of several tables add up.
 
-    books  [books, entries, d] float32
-    scale  [rows, groups] or None: multiplies the sum
-    bits   of one code, ⌈log₂ entries⌉
+    books    [books, entries, d] in the dtype they are stored in
+    scale    [rows, groups] or None: multiplies the sum
+    bits     of one code, ⌈log₂ entries⌉
+    compute  dtype in which x̂ is computed
     Codes are [out, in/d, books].
     """
 
     books: torch.Tensor
     bits: int
     scale: torch.Tensor | None = None
+    compute: torch.dtype = torch.float32
 
     def reconstruct(
         self, codes: torch.Tensor, granularity: Granularity, shape: tuple[int, int]
     ) -> torch.Tensor:
-        parts = [book[codes[..., i].long()] for i, book in enumerate(self.books)]
+        books = self.books.to(self.compute)
+        parts = [book[codes[..., i].long()] for i, book in enumerate(books)]
         x = torch.stack(parts).sum(0).reshape(shape)
         if self.scale is None:
             return x
-        return granularity.join(granularity.split(x) * self.scale.unsqueeze(-1), shape)
+        scale = self.scale.to(self.compute).unsqueeze(-1)
+        return granularity.join(granularity.split(x) * scale, shape)
 
     def streams(self, codes: torch.Tensor) -> list[Stream]:
         streams = [Stream("codes", codes, self.bits), Stream("codebooks", self.books)]
