@@ -310,8 +310,9 @@ def microscaling(
                     mxint8, which no other has, else torchao
     scale_rounding  how the power of two of an MX scale is found. "floor": that of a, so that what
                     lies above P_max after scaling is clipped; "ceil": the next one up unless a is a
-                    power itself, and nothing is clipped; "even": that of a rounded to the element's mantissa; "rceil": the
-                    smallest that brings a within P_max. None: the convention's own
+                    power itself, and nothing is clipped; "even": that of a rounded to the element's
+                    mantissa; "rceil": the smallest that brings a within P_max. None: the
+                    convention's own
     rounding        of elements, one of `formats.ROUNDINGS`. None: the convention's own
 
     Returns codes [out, in] uint8 (bit patterns) and a Codebook whose scales are stored as bytes
