@@ -494,7 +494,7 @@ def _quantize_block(
             errors=errors.T,
             remaining=w[stop:].T,
         )
-    return errors.square().sum(dtype=torch.float64)
+    return torch.linalg.vector_norm(errors, dtype=torch.float64).square()
 
 
 def _up_to_date(

@@ -6,7 +6,7 @@ one order for all rows, which is what makes it fast. Frantar and Alistarh 2022 (
 
 Symbols: w a row, H Hessian of the squared output error, F the weights not yet rounded, H_F⁻¹ the
 inverse of H restricted to them, q what a weight is rounded to. H_F⁻¹ differs from row to row, so
-this holds one for each: it is meant for small layers.
+this holds one for each: it is meant for small layers, to compare with, and is not in the registry.
 """
 
 import numpy as np
@@ -19,7 +19,6 @@ from qviz.core.tensor import QuantizedTensor
 from qviz.core.trace import Emit, EventSpec
 from qviz.methods.affine import Levels, fit_levels
 from qviz.methods.gptq import prepare
-from qviz.methods.registry import Method
 
 WORK_LIMIT = 2 * 10**11  # rows·in³: about a minute
 MEMORY = 2**27  # bytes of inverse Hessians that are worked on together
@@ -174,22 +173,3 @@ def _choose(
     # Exact zeros go first whatever lies outside, as in the reference code: they cost nothing.
     urgent = (off > half).any(1) & (live[each, cheapest] != 0)
     return torch.where(urgent, off.argmax(1), cheapest)
-
-
-METHOD = Method(
-    name="obq",
-    kind="weight",
-    function=obq,
-    needs=frozenset({"hessian"}),
-    title="Round one weight of a row at a time, the cheapest next, compensating in the others",
-    source="Frantar and Alistarh 2022 (arXiv 2208.11580); IST-DASLab/OBC",
-    events=EVENTS,
-    origins={
-        "bits": "GPTQModel, llm-compressor W4A16",
-        "symmetric": "qviz: as gptq; OBC's is asymmetric",
-        "group_size": "OBC",
-        "damp": "qviz: as gptq; OBC's is 0",
-        "convention": "OBC has the same quantizer",
-        "scale_dtype": "qviz: the precision computed in",
-    },
-)

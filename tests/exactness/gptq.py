@@ -35,16 +35,17 @@ def tally(found: Iterator[Agreement]) -> Tally:
     results = list(found)
     parted = sum(len(a.differences) - len(a.unexplained) for a in results)
     excess = [a.excess_loss for a in results if a.excess_loss is not None]
-    mean = sum(excess) / len(excess) if excess else 0.0
+    mean = sum(excess) / max(len(excess), 1)
     wrong = sum(len(a.unexplained) for a in results)
     off = sum(not a.holds and not a.unexplained for a in results) + (abs(mean) > LOSS)
-    losses = f"; losses {mean:+.4%} on average, {min(excess):+.2%} to {max(excess):+.2%}"
+    note = f"{parted} of {sum(a.rows for a in results)} rows part at a tie"
+    if excess:
+        note += f"; losses {mean:+.4%} on average, {min(excess):+.2%} to {max(excess):+.2%}"
     return Tally(
         inputs=len(results),
         compared=sum(a.compared for a in results),
         mismatches=wrong + off,
-        note=f"{parted} of {sum(a.rows for a in results)} rows part at a tie"
-        + (losses if excess else ""),
+        note=note,
     )
 
 
@@ -217,7 +218,7 @@ def explicit_obq(
 
 
 @against(
-    "H⁻¹ updated step by step, float64",
+    "explicit updates of the inverse in float64",
     method="gptq",
     what="codes, ties within 1e-9 steps apart; block sizes 1, 16, 32, 48, 128, 256",
 )
