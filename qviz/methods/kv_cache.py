@@ -12,8 +12,9 @@ q = RNE((x − min)/s), x̂ = s·q + min. Paper: KIVI (Liu et al. 2024, arXiv 24
 algorithm 1. Code: KIVI quant/new_pack.py, models/llama_kivi.py.
 
 Hugging Face's QuantizedCache is something else: keys and values are grouped along the same axis
-(4 bits, groups of 64), and each time its residual of 128 tokens is full, everything is dequantized,
-joined and quantized anew, so that old tokens lose a little more each time.
+(4 bits, groups of 64), the whole prompt is quantized at once, and each time the residual of 128
+tokens is full, everything is dequantized, joined and quantized anew, so that old tokens lose a
+little more each time. Its FP8 backend fixes the scale by the prompt; the numbers are those here.
 """
 
 import math
@@ -48,7 +49,7 @@ EVENTS = (
         "kv_cache.fp8",
         {"scale": "[1, 1] the matrix' scale", "position": "[tokens, channels] x / s, before E4M3"},
         "s = max|x| / 448",
-        "llm-compressor kv_cache_scheme, FP8 per tensor",
+        "transformers cache_utils.py:Fp8QuantizedLayer",
     ),
     EventSpec(
         "kv_cache.codes",
@@ -155,11 +156,12 @@ def _token_int8(x: torch.Tensor, scale_dtype: torch.dtype, emit: Emit | None) ->
 
 
 def _fp8(x: torch.Tensor, emit: Emit | None) -> QuantizedTensor:
-    """E4M3 of x/s with s = max|x|/448 in float32, saturating; s = 1 where that is 0."""
+    """E4M3 of x/s with s = max|x|/448 in float32, saturating."""
     if emit is not None:
         emit("kv_cache.groups", groups=x.reshape(1, 1, -1))
     scale = x.abs().amax().float().reshape(1, 1) / FORMATS["fp8_e4m3"].max_finite
-    scale = torch.where(scale > 0, scale, 1.0)
+    # The smallest normal number is the floor, so that zeros have a scale.
+    scale = scale.clamp(min=torch.finfo(torch.float32).tiny)
     position = x.float() / scale
     if emit is not None:
         emit("kv_cache.fp8", scale=scale, position=position)

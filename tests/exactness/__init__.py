@@ -79,7 +79,7 @@ class Comparison:
 
 # Installed with the tests.
 LIGHT = {"torch", "ml_dtypes", "torchao", "compressed-tensors", "bitsandbytes", "gguf", "scipy",
-         "scikit-learn"}  # fmt: skip
+         "scikit-learn", "transformers"}  # fmt: skip
 # Built from source or with conflicting pins: only `make exactness` installs them.
 HEAVY = {"llama-cpp-python", "hqq", "llmcompressor"}
 DISTRIBUTIONS = LIGHT | HEAVY

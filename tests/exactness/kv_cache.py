@@ -102,17 +102,20 @@ def one(x: torch.Tensor, part: str, dtype: type[np.floating]) -> Pairs:
     yield mine.flatten(), np.array(codes)
 
 
-@against("torch", method="kv_cache", what="FP8: torch's cast to float8_e4m3fn of x / scale, equal")
+@against("transformers", method="kv_cache", what="FP8: bytes, scale and values of its cache, equal")
 def fp8() -> Tally:
+    from transformers.cache_utils import Fp8QuantizedLayer
+
     def pairs() -> Pairs:
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             for x in weights(dtype):
+                layer = Fp8QuantizedLayer()
+                layer.update(x[None, None], x[None, None])
+                codes, scale = layer._quantized_keys
                 ours = kv_cache(x, scheme="fp8")
-                scale = x.float().abs().max() / 448
-                scale = scale if scale > 0 else torch.tensor(1.0)
-                theirs = (x.float() / scale).clamp(-448, 448).to(torch.float8_e4m3fn)
-                yield ours.codes, theirs.view(torch.uint8)
-                yield ours.dequantize(), (theirs.float() * scale).to(dtype)
+                yield ours.codes, codes[0, 0].view(torch.uint8)
+                yield ours.grid.scale.flatten(), scale.reshape(1)
+                yield ours.dequantize(), layer._dequantize((codes, scale))[0, 0]
 
     return equal(pairs())
 
