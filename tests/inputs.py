@@ -1,5 +1,6 @@
 """Inputs that tests share: random, trained-like, and made to break things."""
 
+import numpy as np
 import torch
 
 import qviz
@@ -41,3 +42,15 @@ def calibration_for(x: torch.Tensor) -> qviz.Calibration:
         act_absmean=x.abs().mean(0).float(),
         tokens=len(x),
     )
+
+
+def golden_layer() -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight [128, 128] and inputs [1300, 128] of golden vectors, both of integers.
+
+    From NumPy's legacy generator, whose numbers are frozen, so that they need not be stored.
+    """
+    g = np.random.RandomState(2306)
+    w = g.randint(-40, 41, (4, 128, 128)).sum(0) * (1 + 3 * (g.randint(0, 40, (1, 128)) == 0))
+    x = g.randint(-9, 10, (3, 1300, 128)).sum(0) + g.randint(-5, 6, (1300, 1))
+    x = x * g.choice([1, 1, 2, 3, 5, 8, 30], (1, 128))
+    return torch.from_numpy(w).float() / 2048, torch.from_numpy(x).float() / 16

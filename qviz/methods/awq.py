@@ -312,7 +312,7 @@ def clip_limits(
     # Σ_t (x_t·d)² = dᵀ(Σ_t x_t·x_tᵀ)d: with the inner matrix of each group at hand, a limit costs
     # n multiplications per weight instead of one per token, and no [out, tokens, groups] is stored.
     inner = torch.einsum("tgi,tgj->gij", x, x) / len(x)  # [groups, n, n]
-    fractions = torch.tensor([1 - k / CLIP_GRID for k in range(CLIP_STEPS)]).to(scaled)
+    fractions = scaled.new_tensor([1 - k / CLIP_GRID for k in range(CLIP_STEPS)])
     errors = scaled.new_empty(CLIP_STEPS, *unit.groups((scaled.shape[0], scaled.shape[1])))
     top = scaled.new_empty(errors.shape[1:])
     for rows, block in _blocks(scaled):
