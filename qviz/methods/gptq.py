@@ -494,7 +494,8 @@ def _quantize_block(
             errors=errors.T,
             remaining=w[stop:].T,
         )
-    return torch.linalg.vector_norm(errors, dtype=torch.float64).square()
+    size: torch.Tensor = torch.linalg.vector_norm(errors, dtype=torch.float64)
+    return size.square()
 
 
 def _up_to_date(
