@@ -23,14 +23,12 @@ from qviz.methods.gguf import kquants, legacy
 from qviz.methods.gguf.decode import from_bytes
 from qviz.methods.gguf.kquants import KQUANTS, spread
 from qviz.methods.gguf.layout import LAYOUTS, pack
+from qviz.methods.gguf.mixes import FALLBACKS
 from qviz.methods.gguf.search import square_root
 from qviz.methods.registry import Method
 
 __all__ = ["EVENTS", "FALLBACKS", "LAYOUTS", "METHOD", "encode", "from_bytes", "gguf"]
 
-# What llama.cpp takes for a row that is no multiple of 256. A row that is no multiple of 32
-# either stays float16 there.
-FALLBACKS = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 NO_SEARCH = ("Q8_0", "MXFP4")  # the types that ignore importance, here as in llama.cpp
 # How many weights are encoded at a time. On a CPU the tensors of a search stay in its cache; a
 # GPU wants work.
