@@ -182,7 +182,7 @@ def _require_options(
     require_int(dim, "dim", 1, 16)
     require_int(books, "books", 1, 4)
     require_int(iters, "iters", 1, 10_000)
-    require_int(beam, "beam", 1, 2**bits)
+    require_int(beam, "beam", 1, 2**12)
     if empty not in EMPTY:
         raise ValueError(unknown("rule for empty entries", empty, EMPTY))
     if store_dtype is not None and store_dtype not in FLOAT_DTYPES:
@@ -393,15 +393,15 @@ def _costs(rest: torch.Tensor, h: torch.Tensor | None, entries: torch.Tensor) ->
     rest, entries = rest - centre, entries - centre
     flat = rest.reshape(-1, rest.shape[-1])
     if h is None or h.shape[-1] == 1:  # a factor of the whole vector changes no comparison
+        h = torch.ones_like(rest[:1, :1])
         costs = torch.addmm(entries.square().sum(1), flat, entries.T, alpha=-2)
-        own = rest.square().sum(-1, keepdim=True)
     else:
-        h = h.expand(rest.shape)
-        costs = h.reshape(flat.shape) @ entries.square().T
-        costs = costs.addmm_((h * rest).reshape(flat.shape), entries.T, alpha=-2)
-        own = (h * rest.square()).sum(-1, keepdim=True)
+        each = h.expand(rest.shape).reshape(flat.shape)
+        costs = (each @ entries.square().T).addmm_(each * flat, entries.T, alpha=-2)
     costs = costs.reshape(*rest.shape[:2], -1)
-    return costs if rest.shape[1] == 1 else costs.add_(own)
+    if rest.shape[1] > 1:  # what a vector's combinations leave differs, and so do their costs
+        costs += (h * rest.square()).sum(-1, keepdim=True)
+    return costs
 
 
 def _plus_plus(

@@ -136,6 +136,13 @@ def test_what_it_costs():
     assert full.ledger.per_weight("scales") == 0
 
 
+def test_narrow_codes():
+    """One bit for four weights, and a beam wider than there are entries."""
+    q = qviz.quantize(heavy(), "vector", bits=1, books=2)
+    assert int(q.codes.max()) == 1
+    assert q.ledger.per_weight("codes") == 0.5
+
+
 def test_wide_codes():
     w = heavy(64, 128)
     q = qviz.quantize(w, "vector", bits=10, dim=2, iters=2)
@@ -272,7 +279,7 @@ def test_what_16_bits_cannot_hold_is_refused():
         ({"dim": 4.0}, TypeError, "integer"),
         ({"books": 5}, ValueError, "from 1 to 4"),
         ({"iters": 0}, ValueError, "iters must be from 1"),
-        ({"beam": 17, "bits": 4}, ValueError, "beam must be from 1 to 16"),
+        ({"beam": 0}, ValueError, "beam must be from 1"),
         ({"empty": "farest"}, ValueError, "mean farthest"),
         ({"store_dtype": torch.int8}, TypeError, "store_dtype must"),
         ({"importance": torch.ones(63)}, ValueError, r"importance must be \[64\]"),
