@@ -106,10 +106,10 @@ def kurtosis(x: torch.Tensor) -> torch.Tensor:
     3 for a Gaussian matrix, more where outliers make up the variance.
     """
     d = _in_units_of_its_largest(x)
-    d = d - d.mean()
-    variance = d.square().mean()
+    squares = (d - d.mean()).square()
+    variance = squares.mean()
     spread = variance > 1e-30  # what the subtraction leaves of a constant is rounding
-    return torch.where(spread, d.pow(4).mean() / variance.square(), 0.0)
+    return torch.where(spread, squares.square().mean() / variance.square(), 0.0)
 
 
 def _in_units_of_its_largest(x: torch.Tensor) -> torch.Tensor:
