@@ -6,15 +6,12 @@ python bench/hqq.py, with an interpreter that has hqq
 import contextlib
 import io
 import sys
-import time
 from collections.abc import Callable
 
 import torch
-from record import save
+from record import median_times, save
 
 import qviz
-
-REPEATS = 3
 
 
 def hqq_run(w: torch.Tensor, bits: int) -> Callable[[], object]:
@@ -27,24 +24,13 @@ def hqq_run(w: torch.Tensor, bits: int) -> Callable[[], object]:
     )  # fmt: skip
 
 
-def times(ours: Callable[[], object], theirs: Callable[[], object]) -> tuple[float, float]:
-    """Median seconds of each, in turns, so that both meet the same machine."""
-    taken: tuple[list[float], list[float]] = ([], [])
-    for _ in range(REPEATS):
-        for run, spent in zip((ours, theirs), taken, strict=True):
-            start = time.perf_counter()
-            run()
-            spent.append(time.perf_counter() - start)
-    return sorted(taken[0])[REPEATS // 2], sorted(taken[1])[REPEATS // 2]
-
-
 def main() -> None:
     sys.path.pop(0)  # this folder, in which "hqq" would be this very file
     rows = []
     cases = [(n, *case) for n in (1024, 4096) for case in ((0.03, 4), (1.0, 2))]
     for n, spread, bits in cases:
         w = torch.randn(n, n, generator=torch.Generator().manual_seed(0)) * spread
-        ours, theirs = times(
+        ours, theirs = median_times(
             lambda w=w, bits=bits: qviz.quantize(w, "hqq", bits=bits), hqq_run(w, bits)
         )
         rows.append(

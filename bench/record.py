@@ -1,10 +1,11 @@
-"""How every benchmark writes down what it measured: with machine, versions, commit and date."""
+"""How every benchmark measures, and writes down what it found, with machine, versions and date."""
 
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,6 +26,17 @@ def conditions() -> dict[str, Any]:
         "load before": round(os.getloadavg()[0], 2),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
     }
+
+
+def median_times(*runs: Callable[[], object], repeats: int = 3) -> list[float]:
+    """Median seconds of each, run in turns so that all meet the same machine."""
+    taken: list[list[float]] = [[] for _ in runs]
+    for _ in range(repeats):
+        for run, times in zip(runs, taken, strict=True):
+            start = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - start)
+    return [sorted(times)[repeats // 2] for times in taken]
 
 
 def save(name: str, title: str, rows: Sequence[Mapping[str, Any]], notes: str = "") -> Path:

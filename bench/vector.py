@@ -3,27 +3,15 @@
 python bench/vector.py
 """
 
-import time
 import warnings
-from collections.abc import Callable
 
 import torch
-from record import save
+from record import median_times, save
 from sklearn.cluster import KMeans
 
 import qviz
 
-REPEATS = 3
 ROUNDS = 10
-
-
-def seconds(run: Callable[[], object]) -> float:
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return sorted(times)[REPEATS // 2]
 
 
 def main() -> None:
@@ -36,11 +24,12 @@ def main() -> None:
         peer = KMeans(
             2**bits, init=start.numpy(), n_init=1, max_iter=ROUNDS, tol=0, algorithm="lloyd"
         )
-        theirs = seconds(lambda peer=peer, x=x: peer.fit(x.numpy()))
-        ours = seconds(
-            lambda dim=dim, bits=bits, start=start: qviz.quantize(
-                w, "vector", dim=dim, bits=bits, iters=ROUNDS, start=start[None], row_scale=False
-            )
+        options = {"dim": dim, "bits": bits, "iters": ROUNDS, "row_scale": False}
+        ours, theirs = median_times(
+            lambda options=options, start=start: qviz.quantize(
+                w, "vector", start=start[None], **options
+            ),
+            lambda peer=peer, x=x: peer.fit(x.numpy()),
         )
         rows.append(
             {
