@@ -36,14 +36,14 @@ class InputScale:
     outputs: torch.Tensor | None = None
 
     def apply(self, weight: torch.Tensor) -> torch.Tensor:
-        scaled = weight * self.scale.to(weight.dtype)
+        scaled = weight * self.scale.to(weight)
         if self.outputs is None:
             return scaled
-        return scaled / self.outputs.to(weight.dtype).unsqueeze(-1)
+        return scaled / self.outputs.to(weight).unsqueeze(-1)
 
     def undo(self, weight: torch.Tensor) -> torch.Tensor:
-        back = weight / self.scale.to(weight.dtype)
-        return back if self.outputs is None else back * self.outputs.to(weight.dtype).unsqueeze(-1)
+        back = weight / self.scale.to(weight)
+        return back if self.outputs is None else back * self.outputs.to(weight).unsqueeze(-1)
 
     def part(self, rows: slice, columns: slice) -> "InputScale":
         """The same for a window of the weight."""

@@ -105,7 +105,8 @@ def quantize_model(
     for done, (name, layer) in enumerate(chosen.items()):
         own = dict(options)
         if shared and fold:
-            own["transform"] = changed.get(name) or InputScale(torch.ones(layer.in_features))
+            ones = torch.ones(layer.in_features, device=layer.weight.device)
+            own["transform"] = changed.get(name, InputScale(ones))
         try:
             made = registry.quantize(layer.weight, method, given.get(name), **own)
             tensors[name] = made if fold or not shared else made.unfolded()

@@ -4,6 +4,8 @@ import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import torch
@@ -154,3 +156,43 @@ def autoawq_vectors() -> Tally:
         (search([w], calibration_for(x), bits=bits, **options).scale, golden[f"{bits}/scale"])
         for bits in (4, 3)
     )
+
+
+@against(
+    "llmcompressor", method="awq", what="best loss within 1e-6, weight-aware factors within 1e-5"
+)
+def llm_compressor() -> Tally:
+    """Its AWQ rounds as compressed-tensors does, which differs from "awq" at ties alone where
+    every group has weights of both signs."""
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+    from compressed_tensors.quantization.lifecycle import initialize
+    from llmcompressor.modifiers.transform.awq.base import AWQModifier
+
+    w, x = golden_layer()
+    compared = wrong = inputs = 0
+    for bits, size in itertools.product((4, 3), (32, 64)):
+        layer = torch.nn.Linear(128, 128, bias=False).requires_grad_(False)
+        layer.weight.copy_(w)
+        args = QuantizationArgs(
+            num_bits=bits, symmetric=False, strategy="group", group_size=size,
+            observer="memoryless_minmax",
+        )  # fmt: skip
+        scheme = QuantizationScheme(targets=["Linear"], weights=args)
+        initialize.initialize_module_for_quantization(layer, scheme)
+        modifier = AWQModifier(duo_scaling=True)
+        modifier._smooth_activation_stats = {"": [x.abs().sum(0), torch.tensor(len(x))]}
+        names = {"smooth_name": "", "parent_name": ""}
+        feed = SimpleNamespace(parent=layer, balance_layers=[layer], **names)
+        run = mock.patch.object(AWQModifier, "_run_samples", lambda self, m: [x @ m.weight.T])
+        with run, torch.no_grad():
+            theirs = modifier._compute_best_scale(feed, [x @ w.T], {layer: w.clone()})
+        options = {"bits": bits, "group_size": size, "grid": "llm-compressor"}
+        ours = search([w], calibration_for(x), **options)
+        error = modifier._error_metrics[0]
+        wrong += not math.isclose(error["best_error"], min(ours.losses), rel_tol=1e-6)
+        # unscaled, these integers do fall on ties
+        wrong += not math.isclose(error["initial_error"], ours.losses[0], rel_tol=1e-2)
+        wrong += int((~torch.isclose(ours.scale, theirs.float(), rtol=1e-5)).sum())
+        compared += 2 + len(theirs)
+        inputs += 1
+    return Tally(inputs, compared, wrong)

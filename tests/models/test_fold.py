@@ -41,7 +41,8 @@ def tiny(config_class, model_class, **options):
     sizes = {
         "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 260,
-        "max_position_embeddings": 128, "initializer_range": 0.3, "pad_token_id": 0, "eos_token_id": 1,
+        "max_position_embeddings": 128, "initializer_range": 0.3,
+        "pad_token_id": 0, "eos_token_id": 1,
     }  # fmt: skip
     config = getattr(transformers, config_class)(**sizes | options)
     module = getattr(transformers, model_class)(config).eval().requires_grad_(False)
