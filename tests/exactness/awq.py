@@ -15,6 +15,7 @@ import qviz
 from exactness import Tally, against, equal
 from qviz.core.calibration import Calibration
 from qviz.methods.awq import GRIDS, awq, search
+from qviz.models.texts import calibration_texts
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TIE = 1e-9  # losses of two candidates closer than this, relatively, are a tie
@@ -125,6 +126,31 @@ def clipping_by_hand() -> Tally:
             wrong += int(not math.isclose(clip["limit"][row, group], top * (1 - step / 20)))
         inputs += 1
     return Tally(inputs, compared, wrong)
+
+
+@against(
+    "brute force in float64",
+    method="awq",
+    what="trained layers in float32: losses within 0.1 %, ratio and factors",
+    slow=True,
+)
+def trained_layers() -> Tally:
+    layers = ["model.layers.0.self_attn.v_proj", "model.layers.3.self_attn.o_proj"]
+    text = calibration_texts()["python"].text
+    captured = qviz.capture(qviz.load_model(), text, layers, max_tokens=600, keep_inputs=600)
+    compared = wrong = 0
+    for layer, grid in itertools.product(layers, ("llm-awq", "autoawq")):
+        w, given = qviz.load_layer(None, layer).float(), captured[layer]
+        a, x = given.act_absmean.double().numpy(), given.inputs.double().numpy()
+        losses, factors = losses_by_hand([w.double().numpy()], x, a, 4, 128, grid)
+        ours = search([w], given, grid=grid)
+        # r = 0 rounds the stored 16-bit weights themselves, some of which lie on ties
+        wrong += int((~np.isclose(ours.losses, losses, rtol=1e-3)).sum())
+        wrong += int((~np.isclose(ours.losses[1:], losses[1:], rtol=1e-6)).sum())
+        wrong += ours.best != losses.index(min(losses))
+        wrong += int((~np.isclose(ours.scale, factors[ours.best], rtol=1e-5)).sum())
+        compared += 2 * len(losses) + len(a)
+    return Tally(4, compared, wrong)
 
 
 @against(
