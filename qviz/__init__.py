@@ -23,7 +23,9 @@ _HOME = {
     "perplexity": "qviz.models.text",
     "quantize": "qviz.methods.registry",
     "quantize_model": "qviz.models.quantize",
+    "rotate_model": "qviz.models.rotate",
     "sweep": "qviz.study.sweep",
+    "train_quantized": "qviz.study.training",
 }
 
 __all__ = ["__version__", *sorted(_HOME)]
