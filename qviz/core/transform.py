@@ -36,6 +36,11 @@ class InputScale:
     outputs: torch.Tensor | None = None
 
     def apply(self, weight: torch.Tensor) -> torch.Tensor:
+        if self.scale.shape != weight.shape[1:]:
+            raise ValueError(
+                f"the weight has {weight.shape[1]} inputs, the factors' shape is "
+                f"{tuple(self.scale.shape)}; give one for each input"
+            )
         scaled = weight * self.scale.to(weight)
         if self.outputs is None:
             return scaled

@@ -96,6 +96,8 @@ def quantize_model(
             f"a linear layer"
         )
     registry.require_options(method, options)
+    if "transform" in options:
+        raise TypeError("transform is one layer's; quantize_model finds each layer's own")
     chosen, skipped = layers_to_quantize(model, layers)
     given, shared = calibration or {}, registry.get(method).shared
     scales = _factors(model, shared, chosen, given, on_error, options) if shared and fold else {}

@@ -109,6 +109,8 @@ def test_outputs_that_the_next_layer_divided_are_undone_too():
     both = InputScale(s, outputs=out)
     torch.testing.assert_close(both.apply(w), w * s / out[:, None])
     torch.testing.assert_close(both.undo(both.apply(w)), w)
+    with pytest.raises(ValueError, match=r"32 inputs.*\(31,\).*one for each"):
+        InputScale(s[1:]).apply(w)
     plain = qviz.quantize(both.apply(w), group_size=8)
     q = QuantizedTensor(plain.codes, plain.grid, plain.granularity, plain.shape, transform=both)
     back = plain.dequantize() / s * out[:, None]

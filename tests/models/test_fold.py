@@ -241,6 +241,8 @@ def test_what_is_asked_of_a_model_is_checked(loaded, captured):
         qviz.quantize_model(loaded["llama"], "awq", group_size=16)
     with pytest.raises(TypeError, match="unknown option"):
         qviz.quantize_model(loaded["llama"], "awq", calibration=captured["llama"], grd="autoawq")
+    with pytest.raises(TypeError, match="one layer's"):
+        qviz.quantize_model(loaded["llama"], "awq", transform=InputScale(torch.ones(32)))
 
 
 def test_a_layer_that_nothing_folds_keeps_its_transform():
