@@ -11,8 +11,8 @@ happens at a step is arithmetic on whole rows. "Step" j is the j-th column that 
 says which column of the weight that is.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -136,10 +136,13 @@ def gptq(
     weight = as_matrix(weight)
     require_fit(calibration, weight.shape[1])
     block_size = require_int(block_size, "block_size", 1, 10**9)
-    require_int(bits, "bits", 2, 8)
+    bits = require_int(bits, "bits", 2, 8)
     if variant is not None and variant not in FAILURES:
         raise ValueError(unknown("variant", variant, FAILURES))
-    plan = GroupPlan.of(locals(), weight.shape[1])
+    plan = GroupPlan(
+        bits, symmetric, convention, scale_dtype, mse,
+        group_size, static_groups, stale_groups, act_order, weight.shape[1],
+    )  # fmt: skip
     setup = prepare(weight, calibration, damp=damp, act_order=act_order, emit=emit)
     u = setup.hinv_chol if variant is None else FAILURES[variant](setup.hinv_chol)
     if emit is not None:
@@ -147,12 +150,7 @@ def gptq(
 
     w, levels = setup.columns(weight), Levelling(plan, setup.perm)
     if plan.upfront:
-        # Whether a dead column still counts in a range: llm-compressor's observer has seen it, and
-        # the reference code zeroes it after taking the range of a whole row, but before groups'.
-        counts = group_size is None or convention == "compressed_tensors"
-        given = setup.columns(weight, dead_too=counts)
-        for group in range(plan.groups):
-            levels.fit(group, given[levels.members(group)], emit)
+        _fit_upfront(levels, setup, weight, emit)
     codes = torch.empty_like(w, dtype=levels.code_dtype)  # [in, out]
     loss = torch.zeros((), dtype=torch.float64, device=w.device)
     for start in range(0, len(w), block_size):
@@ -334,12 +332,6 @@ class GroupPlan:
     act_order: bool
     in_features: int
 
-    @classmethod
-    def of(cls, options: Mapping[str, Any], in_features: int) -> "GroupPlan":
-        """From the options of `gptq`, of which it takes those that it has fields for."""
-        names = [field.name for field in fields(cls) if field.name != "in_features"]
-        return cls(**{name: options[name] for name in names}, in_features=in_features)
-
     def __post_init__(self) -> None:
         Granularity.of("group", self.group_size).split(torch.empty(0, self.in_features))
         if self.stale_groups and self.upfront:
@@ -457,6 +449,17 @@ class Levelling:
     def g_idx(self) -> torch.Tensor:
         """[in] int32: the group of each column of the weight."""
         return self._index[torch.argsort(self.perm)].int()
+
+
+def _fit_upfront(levels: Levelling, setup: Setup, weight: torch.Tensor, emit: Emit | None) -> None:
+    """Find the levels of all groups from the weight as it was given."""
+    plan = levels.plan
+    # Whether a dead column still counts in a range: llm-compressor's observer has seen it, and the
+    # reference code zeroes it after taking the range of a whole row, but before that of a group.
+    counts = plan.group_size is None or plan.convention == "compressed_tensors"
+    w = setup.columns(weight, dead_too=counts)
+    for group in range(plan.groups):
+        levels.fit(group, w[levels.members(group)], emit)
 
 
 def _best_shrink(

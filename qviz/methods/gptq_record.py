@@ -5,7 +5,7 @@ step's error and the remaining columns at a few blocks; the operations of the ru
 there with those errors, give the same numbers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -82,14 +82,14 @@ class Recording:
     def __init__(
         self, weight: torch.Tensor, calibration: Calibration, options: dict[str, Any]
     ) -> None:
-        given = {**METHOD.defaults, **options}
+        given = {**METHOD.defaults, **options, "in_features": weight.shape[1]}
         self._weight = weight
         self._block = int(given["block_size"])
         self._arriving = 0  # the first step of the block that the run works on
         self._checkpoints: dict[int, torch.Tensor] = {}  # start of a block → columns from there
         self._last: tuple[int, torch.Tensor] | None = None  # the block shown last, likewise
         self.result = gptq(weight, calibration, emit=self._keep, **options)
-        self._plan = GroupPlan.of(given, weight.shape[1])
+        self._plan = GroupPlan(**{field.name: given[field.name] for field in fields(GroupPlan)})
 
     def _keep(self, event: str, /, **tensors: torch.Tensor) -> None:
         if event == "gptq.hessian":
