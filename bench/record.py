@@ -12,7 +12,11 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("qviz", "torch", "numpy", "transformers", "voila", "jupyterlab", "anywidget", "plotly")
+PACKAGES = (
+    "qviz", "torch", "numpy", "transformers", "voila", "jupyterlab", "anywidget", "plotly",
+    "bitsandbytes", "compressed-tensors", "torchao", "gguf", "hqq", "llama-cpp-python",
+    "scikit-learn",
+)  # fmt: skip
 
 
 def conditions() -> dict[str, Any]:

@@ -1,11 +1,10 @@
 """Time of NF4 and FP4 quantization beside bitsandbytes, same weight, same run, codes compared.
 
-python bench/nf4.py
+python bench/time_nf4.py
 """
 
 import torch
-from affine import median_time
-from record import save
+from record import median_times, save
 
 import qviz
 
@@ -28,7 +27,7 @@ def main() -> None:
 
             packed, _ = theirs()
             equal = torch.equal(torch.from_numpy(ours()["codes"]), packed.flatten())
-            mine, peer = median_time(ours), median_time(theirs)
+            mine, peer = median_times(ours, theirs, repeats=5)
             rows.append(
                 {
                     "format": form + (", double quantization" if double else ""),
@@ -40,7 +39,7 @@ def main() -> None:
                 }
             )
     title = "NF4 and FP4 of 4096×4096 float32 on a CPU, packing included"
-    print(save("nf4", title, rows).read_text())
+    print(save("time_nf4", title, rows).read_text())
 
 
 if __name__ == "__main__":

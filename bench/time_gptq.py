@@ -3,15 +3,13 @@
 The reference is Frantar et al. 2022, algorithm 1, as its authors' code runs it: weights by row,
 factor of H⁻¹ by Cholesky, inversion and Cholesky, one column of a block of 128 at a time.
 
-python bench/gptq.py [rows×columns …]
+python bench/time_gptq.py [rows×columns …]
 """
 
 import sys
-import time
-from collections.abc import Callable
 
 import torch
-from record import save
+from record import median_times, save
 
 import qviz
 from qviz.methods.gptq_record import record
@@ -45,21 +43,10 @@ def reference(weight: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
     return codes
 
 
-def best_time(*runs: Callable[[], object], repeats: int) -> list[float]:
-    """The best of each, taken in turn, so that a slow moment of the machine hits all of them."""
-    times: list[list[float]] = [[] for _ in runs]
-    for _ in range(repeats):
-        for run, measured in zip(runs, times, strict=True):
-            start = time.perf_counter()
-            run()
-            measured.append(time.perf_counter() - start)
-    return [min(measured) for measured in times]
-
-
 def matmul_rate() -> float:
     """FLOP/s of a float32 product of 2048² matrices."""
     a = torch.randn(2048, 2048)
-    (seconds,) = best_time(lambda: a @ a, repeats=5)
+    (seconds,) = median_times(lambda: a @ a, repeats=5)
     return 2 * 2048**3 / seconds
 
 
@@ -74,11 +61,11 @@ def main() -> None:
         h = 2 * x.T @ x / len(x)
         peak = x.abs().amax(0)
         c = qviz.Calibration(x[:1], h, peak, peak, len(x))
-        theirs, ours, recorded = best_time(
+        theirs, ours, recorded = median_times(
             lambda w=w, h=h: reference(w, h),
             lambda w=w, c=c: qviz.quantize(w, "gptq", c),
             lambda w=w, c=c: record(w, c),
-            repeats=5 if out * n <= 2**22 else 2,
+            repeats=5 if out * n <= 2**22 else 3,
         )
         # A Cholesky factor and a triangular inverse are n³/3 operations each; the updates
         # together are one triangle's share of a product of W with U, out·n².
@@ -102,7 +89,9 @@ def main() -> None:
         f"time with every column recorded. Codes differ after ties: see tests/exactness/gptq.py."
     )
     print(
-        save("gptq", "GPTQ, 4 bits, group 128, symmetric, Hessian given", rows, notes).read_text()
+        save(
+            "time_gptq", "GPTQ, 4 bits, group 128, symmetric, Hessian given", rows, notes
+        ).read_text()
     )
 
 

@@ -1,28 +1,17 @@
 """Time of affine quantization beside torchao and compressed-tensors, same weight, same run.
 
-python bench/affine.py
+python bench/time_affine.py
 """
 
-import time
 import warnings
 from collections.abc import Callable
 
 import torch
-from record import save
+from record import median_times, save
 
 import qviz
 
 REPEATS = 7
-
-
-def median_time(run: Callable[[], object]) -> float:
-    run()
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return sorted(times)[REPEATS // 2]
 
 
 def torchao_run(w: torch.Tensor, group: int) -> Callable[[], object]:
@@ -62,12 +51,13 @@ def main() -> None:
     rows = []
     for n in (1024, 4096):
         w = torch.randn(n, n, generator=torch.Generator().manual_seed(0))
-        ours = median_time(lambda w=w: qviz.quantize(w, bits=4, group_size=128))
         for peer, make in (
             ("torchao", torchao_run),
             ("compressed-tensors", compressed_tensors_run),
         ):
-            theirs = median_time(make(w, 128))
+            ours, theirs = median_times(
+                lambda w=w: qviz.quantize(w, bits=4, group_size=128), make(w, 128), repeats=REPEATS
+            )
             rows.append(
                 {
                     "weight": f"{n}×{n}",
@@ -77,7 +67,9 @@ def main() -> None:
                     "ratio": ours / theirs,
                 }
             )
-    print(save("affine", "Affine quantization, 4 bits, group 128, symmetric", rows).read_text())
+    print(
+        save("time_affine", "Affine quantization, 4 bits, group 128, symmetric", rows).read_text()
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Time of HQQ beside hqq, same weight, same run, both on the processor in float32.
 
-python bench/hqq.py, with an interpreter that has hqq
+python bench/time_hqq.py, with an interpreter that has hqq
 """
 
 import contextlib
@@ -42,7 +42,7 @@ def main() -> None:
                 "ratio": ours / theirs,
             }
         )
-    print(save("hqq", "HQQ, group 64, at most 20 steps", rows).read_text())
+    print(save("time_hqq", "HQQ, group 64, at most 20 steps", rows).read_text())
 
 
 if __name__ == "__main__":

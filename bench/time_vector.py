@@ -1,6 +1,6 @@
 """Time of k-means beside scikit-learn: same vectors, same start, same number of rounds, same run.
 
-python bench/vector.py
+python bench/time_vector.py
 """
 
 import warnings
@@ -40,7 +40,7 @@ def main() -> None:
             }
         )
     title = f"Vector codebooks, {ROUNDS} rounds of Lloyd's algorithm on a 1024×1024 weight"
-    print(save("vector", title, rows).read_text())
+    print(save("time_vector", title, rows).read_text())
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ The reference is Lin et al. 2023 as its authors' code runs it, in float32: for e
 candidates the whole weight is rounded and the inputs multiplied by it; for each of ten limits the
 share of every group in every output is formed for every token, 256 rows at a time.
 
-python bench/awq.py [rows×columns …]
+python bench/time_awq.py [rows×columns …]
 """
 
 import sys
@@ -95,7 +95,7 @@ def main() -> None:
             }
         )
     notes = f"{TOKENS} tokens. Limits differ only where two of them have the same error."
-    print(save("awq", "AWQ, 4 bits, group 128, asymmetric", rows, notes).read_text())
+    print(save("time_awq", "AWQ, 4 bits, group 128, asymmetric", rows, notes).read_text())
 
 
 if __name__ == "__main__":
