@@ -7,7 +7,8 @@ PEERS := .venv-peers
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 RECIPE := pyproject.toml constraints.txt
-BENCHES = $(filter-out bench/record.py bench/exactness.py,$(wildcard bench/[a-z]*.py))
+PEER_BENCHES = bench/time_gguf.py bench/time_hqq.py
+BENCHES = $(filter-out bench/record.py bench/exactness.py $(PEER_BENCHES),$(wildcard bench/[a-z]*.py))
 
 # Where to start from: PYTHON=… or the first of these that is new enough.
 PYTHON ?= $(firstword $(foreach python,python3 python3.14 python3.13 python3.12 python3.11,\
@@ -41,8 +42,9 @@ format: $(VENV)/.installed-dev  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed-bench  ## run the benchmarks (they print; results are recorded by hand)
+bench: $(VENV)/.installed-bench $(PEERS)/.installed  ## run the benchmarks and record what they find
 	@set -e; for script in $(BENCHES); do echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
+	@set -e; for script in $(PEER_BENCHES); do echo "== $$script"; $(PEERS)/bin/python "$$script" $(ARGS); done
 
 exactness: $(VENV)/.installed-test $(PEERS)/.installed  ## every method against the real systems (builds llama.cpp)
 	@$(PEERS)/bin/python bench/exactness.py --heavy

@@ -5,7 +5,6 @@ python bench/time_hqq.py, with an interpreter that has hqq
 
 import contextlib
 import io
-import sys
 from collections.abc import Callable
 
 import torch
@@ -25,7 +24,6 @@ def hqq_run(w: torch.Tensor, bits: int) -> Callable[[], object]:
 
 
 def main() -> None:
-    sys.path.pop(0)  # this folder, in which "hqq" would be this very file
     rows = []
     cases = [(n, *case) for n in (1024, 4096) for case in ((0.03, 4), (1.0, 2))]
     for n, spread, bits in cases:
