@@ -390,11 +390,11 @@ METHOD = Method(
     ),
     events=EVENTS,
     origins={
-        "bits": "LSQ's smallest that it trains to full accuracy",
+        "bits": "qviz: where training begins to matter",
         "group_size": "GPTQ, AWQ, llm-compressor W4A16; LSQ has one step for each layer",
         "step": "LSQ",
         "levels": "ParetoQ: shifted at 2 bits, integers at 3 and 4",
-        "init": "qviz: measured against LSQ's and ParetoQ's, see bench/training.py",
+        "init": "qviz: the nearest start; LSQ's is its formula, ParetoQ's absmax for 2 bits",
         "scale_dtype": "qviz: the precision that is trained in",
     },
 )
