@@ -9,6 +9,7 @@ standard library on which the bundled model was trained, and never the evaluatio
 from __future__ import annotations
 
 import json
+import math
 import re
 import sysconfig
 import time
@@ -123,28 +124,16 @@ def train_quantized(
     student, modules, skipped = replace_layers(model, method, layers, seed=seed, **options)
 
     start = time.perf_counter()
-    optimizer, schedule = _optimizer(modules, lr or _rate(method, options), steps)
-    losses = []
+    rate = _rate(method, options) if lr is None else lr
     batches = _windows(stream, length, batch_size, np.random.default_rng(seed))
-    for done, ids in zip(range(1, steps + 1), batches, strict=False):
-        loss = _loss(student, model, ids.to(model.device), distill)
-        losses.append(float(loss.detach()))
-        if not np.isfinite(losses[-1]):
-            raise ValueError(f"the loss is {losses[-1]} at step {done}; take a smaller lr")
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], GRADIENT_NORM)
-        optimizer.step()
-        schedule.step()
-        if progress is not None:
-            progress(done, steps, losses[-1])
+    losses = _train(student, model, modules, batches, steps, rate, distill, progress)
     seconds = time.perf_counter() - start
 
     for name, module in modules.items():
         student.model.set_submodule(name, module.frozen())
     tensors = {name: module.quantized() for name, module in modules.items()}
     tokens = steps * batch_size * length
-    return TrainedModel(student, modules, tensors, skipped, tuple(losses), tokens, seconds)
+    return TrainedModel(student, modules, tensors, skipped, losses, tokens, seconds)
 
 
 def replace_layers(
@@ -256,6 +245,35 @@ def _windows(
             starts += list(rng.permutation(count) * length + rng.integers(spare + 1))
         rows, starts = starts[:batch], starts[batch:]
         yield torch.stack([stream[s : s + length + 1] for s in rows])
+
+
+def _train(
+    student: LoadedModel,
+    teacher: LoadedModel,
+    modules: Mapping[str, TrainableLinear],
+    batches: Iterator[torch.Tensor],
+    steps: int,
+    lr: float,
+    distill: float,
+    progress: Progress | None,
+) -> tuple[float, ...]:
+    """Train the modules where they stand in the student; returns the loss before each update."""
+    optimizer, schedule = _optimizer(modules, lr, steps)
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    losses: list[float] = []
+    for done, ids in zip(range(1, steps + 1), batches, strict=False):
+        loss = _loss(student, teacher, ids.to(teacher.device), distill)
+        losses.append(float(loss.detach()))
+        if not math.isfinite(losses[-1]):
+            raise ValueError(f"the loss is {losses[-1]} at step {done}; take a smaller lr")
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(trained, GRADIENT_NORM)
+        optimizer.step()
+        schedule.step()
+        if progress is not None:
+            progress(done, steps, losses[-1])
+    return tuple(losses)
 
 
 def _loss(
