@@ -11,12 +11,14 @@ for the searches, kquants.py and legacy.py for the types, layout.py for the byte
 the way back, mixes.py for which tensor of a file gets which type.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 
 from qviz.core.check import as_matrix, require_finite, unknown
+from qviz.core.grids import Blocks
 from qviz.core.tensor import QuantizedTensor
 from qviz.core.trace import Emit, EventSpec
 from qviz.methods.gguf import kquants, legacy
@@ -190,9 +192,10 @@ def gguf(
     if weight.dtype == torch.float64:
         weight = weight.float()
         require_finite(weight, "weight in float32")
-    data = encode(weight, name, importance=importance, emit=emit)
-    found = from_bytes(name, data)
-    _require_finite_levels(found, name)
+    with _one_thread():
+        data = encode(weight, name, importance=importance, emit=emit)
+        found = from_bytes(name, data)
+        _require_finite_levels(found, name)
     info: dict[str, object] = {
         "method": "gguf",
         "type": name,
@@ -257,8 +260,8 @@ def encode(
         if name not in KQUANTS:  # these weigh by the row's mean square, k-quants by the block's
             spreads = spread(weight.float(), 1, legacy.BLOCK).unsqueeze(1)  # [blocks, 1]
     step = CHUNK["cuda" if weight.is_cuda else "cpu"] // layout.weights
-    data = torch.empty(len(blocks), layout.nbytes, dtype=torch.uint8, device=weight.device)
-    for start in range(0, len(blocks), step):
+
+    def chunk(start: int) -> torch.Tensor:
         x = blocks[start : start + step].float()  # [blocks, weights]
         if emit is not None:
             emit("gguf.blocks", x=x)
@@ -271,10 +274,27 @@ def encode(
         parts = _encode_chunk(name, x, own, emit)
         if emit is not None:
             emit("gguf.codes", codes=parts["codes"])
-        data[start : start + step] = pack(layout, parts)
+        data = pack(layout, parts)
         if emit is not None:
-            emit("gguf.bytes", data=data[start : start + step])
-    return data.reshape(len(weight), -1)
+            emit("gguf.bytes", data=data)
+        return data
+
+    with _one_thread():
+        data = [chunk(start) for start in range(0, len(blocks), step)]
+    return torch.cat(data).reshape(len(weight), -1)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch from sharing each operation among threads: there are thousands, a few microseconds
+    long, and where another process wants the cores the threads wait ten times longer for each other
+    than they work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _encode_chunk(
@@ -289,10 +309,12 @@ def _encode_chunk(
 
 def _require_finite_levels(found: QuantizedTensor, name: str) -> None:
     """ValueError where d, dmin or m became Inf or NaN, which llama.cpp refuses to write."""
-    low, high = found.grid.extremes()  # type: ignore[attr-defined]
-    bad = ~(torch.isfinite(low) & torch.isfinite(high))
-    if bad.any():
-        row, group = bad.nonzero()[0].tolist()
+    assert isinstance(found.grid, Blocks)
+    stored = [found.grid.inner.scale, getattr(found.grid.inner, "offset", None)]
+    for values in stored:
+        if values is None or bool(torch.isfinite(values).all()):
+            continue
+        row, group = (~torch.isfinite(values)).nonzero()[0].tolist()
         raise ValueError(
             f"the levels of group [{row}, {group}] overflow: its weights are too large for the "
             f"float16 scales of {name}, and llama.cpp refuses them too. Scale the weight down"

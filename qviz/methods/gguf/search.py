@@ -75,7 +75,10 @@ def divide(a: torch.Tensor | float, b: torch.Tensor | float) -> torch.Tensor:
 
 
 def square_root(x: torch.Tensor) -> torch.Tensor:
-    """√x in float32, correctly rounded: by way of float64, because torch's own may be one off."""
+    """√x in float32, correctly rounded, which torch's own is not: NumPy's is, and so is one by way
+    of float64."""
+    if x.device.type == "cpu":
+        return torch.from_numpy(np.sqrt(x.numpy()))
     return x.double().sqrt_().float()
 
 
@@ -114,7 +117,7 @@ def search_minimum(
     def error(scale: torch.Tensor, minimum: torch.Tensor) -> torch.Tensor:
         torch.mul(q, scale, out=diff)
         diff.add_(minimum).sub_(x)
-        (diff.abs_() if absolute else diff.square_()).mul_(w)
+        (diff.abs_() if absolute else diff.mul_(diff)).mul_(w)
         return sum_rows(diff)
 
     # A constant sub-block has iscale ∞ and scale 0: of 0 and −0 the difference may be −0.
