@@ -22,6 +22,7 @@ from qviz.core.check import FLOAT_DTYPES, unknown
 
 KINDS = ("zero", "subnormal", "normal", "infinite", "nan")
 ROUNDINGS = ("nearest_even", "half_away", "half_toward_zero", "toward_zero")
+CHUNK = 1 << 16  # numbers whose intermediate results stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -236,16 +237,26 @@ def encode(
     x = _as_float(x)
     if rounding not in ROUNDINGS:
         raise ValueError(unknown("rounding", rounding, ROUNDINGS))
-    nan = torch.isnan(x)
-    if fmt.nan_code is None and nan.any():
+    if fmt.nan_code is None and (count := int(torch.isnan(x).sum())):
         raise ValueError(
-            f"{fmt.name} has no NaN, and {int(nan.sum())} of the numbers are NaN; mask them first, "
-            f"for example with torch.nan_to_num"
+            f"{fmt.name} has no NaN, and {count} of the numbers are NaN; mask them first, for "
+            f"example with torch.nan_to_num"
         )
+    dtype = torch.uint8 if fmt.bits <= 8 else torch.int64
+    codes = torch.empty(x.shape, dtype=dtype, device=x.device)
+    # A dozen passes over the numbers, a piece at a time: four times as fast at 4096².
+    size = CHUNK if x.device.type == "cpu" else max(1, x.numel())
+    pieces = torch.split(x.reshape(-1), size), torch.split(codes.view(-1), size)
+    for numbers, out in zip(*pieces, strict=True):
+        out.copy_(_codes(numbers, fmt, rounding, saturate))
+    return codes
+
+
+def _codes(x: torch.Tensor, fmt: Format, rounding: str, saturate: bool) -> torch.Tensor:
+    """The codes of some numbers, in one integer dtype or another; options as in `encode`."""
     if fmt.is_integer:
         n = _round(x.abs(), rounding) * torch.sign(x)
-        codes = n.clamp(fmt.min_finite, fmt.max_finite).to(torch.int64) & (2 * fmt.sign_bit - 1)
-        return codes.to(torch.uint8)
+        return n.clamp(fmt.min_finite, fmt.max_finite).to(torch.int64) & (2 * fmt.sign_bit - 1)
 
     codes = _magnitude(x.abs(), fmt, rounding)
     if rounding == "toward_zero":  # truncation does not reach Inf
@@ -255,14 +266,14 @@ def encode(
         codes = codes.clamp_(max=fmt.max_code)
     else:
         codes = torch.where(codes > fmt.max_code, beyond, codes)
-    negative = torch.signbit(x)
+    negative, nan = torch.signbit(x), torch.isnan(x)
     if fmt.signed:
         codes += negative * codes.new_tensor(fmt.sign_bit)
     else:
         nan = nan | (negative & (x != 0)) | ((x == 0) & (not saturate))
     if fmt.nan_code is not None:
         codes = torch.where(nan, fmt.nan_code, codes)
-    return codes.to(torch.uint8 if fmt.bits <= 8 else torch.int64)
+    return codes
 
 
 def _magnitude(a: torch.Tensor, fmt: Format, rounding: str) -> torch.Tensor:
@@ -277,7 +288,7 @@ def _magnitude(a: torch.Tensor, fmt: Format, rounding: str) -> torch.Tensor:
     a = a.to(torch.float32 if small else torch.float64)
     integer, width, bias = (torch.int32, 23, 127) if small else (torch.int64, 52, 1023)
     # ⌊log₂ a⌋ from the bits of a, between the ends that formats have here. In place from here on:
-    # a large weight costs as much to copy as to compute.
+    # a copy costs as much as the arithmetic.
     e = (a.view(integer) >> width).sub_(bias).clamp_(fmt.emin, 127)
     factor = ((m + bias - e) << width).view(a.dtype)  # 2^(m − e), exact on every device
     # In steps of the last kept bit. What is beyond every binade ends one binade up, and Inf too.
@@ -338,6 +349,9 @@ def decode(codes: object, fmt: str | Format) -> torch.Tensor:
     """
     fmt = format_of(fmt)
     codes = _as_codes(codes, fmt)
+    if codes.numel() > 1 << fmt.bits <= 1 << 16:  # fewer codes exist than are given
+        table = decode(torch.arange(1 << fmt.bits, device=codes.device), fmt)
+        return table[codes]
     if fmt.is_integer:
         return (codes - ((codes & fmt.sign_bit) << 1)).to(torch.float32)
     sign, exponent, mantissa, kind = fields(codes, fmt)

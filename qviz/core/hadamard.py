@@ -64,19 +64,23 @@ def hadamard_transform(x: torch.Tensor, *, transpose: bool = False) -> torch.Ten
     h = h.T if transpose else h  # Sylvester's part is symmetric
     vectors = x.reshape(-1, n)
     # Pieces that stay in a processor's cache through all passes: six times as fast at 4096².
-    rows = CACHED // n if x.device.type == "cpu" else len(vectors)
-    pieces = torch.split(vectors, max(rows, 1))
-    return torch.cat([_transform(piece, h, doublings) for piece in pieces]).reshape(x.shape)
+    rows = max(CACHED // n if x.device.type == "cpu" else len(vectors), 1)
+    out = torch.empty_like(vectors)
+    for piece, into in zip(torch.split(vectors, rows), torch.split(out, rows), strict=True):
+        into.copy_(_transform(piece, h, doublings))
+    return out.reshape(x.shape)
 
 
 def _transform(x: torch.Tensor, base: torch.Tensor, doublings: int) -> torch.Tensor:
-    """(base ⊗ H_2 ⊗ … ⊗ H_2)·x for every row of x [rows, n], a new tensor."""
+    """(base ⊗ H_2 ⊗ … ⊗ H_2)·x for every row of x [rows, n]."""
     y = x
     for level in range(doublings):
         pairs = y.reshape(-1, 2, 1 << level)  # the two halves of each block of 2^(level + 1)
         first, second = pairs.unbind(1)
         y = torch.stack((first + second, first - second), dim=1)
-    return (base @ y.reshape(len(x), len(base), -1)).reshape(x.shape) if len(base) > 1 else y
+    if len(base) > 1:
+        y = base @ y.reshape(len(x), len(base), -1)
+    return y.reshape(x.shape)
 
 
 def random_signs(n: int, seed: int) -> torch.Tensor:

@@ -8,7 +8,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qviz.core.formats import FORMATS, KINDS, ROUNDINGS, cast, decode, encode, fields, values
+from qviz.core.formats import (
+    CHUNK,
+    FORMATS,
+    KINDS,
+    ROUNDINGS,
+    cast,
+    decode,
+    encode,
+    fields,
+    values,
+)
 
 FLOATS = [f for f in FORMATS.values() if not f.is_integer]
 SMALL = [f for f in FORMATS.values() if f.bits <= 16]
@@ -146,6 +156,27 @@ def test_inputs_of_every_kind_agree(dtype):
         assert torch.equal(encode(array, "fp8_e4m3"), want)
     assert encode(1, "fp4_e2m1") == 2
     assert decode(np.array([2, 15], np.uint8), "fp4_e2m1").tolist() == [1, -6]
+
+
+@pytest.mark.parametrize("size", [0, 1, 256, CHUNK - 1, CHUNK, 2 * CHUNK + 3])
+def test_sizes_around_a_piece(size):
+    """Beside torch's own conversion, there and back, in the order of a view."""
+    g = torch.Generator().manual_seed(size)
+    x = (torch.randn(3, size, generator=g) * 30).T
+    theirs = x.to(torch.float8_e5m2)
+    codes = encode(x, "fp8_e5m2")
+    assert codes.shape == x.shape
+    assert torch.equal(codes, theirs.view(torch.uint8))
+    assert torch.equal(decode(codes, "fp8_e5m2"), theirs.float())
+    assert torch.equal(cast(x, "fp16"), x.half().float())
+    assert torch.equal(cast(x, "int8"), x.round().clamp(-128, 127))
+
+
+def test_a_nan_in_a_later_piece_is_refused():
+    x = torch.zeros(3 * CHUNK)
+    x[-2:] = torch.nan
+    with pytest.raises(ValueError, match="2 of the numbers are NaN"):
+        encode(x, "fp4_e2m1")
 
 
 @pytest.mark.parametrize(
