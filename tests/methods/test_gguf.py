@@ -145,31 +145,6 @@ def test_the_search_of_one_super_block_is_a_story(name, tries):
     assert (best <= start["error"]).all() and (best < start["error"]).any()
 
 
-def test_traced_and_untraced_run_the_same_operations():
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Recorder(TorchDispatchMode):
-        def __init__(self):
-            super().__init__()
-            self.ops = []
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            self.ops.append(str(func))
-            return func(*args, **(kwargs or {}))
-
-    # views, and the zeros shown as minimums of a type that has none
-    free = ("aten.view", "aten._unsafe_view", "aten.zeros_like", "aten.t.", "aten.slice",
-            "aten.permute", "aten.numpy_T")  # fmt: skip
-    for name in LAYOUTS:
-        w = torch.randn(2, 256)
-        runs = []
-        for emit in (None, lambda event, **tensors: None):
-            with Recorder() as recorder:
-                qviz.quantize(w, "gguf", type=name, emit=emit)
-            runs.append([op for op in recorder.ops if not op.startswith(free)])
-        assert runs[0] == runs[1]
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_inputs_of_every_kind_agree(dtype):
     w = torch.randn(8, 256, dtype=torch.float64).to(dtype)

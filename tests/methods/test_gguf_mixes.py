@@ -35,28 +35,28 @@ NAMES = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5
 
 # llama.cpp's quantize README lists those of the 8B.
 @pytest.mark.parametrize(
-    ("config", "bits"),
+    ("config", "bits", "gigabytes"),
     [
-        (LLAMA_2_7B, (3.01, 3.50, 3.91, 4.27, 4.58, 4.84, 5.52, 5.68, 6.56, 8.50)),
-        (LLAMA_31_8B, (3.16, 3.64, 4.00, 4.30, 4.67, 4.89, 5.57, 5.70, 6.56, 8.50)),
-        (LLAMA_2_70B, (2.95, 3.47, 3.86, 4.19, 4.55, 4.80, 5.50, 5.65, 6.56, 8.50)),
+        (
+            LLAMA_2_7B,
+            (3.01, 3.50, 3.91, 4.27, 4.58, 4.84, 5.52, 5.68, 6.56, 8.50),
+            (2.5, 2.9, 3.3, 3.6, 3.9, 4.1, 4.7, 4.8, 5.5, 7.2),
+        ),
+        (
+            LLAMA_31_8B,
+            (3.16, 3.64, 4.00, 4.30, 4.67, 4.89, 5.57, 5.70, 6.56, 8.50),
+            (3.2, 3.7, 4.0, 4.3, 4.7, 4.9, 5.6, 5.7, 6.6, 8.5),
+        ),
+        (
+            LLAMA_2_70B,
+            (2.95, 3.47, 3.86, 4.19, 4.55, 4.80, 5.50, 5.65, 6.56, 8.50),
+            (25.5, 29.9, 33.3, 36.1, 39.2, 41.4, 47.5, 48.8, 56.6, 73.3),
+        ),
     ],
     ids=["7B", "8B", "70B"],
 )
-def test_bits_of_a_file(config, bits):
+def test_what_a_file_costs(config, bits, gigabytes):
     assert tuple(round(file_bits_per_weight(config, name), 2) for name in NAMES) == bits
-
-
-@pytest.mark.parametrize(
-    ("config", "gigabytes"),
-    [
-        (LLAMA_2_7B, (2.5, 2.9, 3.3, 3.6, 3.9, 4.1, 4.7, 4.8, 5.5, 7.2)),
-        (LLAMA_31_8B, (3.2, 3.7, 4.0, 4.3, 4.7, 4.9, 5.6, 5.7, 6.6, 8.5)),
-        (LLAMA_2_70B, (25.5, 29.9, 33.3, 36.1, 39.2, 41.4, 47.5, 48.8, 56.6, 73.3)),
-    ],
-    ids=["7B", "8B", "70B"],
-)
-def test_size_of_a_file(config, gigabytes):
     assert tuple(round(file_bytes(config, name) / 1e9, 1) for name in NAMES) == gigabytes
 
 
