@@ -280,8 +280,8 @@ def encode(
         return data
 
     with _one_thread():
-        data = [chunk(start) for start in range(0, len(blocks), step)]
-    return torch.cat(data).reshape(len(weight), -1)
+        data = torch.cat([chunk(start) for start in range(0, len(blocks), step)])
+    return data.reshape(len(weight), -1)
 
 
 @contextmanager
