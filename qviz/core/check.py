@@ -69,6 +69,13 @@ def require_int(value: object, name: str, low: int, high: int) -> int:
     return int(value)
 
 
+def require_number(value: object, name: str) -> float:
+    """`value` as a float if it is a number; TypeError otherwise. NaN and ±Inf are numbers."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    return float(value)
+
+
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     """The message for a name that is not known: what was asked, what is near, what there is."""
     names = sorted(known)

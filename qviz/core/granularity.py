@@ -86,8 +86,8 @@ class Granularity:
             what = "columns" if self.axis else "rows"
             raise ValueError(
                 f"group_size {size} does not divide the {columns} {what} of this matrix. "
-                f"Sizes that do: {', '.join(map(str, fits)) or columns}; "
-                f'or use granularity="channel"'
+                f"Sizes that do: {', '.join(map(str, fits)) or columns}"
+                + ("; or None, for groups of a whole row" if self.axis else "")
             )
         return x.reshape(rows, columns // size, size)
 

@@ -118,11 +118,17 @@ def integer_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
     In float32, for which every device has a fast product. Its integers are exact up to 2²⁴ = 1024 ·
     128², so the columns are taken 1024 at a time. (torch's own int8 product saturates inside on
-    processors without the instructions for it.)
+    processors without the instructions for it.) ValueError for so many columns that a sum may
+    leave int32.
 
     >>> integer_product(torch.tensor([[127, -3]]).char(), torch.tensor([[127, 5]]).char())
     tensor([[16114]], dtype=torch.int32)
     """
+    if a.shape[1] * 128**2 >= 2**31:
+        raise ValueError(
+            f"sums over {a.shape[1]} products of int8 may overflow int32; at most 131071 are safe: "
+            f"split the inputs"
+        )
     total = torch.zeros(a.shape[0], b.shape[0], dtype=torch.int32, device=a.device)
     for start in range(0, a.shape[1], 1024):
         part = slice(start, start + 1024)

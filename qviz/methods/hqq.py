@@ -20,7 +20,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from qviz.core.check import as_matrix, require_int
+from qviz.core.check import as_matrix, require_int, require_number
 from qviz.core.granularity import Granularity
 from qviz.core.tensor import QuantizedTensor
 from qviz.core.trace import Emit, EventSpec
@@ -146,13 +146,12 @@ def _require_options(bits: int, iters: int, lp_norm: float, beta: float, kappa: 
         raise ValueError(f"hqq has no {bits}-bit codes; bits must be one of {BITS}")
     require_int(iters, "iters", 0, 10_000)
     # p − 1 below −1, or a β that shrinks, would make the step grow without bound.
-    for name, value, good, what in (
-        ("lp_norm", lp_norm, 0 < lp_norm <= 1, "above 0 and at most 1"),
-        ("beta", beta, 0 < beta < math.inf, "positive"),
-        ("kappa", kappa, 1 <= kappa < math.inf, "at least 1"),
-    ):
-        if not good:
-            raise ValueError(f"{name} must be {what}, got {value!r}")
+    if not 0 < require_number(lp_norm, "lp_norm") <= 1:
+        raise ValueError(f"lp_norm must be above 0 and at most 1, got {lp_norm!r}")
+    if not 0 < require_number(beta, "beta") < math.inf:
+        raise ValueError(f"beta must be positive and finite, got {beta!r}")
+    if not 1 <= require_number(kappa, "kappa") < math.inf:
+        raise ValueError(f"kappa must be at least 1 and finite, got {kappa!r}")
 
 
 def _unit(weight: torch.Tensor, group_size: int | None) -> Granularity:

@@ -23,7 +23,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from qviz.core.check import FLOAT_DTYPES, as_matrix, require_int, unknown
+from qviz.core.check import FLOAT_DTYPES, as_matrix, require_finite, require_int, unknown
 from qviz.core.formats import FORMATS, decode, encode
 from qviz.core.granularity import Granularity
 from qviz.core.grids import Affine, Codebook
@@ -115,7 +115,7 @@ def _checked_bits(scheme: str, bits: int | None) -> int:
     fixed = BITS[scheme]
     if fixed is None:
         return require_int(KIVI_BITS if bits is None else bits, "bits", 2, 8)
-    if bits not in (None, fixed):
+    if bits is not None and require_int(bits, "bits", 1, 32) != fixed:
         raise ValueError(f'scheme="{scheme}" has {fixed} bits, got bits={bits}; leave bits out')
     return fixed
 
@@ -129,6 +129,13 @@ def _kivi(
     emit: Emit | None,
 ) -> QuantizedTensor:
     """Minimum and scale for groups along the tokens (keys) or along the channels (values)."""
+    count, what = (x.shape[0], "tokens") if kind_of == "keys" else (x.shape[1], "channels")
+    if count % require_int(group_size, "group_size", 1, 2**31):
+        raise ValueError(
+            f"group_size {group_size} does not divide the {count} {what} of these {kind_of}: take "
+            f"one that does"
+            + (", or a KiviCache, which keeps the tokens left over" if what == "tokens" else "")
+        )
     unit = Granularity("group", group_size, axis=0 if kind_of == "keys" else 1)
     groups = unit.split(x)  # [channels, tokens/G, G] or [tokens, channels/G, G]
     if emit is not None:
@@ -159,10 +166,13 @@ def _fp8(x: torch.Tensor, emit: Emit | None) -> QuantizedTensor:
     """E4M3 of x/s with s = max|x|/448 in float32, saturating."""
     if emit is not None:
         emit("kv_cache.groups", groups=x.reshape(1, 1, -1))
-    scale = x.abs().amax().float().reshape(1, 1) / FORMATS["fp8_e4m3"].max_finite
+    wide = x.float()
+    if x.dtype == torch.float64:
+        require_finite(wide, "matrix, in float32,")
+    scale = wide.abs().amax().reshape(1, 1) / FORMATS["fp8_e4m3"].max_finite
     # The smallest normal number is the floor, so that zeros have a scale.
     scale = scale.clamp(min=torch.finfo(torch.float32).tiny)
-    position = x.float() / scale
+    position = wide / scale
     if emit is not None:
         emit("kv_cache.fp8", scale=scale, position=position)
     codes = encode(position, "fp8_e4m3", saturate=True)
@@ -177,8 +187,11 @@ def kivi_words(quantized: QuantizedTensor) -> torch.Tensor:
 
     Along the tokens for keys [channels, tokens·bits/32], along the channels for values [tokens,
     channels·bits/32]. The same bits as in pack(), in another order. ValueError for bits other than
-    2, 4, 8 and for lengths that do not fill the last word, neither of which KIVI has.
+    2, 4, 8 and for lengths that do not fill the last word, neither of which KIVI has, and for what
+    another method or scheme quantized.
     """
+    if quantized.info.get("scheme") != "kivi":
+        raise ValueError(f'only keys and values of scheme="kivi" have its words, not {quantized!r}')
     bits = quantized.grid.bits
     codes = quantized.codes if quantized.granularity.axis else quantized.codes.T
     each = 32 // bits
@@ -204,8 +217,10 @@ def attention(
 
     queries [heads, queries, width]; keys, values [kv heads, tokens, width], where each is shared by
     heads / kv heads consecutive heads. scaling None: 1/√width. `causal`: the last query sees all
-    tokens, each one before it one less.
+    tokens, each one before it one less. ValueError for shapes that do not fit, and for more causal
+    queries than tokens, the first of which would see none.
     """
+    _require_heads(queries, keys, values, causal)
     shared = queries.shape[0] // keys.shape[0]
     dtype = torch.promote_types(queries.dtype, torch.float32)
     q, k, v = (x.to(dtype) for x in (queries, keys, values))
@@ -216,6 +231,29 @@ def attention(
         later = torch.ones(count, tokens, dtype=torch.bool, device=q.device)
         scores = scores.masked_fill(later.triu(tokens - count + 1), -math.inf)
     return scores.softmax(-1) @ v
+
+
+def _require_heads(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, causal: bool
+) -> None:
+    fit = (
+        queries.ndim == keys.ndim == values.ndim == 3
+        and queries.shape[2] == keys.shape[2]
+        and keys.shape[:2] == values.shape[:2]
+        and keys.shape[0] > 0
+        and queries.shape[0] % keys.shape[0] == 0
+    )
+    if not fit:
+        raise ValueError(
+            f"queries must be [heads, queries, width], keys and values [kv heads, tokens, width] "
+            f"with kv heads that divide the heads; got {list(queries.shape)}, {list(keys.shape)} "
+            f"and {list(values.shape)}"
+        )
+    if causal and queries.shape[1] > keys.shape[1]:
+        raise ValueError(
+            f"{queries.shape[1]} queries see only {keys.shape[1]} tokens: give each its token, or "
+            f"causal=False"
+        )
 
 
 class KiviCache:
@@ -288,8 +326,13 @@ class KiviCache:
 
         query [query heads, width], key and value [1, channels].
         """
+        before = dict(self._latest)
         self._take(key, value)
-        out = self.attend(query)
+        try:
+            out = self.attend(query)
+        except ValueError:  # a query that does not fit must not leave its token behind
+            self._latest = before
+            raise
         self._settle()
         return out
 

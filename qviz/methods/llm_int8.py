@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from qviz.core.check import as_matrix, require_finite
+from qviz.core.check import as_matrix, require_finite, require_number
 from qviz.core.granularity import Granularity
 from qviz.core.grids import Affine
 from qviz.core.ledger import Stream
@@ -183,8 +183,7 @@ def llm_int8(
     (torch.Size([2, 10, 64]), 8.125)
     """
     weight = as_matrix(weight)
-    if isinstance(threshold, bool) or not isinstance(threshold, int | float | np.number):
-        raise TypeError(f"threshold must be a number, got {threshold!r}")
+    threshold = require_number(threshold, "threshold")
     if not threshold >= 0:  # NaN too
         raise ValueError(f"threshold must be 0 (no outliers) or positive, got {threshold}")
     if path not in PATHS:
@@ -195,7 +194,7 @@ def llm_int8(
     grid = AbsmaxRows(absmax * STEP, 8, -127, 127, torch.float32, absmax=absmax)
     info = {
         "method": "llm_int8",
-        "threshold": float(threshold),
+        "threshold": threshold,
         "path": path,
         "device": str(weight.device),
         "compute": "float16 inputs, int32 sums",
@@ -203,7 +202,7 @@ def llm_int8(
     }
     shape = (weight.shape[0], weight.shape[1])
     q = QuantizedTensor(codes, grid, Granularity("channel"), shape, info=info)
-    return Int8Linear(q, float(threshold), path)
+    return Int8Linear(q, threshold, path)
 
 
 def _half(x: torch.Tensor, name: str) -> torch.Tensor:

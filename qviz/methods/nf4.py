@@ -20,7 +20,7 @@ from functools import cache
 import numpy as np
 import torch
 
-from qviz.core.check import as_matrix, require_finite, require_int, unknown
+from qviz.core.check import as_matrix, require_finite, require_int, require_number, unknown
 from qviz.core.granularity import Granularity
 from qviz.core.grids import Codebook
 from qviz.core.ledger import Stream
@@ -73,7 +73,8 @@ def normal_levels(offset: float = OFFSET) -> NormalLevels:
     >>> normal_levels().quantile[-1]
     tensor(1.8481, dtype=torch.float64)
     """
-    if not 0.5 < offset < 1:
+    # in float32 already here: what rounds to 1 has an infinite quantile
+    if not 0.5 < torch.tensor(require_number(offset, "offset"), dtype=torch.float32) < 1:
         raise ValueError(f"offset is a probability between 0.5 and 1, got {offset}")
     # Probabilities rounded to float32, and a division in float32, as in the reference: its levels
     # come out bit for bit.
@@ -178,7 +179,8 @@ def nf4(
     Returns codes [out, in] uint8 and absmax [1, blocks] float32; `dequantize()` multiplies in
     float32 and rounds to the weight's dtype. `info` counts the blocks that vanish: zeros, or too
     small for their reciprocal. In blocks of zeros bitsandbytes has code 7 on a CPU, as here, and 0
-    on a CUDA device; both mean 0. Raises ValueError for NaN or Inf and for other group sizes.
+    on a CUDA device; both mean 0. Raises ValueError for NaN or Inf, for other group sizes, and
+    where double quantization leaves the weight's dtype (bitsandbytes returns NaN or Inf then).
 
     >>> q = nf4(torch.randn(128, 256), double_quant=True)
     >>> q.dequantize().shape, q.ledger.per_weight("absmax codes")
@@ -220,6 +222,12 @@ def nf4(
     scale, stored = absmax, [Stream("absmax", absmax)]
     if double_quant:
         scale, stored = _compress(absmax, second_rounding, emit)
+        if not torch.isfinite(scale.to(weight.dtype)).all():
+            raise ValueError(
+                f"the double quantization of magnitudes up to {float(absmax.amax()):g} overflows "
+                f"{str(weight.dtype).removeprefix('torch.')}: leave double_quant out, or multiply "
+                f"the weight by a power of two first"
+            )
     if levels is not None:
         stored.append(Stream("levels", values))
     zero = int(order[int(count_below(torch.zeros(1, device=bounds.device), bounds))])

@@ -127,7 +127,7 @@ def vector(
     (torch.Size([256, 64, 1]), 2.0, 0.25)
     """
     weight = as_matrix(weight)
-    _require_options(weight, bits, dim, books, iters, beam, empty, store_dtype)
+    _require_options(weight, bits, dim, books, iters, beam, seed, empty, store_dtype)
     shape = (weight.shape[0], weight.shape[1])
     compute = torch.float64 if weight.dtype == torch.float64 else torch.float32
     stored = store_dtype or compute
@@ -175,6 +175,7 @@ def _require_options(
     books: int,
     iters: int,
     beam: int,
+    seed: int,
     empty: str,
     store_dtype: torch.dtype | None,
 ) -> None:
@@ -183,6 +184,7 @@ def _require_options(
     require_int(books, "books", 1, 4)
     require_int(iters, "iters", 1, 10_000)
     require_int(beam, "beam", 1, 2**12)
+    require_int(seed, "seed", 0, 2**63 - 1)
     if empty not in EMPTY:
         raise ValueError(unknown("rule for empty entries", empty, EMPTY))
     if store_dtype is not None and store_dtype not in FLOAT_DTYPES:
@@ -233,7 +235,7 @@ def _emphasis(
     rows = (scale / scale.amax()).square()  # an error of x is one of s times that in W
     if importance is None:
         return rows.repeat_interleave(shape[1] // dim, dim=0)
-    given = torch.as_tensor(importance).to(scale)
+    given = torch.as_tensor(importance).detach().to(scale)
     if given.shape != (shape[1],) or not torch.isfinite(given).all() or not (given >= 0).all():
         raise ValueError(
             f"importance must be [{shape[1]}] finite numbers that are not negative, one for each "
@@ -248,7 +250,7 @@ def _given(start: torch.Tensor | None, table: torch.Tensor) -> torch.Tensor | No
     """The start asked for, like `table`."""
     if start is None:
         return None
-    given = torch.as_tensor(start).to(table)
+    given = torch.as_tensor(start).detach().to(table)
     if given.shape != table.shape or not torch.isfinite(given).all():
         raise ValueError(
             f"start must be finite and [books, entries, dim] = {list(table.shape)}, got shape "

@@ -6,6 +6,13 @@ import torch
 from qviz.core.linear import integer_product
 
 
+def test_sums_that_may_leave_int32_are_refused():
+    most = torch.full((1, 2**17 - 1), -128, dtype=torch.int8)
+    assert int(integer_product(most, most)) == (2**17 - 1) * 2**14
+    with pytest.raises(ValueError, match=r"131072 products.*split the inputs"):
+        integer_product(*[torch.zeros(1, 2**17, dtype=torch.int8)] * 2)
+
+
 @pytest.mark.parametrize("columns", [1, 1024, 1025, 5000])
 def test_integer_products_are_exact_at_the_largest_codes(columns):
     g = torch.Generator().manual_seed(columns)

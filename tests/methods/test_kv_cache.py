@@ -93,6 +93,9 @@ def test_words_hold_the_first_code_lowest(bits):
         kivi_words(kv_cache(keys, bits=3))
     with pytest.raises(ValueError, match="not 8 codes of 2 bits"):
         kivi_words(kv_cache(keys[:8], group_size=8))
+    for other in (kv_cache(keys, scheme="token_int8"), qviz.quantize(keys, "nf4")):
+        with pytest.raises(ValueError, match='only keys and values of scheme="kivi"'):
+            kivi_words(other)
 
 
 def test_groups_of_equal_numbers_are_kept_exactly():
@@ -133,14 +136,15 @@ def test_trace_shows_the_groups_and_changes_nothing(options):
 @pytest.mark.parametrize(
     ("x", "options", "says"),
     [
-        (torch.randn(40, 64), {}, "32 does not divide the 40 rows"),
-        (torch.randn(64, 40), {"kind_of": "values"}, "32 does not divide the 40 columns"),
+        (torch.randn(40, 64), {}, "32 does not divide the 40 tokens of these keys.*KiviCache"),
+        (torch.randn(64, 40), {"kind_of": "values"}, "32 does not divide the 40 channels"),
         (torch.randn(64, 64), {"kind_of": "key"}, '"keys" or "values"'),
         (torch.randn(64, 64), {"scheme": "kvii"}, "mean kivi"),
         (torch.randn(64, 64), {"scheme": "fp8", "bits": 4}, "has 8 bits, got bits=4"),
         (torch.randn(64, 64), {"bits": 1}, "from 2 to 8"),
         (torch.randn(64, 64) * 1e9, {}, "overflow|scale_dtype"),
         (torch.full((64, 64), torch.nan), {"scheme": "fp8"}, "not finite"),
+        (torch.full((4, 64), 1e300, dtype=torch.float64), {"scheme": "fp8"}, "in float32.*inf at"),
     ],
 )
 def test_bad_input_names_the_fix(x, options, says):
@@ -251,6 +255,23 @@ def test_attention_is_torch_attention():
     )
 
 
+def test_attention_of_shapes_that_do_not_fit():
+    q, kv = torch.randn(4, 7, 16), torch.randn(2, 12, 16)
+    for queries, keys, values in (
+        (q[:3], kv, kv),  # 3 heads cannot share 2
+        (q[:1], kv, kv),  # nor can 1
+        (q, kv[..., :8], kv),
+        (q, kv, kv[:, :5]),
+        (q[0], kv, kv),
+    ):
+        with pytest.raises(ValueError, match="kv heads that divide the heads"):
+            attention(queries, keys, values)
+    with pytest.raises(ValueError, match="7 queries see only 5 tokens"):
+        attention(q, kv[:, :5], kv[:, :5])
+    assert torch.isfinite(attention(q, kv[:, :5], kv[:, :5], causal=False)).all()
+    assert torch.isfinite(attention(q[:, :5], kv[:, :5], kv[:, :5])).all()
+
+
 def test_inputs_of_the_cache_stay_as_they_were():
     keys, values = states(40)
     before = keys.clone(), values.clone()
@@ -279,6 +300,7 @@ def test_what_the_cache_is_asked_is_checked():
         (lambda: cache.append(keys * torch.nan, values), "keys has .* not finite"),
         (lambda: cache.attend(torch.randn(3, 32)), "a multiple of 2 heads, 32"),
         (lambda: cache.attend(torch.randn(4, 64)), "a multiple of 2 heads, 32"),
+        (lambda: cache.decode(torch.randn(3, 32), keys[:1], values[:1]), "multiple of 2 heads"),
         (lambda: KiviCache(residual=100), "multiple of group_size"),
         (lambda: KiviCache(bits=9), "from 2 to 8"),
     ):
@@ -287,3 +309,6 @@ def test_what_the_cache_is_asked_is_checked():
         assert len(cache) == 8
     with pytest.raises(TypeError, match="dtype must be one of"):
         KiviCache(dtype=torch.int8)
+    for options in ({"bits": 8.0, "scheme": "fp8"}, {"group_size": None}, {"group_size": 32.0}):
+        with pytest.raises(TypeError, match="must be an integer"):
+            kv_cache(torch.randn(64, 64), **options)

@@ -96,9 +96,12 @@ def test_the_levels_are_normal_quantiles():
     # the share of the distribution below each quantile, from the error function
     below = (1 + torch.special.erf(derived.quantile / 2**0.5)) / 2
     assert torch.allclose(below, derived.probability, atol=1e-12)
-    for offset in (0.5, 1.0, 2.0):
+    # the last two are 0.5 and 1 in float32
+    for offset in (0.5, 1.0, 2.0, 1e300, float("nan"), 0.5 + 1e-9, 1 - 1e-12):
         with pytest.raises(ValueError, match=r"between 0\.5 and 1"):
             normal_levels(offset)
+    with pytest.raises(TypeError, match="offset must be a number"):
+        normal_levels("0.97")
 
 
 def test_the_dynamic_levels_are_what_the_numbers_say():
@@ -231,3 +234,14 @@ def test_bad_weights_are_refused():
         qviz.quantize(w, "nf4")
     with pytest.raises(ValueError, match="in float32"):
         qviz.quantize(torch.full((2, 64), 1e300, dtype=torch.float64), "nf4")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_double_quantization_that_overflows_is_refused(dtype):
+    """The mean of large magnitudes is Inf in float32; one that is rounded up leaves float16."""
+    w = torch.full((40, 64), 0.88 * torch.finfo(dtype).max)
+    w[4], w[7] = torch.finfo(dtype).max, 0
+    w = w.to(dtype)
+    assert torch.isfinite(qviz.quantize(w, "nf4").dequantize()).all()
+    with pytest.raises(ValueError, match="leave double_quant out"):
+        qviz.quantize(w, "nf4", double_quant=True)
