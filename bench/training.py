@@ -15,7 +15,6 @@ import torch
 from record import save
 
 import qviz
-from qviz.methods import registry
 from qviz.models.load import LoadedModel
 from qviz.models.texts import calibration_texts
 from qviz.study.training import train_quantized
@@ -55,15 +54,13 @@ def row(
 
 
 def untrained(model: LoadedModel, bits: int) -> Iterator[dict]:
-    """Round to nearest, and GPTQ where it is registered."""
+    """Round to nearest, and GPTQ."""
     for symmetric in (True, False):
         start = time.perf_counter()
         made = qviz.quantize_model(model, "affine", bits=bits, symmetric=symmetric, **STORED)
         minutes = (time.perf_counter() - start) / 60
         name = "round to nearest" + ("" if symmetric else ", asymmetric")
         yield row(name, bits, made.bits_per_weight, made.model, minutes)
-    if "gptq" not in registry.methods():
-        return
     texts = [calibration_texts()[name].text for name in DOMAINS]
     for name, options in GPTQ.items():
         start = time.perf_counter()
