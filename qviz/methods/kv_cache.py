@@ -54,8 +54,8 @@ EVENTS = (
     EventSpec(
         "kv_cache.codes",
         {"codes": "[tokens, channels] codes, or E4M3 bit patterns"},
-        "q = RNE((x − min) / s)",
-        "KIVI quant/new_pack.py",
+        "KIVI: q = RNE((x − min) / s); per token: q = RNE(x / s); FP8: q = E4M3(x / s)",
+        "KIVI quant/new_pack.py; transformers cache_utils.py:Fp8QuantizedLayer",
     ),
 )
 

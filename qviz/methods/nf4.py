@@ -143,7 +143,7 @@ EVENTS = (
             "position": "[1, blocks] (a − o)/A, NaN where A is 0",
             "codes": "[1, blocks] index into the dynamic levels",
         },
-        "c = argminᵢ |(a − o)/A − dᵢ|",
+        "c = argminᵢ |p − dᵢ|, p = (a − o)/A, which the table rounds to steps of 2/65535 first",
         "bitsandbytes csrc/cpu_ops.cpp:quantize_cpu_impl",
     ),
     EventSpec(
@@ -221,13 +221,7 @@ def nf4(
 
     scale, stored = absmax, [Stream("absmax", absmax)]
     if double_quant:
-        scale, stored = _compress(absmax, second_rounding, emit)
-        if not torch.isfinite(scale.to(weight.dtype)).all():
-            raise ValueError(
-                f"the double quantization of magnitudes up to {float(absmax.amax()):g} overflows "
-                f"{str(weight.dtype).removeprefix('torch.')}: leave double_quant out, or multiply "
-                f"the weight by a power of two first"
-            )
+        scale, stored = _compress(absmax, second_rounding, weight.dtype, emit)
     if levels is not None:
         stored.append(Stream("levels", values))
     zero = int(order[int(count_below(torch.zeros(1, device=bounds.device), bounds))])
@@ -278,9 +272,12 @@ def _absmax(x: torch.Tensor) -> torch.Tensor:
 
 
 def _compress(
-    absmax: torch.Tensor, rounding: str, emit: Emit | None
+    absmax: torch.Tensor, rounding: str, dtype: torch.dtype, emit: Emit | None
 ) -> tuple[torch.Tensor, list[Stream]]:
-    """Double quantization: absmax [1, blocks] as 8-bit codes give it back, and what is stored."""
+    """Double quantization: absmax [1, blocks] as 8-bit codes give it back, and what is stored.
+
+    ValueError where the mean leaves float32, or what comes back the weight's dtype.
+    """
     offset = absmax.flatten().mean(0, keepdim=True)  # [1]
     centered = absmax - offset
     if emit is not None:
@@ -302,6 +299,12 @@ def _compress(
 
     x = unit.split(levels[codes.int()]) * second.unsqueeze(-1)
     scale = unit.join(x, shape) + offset
+    if not torch.isfinite(scale.to(dtype)).all():
+        raise ValueError(
+            f"the double quantization of magnitudes up to {float(absmax.amax()):g} overflows "
+            f"{str(dtype).removeprefix('torch.')}: leave double_quant out, or multiply the weight "
+            f"by a power of two first"
+        )
     if emit is not None:
         emit("nf4.second.absmax", absmax=scale)
     stored = [

@@ -16,7 +16,11 @@ Pairs = Iterator[tuple[Array, Array]]
 
 
 def weights() -> list[torch.Tensor]:
-    """Trained, random and hard weights that float16 can hold, and sizes that are odd."""
+    """Trained, random and hard weights that float16 can hold, and sizes that are odd.
+
+    None has one input and several outputs: there torch's own int8 product on a CPU (torch._int_mm,
+    which bitsandbytes calls) returns what its memory held before.
+    """
     g = torch.Generator().manual_seed(3)
     hard = [v for v in adversarial(256).values() if torch.isfinite(v.half()).all()]
     odd = [torch.randn(n, k, generator=g) for n, k in ((1, 1), (7, 3), (33, 129), (96, 2500))]
