@@ -5,6 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+PIECE = (
+    1 << 16
+)  # numbers taken apart into bits at once; a multiple of 8, so that whole bytes result
+
 
 @dataclass(frozen=True)
 class LedgerItem:
@@ -63,8 +67,11 @@ class Stream:
         shifts = np.arange(self.bits, dtype=wide.dtype)
         if self.bitorder == "big":
             shifts = shifts[::-1]
-        planes = ((wide[:, None] >> shifts) & 1).astype(np.uint8)
-        return np.packbits(planes.reshape(-1), bitorder=self.bitorder)  # type: ignore[call-overload, no-any-return]
+        parts = []
+        for start in range(0, max(len(wide), 1), PIECE):
+            planes = (wide[start : start + PIECE, None] >> shifts & 1).astype(np.uint8)
+            parts.append(np.packbits(planes.reshape(-1), bitorder=self.bitorder))  # type: ignore[call-overload]
+        return np.concatenate(parts)
 
 
 @dataclass(frozen=True)

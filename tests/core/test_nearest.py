@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from qviz.core.ledger import Stream
+from qviz.core.ledger import PIECE, Stream
 from qviz.core.nearest import CHUNK, count_below, midpoints
 
 LEVELS = torch.tensor([-1.0, -0.25, 0.0, 0.5, 0.75])
@@ -30,6 +30,20 @@ def test_views_keep_their_shape():
     x = torch.randn(6, 10).T[::2]
     want = torch.bucketize(x.contiguous(), midpoints(LEVELS))
     assert torch.equal(count_below(x, midpoints(LEVELS)).long(), want)
+
+
+@pytest.mark.parametrize("bits", [3, 6, 12])
+@pytest.mark.parametrize("count", [0, 1, 7, PIECE - 1, PIECE + 9])
+def test_codes_that_cross_bytes(bits, count):
+    """One long integer, whose bits are the codes one after the other."""
+    codes = torch.randint(0, 2**bits, (count,), generator=torch.Generator().manual_seed(count))
+    text = "".join(f"{code:0{bits}b}" for code in codes.tolist())
+    size = -(-count * bits // 8)
+    big = int(text.ljust(8 * size, "0") or "0", 2).to_bytes(size, "big")
+    assert Stream("codes", codes, bits, "big").pack().tobytes() == big
+    text = "".join(f"{code:0{bits}b}" for code in codes.flip(0).tolist())
+    little = int(text or "0", 2).to_bytes(size, "little")
+    assert Stream("codes", codes, bits).pack().tobytes() == little
 
 
 def test_the_last_byte_is_filled():
