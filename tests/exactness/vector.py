@@ -45,7 +45,11 @@ def compare(ours: qviz.QuantizedTensor, entries: np.ndarray, x: np.ndarray) -> T
 SETTINGS = [(1, 2), (1, 4), (2, 4), (2, 6), (4, 4), (4, 8), (8, 6)]
 
 
-@against("scikit-learn", method="vector", what="entries within 1e-9, each vector's entry nearest")
+@against(
+    "scikit-learn",
+    method="vector",
+    what="entries within 1e-9, each vector's entry nearest, loss within 1e-12",
+)
 def lloyd_of_scikit_learn() -> Tally:
     from sklearn.cluster import KMeans
 
@@ -130,7 +134,11 @@ def widest_beam() -> Tally:
     return equal(all_pairs())
 
 
-@against("float64 least squares", method="vector", what="loss of the best books for given codes")
+@against(
+    "float64 least squares",
+    method="vector",
+    what="loss of the best books for given codes: within 1e-9 of it",
+)
 def books_for_given_codes() -> Tally:
     """Updates in turns, codes held, end where solving for both books at once ends."""
     wrong = compared = 0
