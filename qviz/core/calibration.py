@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from qviz.core.check import as_matrix
+from qviz.core.check import as_matrix, require_finite
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Calibration:
     tokens      how many rows of X went into hessian, act_absmax and act_absmean
     layer       the layer's name, for messages
     source      what text it was, for captions
+
+    ValueError for parts that do not fit together and for numbers that are not finite.
     """
 
     inputs: torch.Tensor
@@ -49,6 +51,10 @@ class Calibration:
             )
         if self.tokens < 1:
             raise ValueError("a calibration needs at least one token")
+        # A single NaN here would make factors of NaN, or none, without a word.
+        for name in ("inputs", "hessian", "act_absmax", "act_absmean"):
+            if getattr(self, name).numel():
+                require_finite(getattr(self, name), f"the calibration's {name}")
 
     @property
     def in_features(self) -> int:
@@ -66,7 +72,9 @@ def require_calibration(x: object) -> None:
 
 
 def require_fit(calibration: Calibration, in_features: int) -> None:
-    """ValueError for the calibration of a layer with another number of input channels."""
+    """ValueError for the calibration of a layer with another number of input channels, TypeError
+    for what is no calibration."""
+    require_calibration(calibration)
     if calibration.in_features != in_features:
         layer = f" ({calibration.layer})" if calibration.layer else ""
         raise ValueError(
@@ -81,7 +89,6 @@ def wide_matrix(weight: torch.Tensor | np.ndarray, calibration: Calibration) -> 
     Row-major, so that a sum runs in the same order whatever strides the weight came with. The
     tensor may be the caller's own: it is not to be written to.
     """
-    require_calibration(calibration)
     matrix = as_matrix(weight)
     require_fit(calibration, matrix.shape[1])
     wide = matrix.dtype if matrix.dtype == torch.float64 else torch.float32

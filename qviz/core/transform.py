@@ -29,11 +29,19 @@ class InputScale:
              SmoothQuant); otherwise the scales are stored in their dtype
     outputs  [out] or None: what the outputs are divided by, because the layer after this one has
              its own scales folded into this one
+
+    ValueError for factors that are not finite or not above 0: nothing could undo them.
     """
 
     scale: torch.Tensor
     folded: bool = True
     outputs: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("scale", "outputs"):
+            factors = getattr(self, name)
+            if factors is not None and not bool((torch.isfinite(factors) & (factors > 0)).all()):
+                raise ValueError(f"InputScale: {name} must be finite and above 0 everywhere")
 
     def apply(self, weight: torch.Tensor) -> torch.Tensor:
         if self.scale.shape != weight.shape[1:]:
@@ -57,3 +65,12 @@ class InputScale:
 
     def streams(self) -> list[Stream]:
         return [] if self.folded else [Stream("input scales", self.scale)]
+
+
+def require_input_scale(transform: object) -> None:
+    """TypeError for anything but an InputScale, such as the bare factors."""
+    if not isinstance(transform, InputScale):
+        raise TypeError(
+            f"transform must be an InputScale, got {type(transform).__name__}; factors s [in] "
+            f"become one by InputScale(s)"
+        )

@@ -32,7 +32,7 @@ from qviz.core.grids import Affine
 from qviz.core.metrics import output_energy
 from qviz.core.tensor import QuantizedTensor
 from qviz.core.trace import Emit, EventSpec
-from qviz.core.transform import InputScale
+from qviz.core.transform import InputScale, require_input_scale
 from qviz.methods.affine import affine, fit_levels
 from qviz.methods.registry import Method, Shared
 
@@ -180,6 +180,10 @@ def awq(
     >>> q.info["ratio"], q.transform.scale.shape
     """
     w = wide_matrix(weight, calibration)
+    if transform is not None:
+        require_input_scale(transform)
+    if clip is not None and not isinstance(clip, bool):
+        raise TypeError(f"clip must be True, False or None, got {clip!r}")
     options: dict[str, Any] = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
     found = None
     if transform is None:

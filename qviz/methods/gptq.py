@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from qviz.core.calibration import Calibration, require_fit
-from qviz.core.check import as_matrix, require_finite, require_int, unknown
+from qviz.core.check import as_matrix, require_finite, require_int, require_number, unknown
 from qviz.core.granularity import Granularity
 from qviz.core.grids import Affine
 from qviz.core.tensor import QuantizedTensor
@@ -39,7 +39,7 @@ EVENTS = (
             "perm": "[in] the weight's column that each step rounds",
             "dead": "[in] bool, columns of the weight whose input was always 0",
         },
-        "H = 2·XᵀX / tokens + λ·mean(diag H)·I",
+        "H = 2·XᵀX / tokens, H_jj = 1 of dead columns; H ← H + λ·mean(diag H)·I",
         "Frantar et al. 2022, section 3.3, step 3; gptq.py:GPTQ.fasterquant",
     ),
     EventSpec(
@@ -125,7 +125,8 @@ def gptq(
 
     Returns codes [out, in] in the weight's own order of columns. `info` holds the damping that
     was used, the dead columns, perm, and `loss` = Σ e²/2: the mean over tokens of the squared
-    output error, damping included. Columns whose input was always 0 become 0, as in the reference.
+    output error, damping included. Columns whose input was always 0 are rounded as zeros, as in the
+    reference, with 1 in their place of diag H.
     Raises ValueError for a calibration of another layer, a group size that does not divide the
     row, a Hessian that no damping makes positive definite, and options that contradict.
 
@@ -157,12 +158,7 @@ def gptq(
         stop = min(start + block_size, len(w))
         loss += _quantize_block(w, u, codes, levels, start, stop, emit)
 
-    total = float(loss)
-    if not np.isfinite(total):
-        raise ValueError(
-            f"compensation left the range of {str(w.dtype).removeprefix('torch.')}: "
-            + ("raise damp" if variant is None else f"variant={variant!r} diverges on this layer")
-        )
+    total = finite_loss(loss, w.dtype, variant)
     info = {
         "method": "gptq",
         "convention": convention,
@@ -225,14 +221,15 @@ def prepare(
     emit: Emit | None = None,
 ) -> Setup:
     """Order of the columns, damping and factor: everything that does not depend on the levels."""
-    if not 0 <= damp <= DAMP_LIMIT:
+    if not 0 <= (damp := require_number(damp, "damp")) <= DAMP_LIMIT:
         raise ValueError(f"damp is a fraction of the mean of diag H, from 0 to 1; got {damp!r}")
     compute = torch.float64 if weight.dtype == torch.float64 else torch.float32
     h = calibration.hessian.to(device=weight.device, dtype=compute)
     require_finite(h, "the calibration's hessian")
     diagonal = h.diagonal().clone()
     dead = diagonal == 0
-    diagonal[dead] = 1  # any positive number: these columns are tied to no other
+    # These columns are tied to no other. 1 as in the reference: it counts in the mean of diag H.
+    diagonal[dead] = 1
     perm = torch.arange(len(h), device=h.device)
     if act_order:
         perm = torch.argsort(diagonal, descending=True, stable=True)
@@ -578,6 +575,18 @@ def _round_column(
             hinv_row=u[j, j:],
         )
     spread_one(w[j + 1 : last], u[j, j + 1 : last], error)
+
+
+def finite_loss(loss: torch.Tensor, dtype: torch.dtype, variant: str | None = None) -> float:
+    """Σe² as a number; ValueError where compensation overflowed and left no codes worth having."""
+    total = float(loss)
+    if np.isfinite(total):
+        return total
+    if variant is not None:
+        raise ValueError(f"variant={variant!r} diverges on this layer")
+    wider = "" if dtype == torch.float64 else ", or give the weight as float64"
+    name = str(dtype).removeprefix("torch.")
+    raise ValueError(f"compensation left the range of {name}: raise damp{wider}")
 
 
 def spread_one(columns: torch.Tensor, u_row: torch.Tensor, error: torch.Tensor) -> None:

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from qviz.core.calibration import Calibration
-from qviz.core.check import as_matrix
+from qviz.core.check import as_matrix, require_int
 from qviz.core.grids import Affine
 from qviz.methods.gptq import METHOD, GroupPlan, Setup, gptq, spread, spread_one
+from qviz.methods.registry import require_options
 
 BUDGET = 4  # weights' worth of bytes that a recording may take, the factor U apart
 
@@ -82,9 +83,10 @@ class Recording:
     def __init__(
         self, weight: torch.Tensor, calibration: Calibration, options: dict[str, Any]
     ) -> None:
+        require_options("gptq", options)
         given = {**METHOD.defaults, **options, "in_features": weight.shape[1]}
         self._weight = weight
-        self._block = int(given["block_size"])
+        self._block = require_int(given["block_size"], "block_size", 1, 10**9)
         self._arriving = 0  # the first step of the block that the run works on
         self._checkpoints: dict[int, torch.Tensor] = {}  # start of a block → columns from there
         self._last: tuple[int, torch.Tensor] | None = None  # the block shown last, likewise

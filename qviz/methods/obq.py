@@ -18,7 +18,7 @@ from qviz.core.granularity import Granularity
 from qviz.core.tensor import QuantizedTensor
 from qviz.core.trace import Emit, EventSpec
 from qviz.methods.affine import Levels, fit_levels
-from qviz.methods.gptq import prepare
+from qviz.methods.gptq import finite_loss, prepare
 
 WORK_LIMIT = 2 * 10**11  # rows·in³: about a minute
 MEMORY = 2**27  # bytes of inverse Hessians that are worked on together
@@ -109,7 +109,7 @@ def obq(
         "compute": str(w.dtype).removeprefix("torch."),
         "damp": setup.damp,
         "dead_columns": setup.dead.nonzero().flatten().tolist(),
-        "loss": float(loss) / 2,
+        "loss": finite_loss(loss, w.dtype) / 2,
     }
     return QuantizedTensor(codes, levels.grid, unit, (rows, columns), info=info)
 

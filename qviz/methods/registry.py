@@ -129,16 +129,27 @@ def quantize(
     if not chosen.needs:
         return chosen.function(weight, emit=emit, **options)
     if calibration is None:
-        raise ValueError(
-            f"{method} needs calibration ({', '.join(sorted(chosen.needs))}): capture it with "
-            f"qviz.capture(model, texts, [layer])[layer] and pass it as the third argument"
-        )
+        require_data(method)
     return chosen.function(weight, calibration, emit=emit, **options)
 
 
+def require_data(method: str) -> None:
+    """ValueError for a method that needs calibration, for where there is none."""
+    needs = get(method).needs
+    if needs:
+        raise ValueError(
+            f"{method} needs calibration ({', '.join(sorted(needs))}): capture it with "
+            f"qviz.capture(model, texts, [layer])[layer] and pass it as the third argument"
+        )
+
+
 def require_options(method: str, options: Mapping[str, Any]) -> None:
-    """TypeError for an option that the method does not have, with the near ones."""
+    """TypeError for an option that the method does not have, with the near ones, and for anything
+    but True or False where an option is one of the two: "no" would count as True."""
     known = get(method).defaults
     strange = sorted(set(options) - set(known))
     if strange:
         raise TypeError(unknown(f"option for {method}", strange[0], known))
+    for name, value in options.items():
+        if isinstance(known[name], bool) and not isinstance(value, bool | np.bool_):
+            raise TypeError(f"{name} must be True or False, got {value!r}")

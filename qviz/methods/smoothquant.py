@@ -19,13 +19,13 @@ import numpy as np
 import torch
 
 from qviz.core.calibration import Calibration, wide_matrix
-from qviz.core.check import require_int
+from qviz.core.check import require_int, require_number
 from qviz.core.grids import Affine
 from qviz.core.linear import QuantizedLinear, integer_product
 from qviz.core.metrics import compare
 from qviz.core.tensor import QuantizedTensor
 from qviz.core.trace import Emit, EventSpec
-from qviz.core.transform import InputScale
+from qviz.core.transform import InputScale, require_input_scale
 from qviz.methods.affine import affine
 from qviz.methods.registry import Method, Shared
 
@@ -165,6 +165,8 @@ def smoothquant(
     require_int(act_bits, "act_bits", 2, 8)
     if activations not in ("token", "tensor"):
         raise ValueError(f'activations must be "token" or "tensor", got {activations!r}')
+    if transform is not None:
+        require_input_scale(transform)
     chosen: float | None = None
     if transform is None and alpha is not None:
         quantized: dict[str, Any] = {"bits": bits, "act_bits": act_bits, "activations": activations}
@@ -200,14 +202,14 @@ def search(
         raise ValueError("there is no weight to find factors for; give at least one")
     if alpha == "search":
         alpha = _best_alpha(ws, calibration, bits, act_bits, activations, emit)
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 <= alpha <= 1:
+    if isinstance(alpha, str) or not 0 <= (alpha := require_number(alpha, "alpha")) <= 1:
         raise ValueError(f'alpha must be from 0 to 1, "search" or None, got {alpha!r}')
     activation = calibration.act_absmax.to(ws[0])
     largest = weight_absmax(ws)
     scale = factors(activation, largest, alpha)
     if emit is not None:
         emit("smoothquant.factors", activation=activation, weight=largest, scale=scale)
-    return float(alpha), scale
+    return alpha, scale
 
 
 def factors(act_absmax: torch.Tensor, weight_absmax: torch.Tensor, alpha: float) -> torch.Tensor:

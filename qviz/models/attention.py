@@ -38,7 +38,14 @@ class AttentionStates:
         self, keys: torch.Tensor | None = None, values: torch.Tensor | None = None
     ) -> torch.Tensor:
         """The causal attention's outputs [heads, tokens, width], float32 at least; with other keys
-        or values (a cache's reconstruction) in place of its own where they are given."""
+        or values (a cache's reconstruction) in place of its own where they are given; ValueError
+        where their shape is another."""
+        for other in (keys, values):
+            if other is not None and other.shape != self.keys.shape:
+                raise ValueError(
+                    f"keys and values must be {list(self.keys.shape)} [tokens, kv heads · width], "
+                    f"as those that were captured; got {list(other.shape)}"
+                )
         k, v = (
             (own if other is None else other).reshape(len(own), self.kv_heads, -1).transpose(0, 1)
             for own, other in ((self.keys, keys), (self.values, values))
@@ -57,8 +64,8 @@ def capture_attention(
     """Queries, keys and values of one layer for the first `max_tokens` tokens of a text.
 
     At most what fits in one window of the model. The model runs once, with a hook that is removed
-    whatever happens. Raises ValueError for models other than LLAMA_LIKE ones and for a layer that
-    it does not have.
+    whatever happens. Raises ValueError for models other than LLAMA_LIKE ones, for a layer that it
+    does not have, and for more tokens than a layer with a sliding window looks back.
 
     >>> states = capture_attention(qviz.load_model(), "def f(x):\\n    return x + 1", 2)
     >>> q = qviz.quantize(states.keys[:32], "kv_cache", bits=2)
@@ -73,6 +80,7 @@ def capture_attention(
     require_int(layer, "layer", 0, len(blocks) - 1)
     ids = token_windows(model, text, require_int(max_tokens, "max_tokens", 1, 10**9), None)[0]
     module, seen, owner = blocks[layer].self_attn, {}, threading.get_ident()
+    _require_full_view(module, len(ids), layer)
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if threading.get_ident() == owner:
@@ -86,6 +94,16 @@ def capture_attention(
             return _states(module, seen["hidden"], *seen["rotary"])
     finally:
         handle.remove()
+
+
+def _require_full_view(module: Any, tokens: int, layer: int) -> None:
+    """ValueError where the layer's own attention would not see all of these tokens."""
+    window = getattr(module, "sliding_window", getattr(module.config, "sliding_window", None))
+    if window is not None and tokens > window:
+        raise ValueError(
+            f"layer {layer} looks back {window} tokens, and these are {tokens}: take "
+            f"max_tokens={window}"
+        )
 
 
 def _states(

@@ -19,6 +19,7 @@ from torch import nn
 
 from qviz.core.transform import InputScale
 from qviz.models.load import LinearLayer, LoadedModel, copy_of, linear_layers
+from qviz.models.rotate import OnlineHadamard
 
 
 @dataclass(frozen=True)
@@ -39,21 +40,21 @@ class Feed:
 class Block:
     """How one kind of block is wired, by the names inside it.
 
-    norms  its own norms, all of them: one more, and the others feed something else
-    feeds  (source, linears) of each input that can be divided
-    note   why no more
+    feeds   (source, linears) of each input that can be divided
+    others  what else it may consist of; with a norm or a parameter more, anything in it may feed
+            something else, or no factor may pass
+    note    why no more feeds
     """
 
     name: str
-    norms: frozenset[str]
     feeds: tuple[Feed, ...]
+    others: frozenset[str] = frozenset()
     note: str = ""
 
 
 BLOCKS = (
     Block(
         "Llama, Mistral, Qwen 2 and 3",
-        frozenset({"input_layernorm", "post_attention_layernorm"}),
         (
             Feed(
                 "input_layernorm",
@@ -66,28 +67,38 @@ BLOCKS = (
             Feed("post_attention_layernorm", "norm", ("mlp.gate_proj", "mlp.up_proj")),
             Feed("mlp.up_proj", "linear", ("mlp.down_proj",)),  # down(act(gate) · up)
         ),
+        frozenset({"self_attn.q_norm", "self_attn.k_norm"}),
     ),
     Block(
         "Phi-3",
-        frozenset({"input_layernorm", "post_attention_layernorm"}),
         (
             Feed("input_layernorm", "norm", ("self_attn.qkv_proj",)),
             Feed("post_attention_layernorm", "norm", ("mlp.gate_up_proj",)),
             Feed("mlp.gate_up_proj", "linear", ("mlp.down_proj",)),  # up is its second half
         ),
+        frozenset({"self_attn.o_proj"}),
     ),
     Block(
         "GPT-2",
-        frozenset({"ln_1", "ln_2"}),
         (
             Feed("ln_1", "norm", ("attn.c_attn",)),
             Feed("ln_2", "norm", ("mlp.c_fc",)),
         ),
+        frozenset({"attn.c_proj", "mlp.c_proj"}),
     ),
     Block(
         "BERT",
-        frozenset(),
         (Feed("attention.self.value", "linear", ("attention.output.dense",)),),
+        frozenset(
+            {
+                "attention.self.query",
+                "attention.self.key",
+                "attention.output.LayerNorm",
+                "intermediate.dense",
+                "output.dense",
+                "output.LayerNorm",
+            }
+        ),
         "what its norms put out also goes around the next layer unscaled",
     ),
 )
@@ -184,23 +195,22 @@ def transforms(model: LoadedModel, scales: Mapping[Feed, torch.Tensor]) -> dict[
 
 def _block_of(module: nn.Module) -> Block | None:
     """The entry that describes this module, if it is a block of a known kind."""
-    norms = {name for name, child in module.named_children() if _is_norm(child)}
+    children = dict(module.named_modules())
+    parts = {name for name, child in children.items() if name and _counts(child)}
+    weighted = {name for name in parts if hasattr(children[name], "weight")}
     for block in BLOCKS:
         names = {name for feed in block.feeds for name in (feed.source, *feed.linears)}
-        if norms == block.norms and all(_has(module, name) for name in names):
+        if names <= weighted and parts <= names | block.others:
             return block
     return None
 
 
-def _is_norm(module: nn.Module) -> bool:
-    return "norm" in type(module).__name__.lower()
-
-
-def _has(module: nn.Module, name: str) -> bool:
-    try:
-        return isinstance(getattr(module.get_submodule(name), "weight", None), nn.Parameter)
-    except AttributeError:
-        return False
+def _counts(module: nn.Module) -> bool:
+    """Whether a factor may not pass this module unseen: norms, parameters, what runs in a linear
+    before it multiplies (a rotation)."""
+    own = next(module.parameters(recurse=False), None) is not None
+    norm = "norm" in type(module).__name__.lower()
+    return own or norm or isinstance(module, OnlineHadamard)
 
 
 def _fits(layers: Mapping[str, LinearLayer], feed: Feed) -> bool:

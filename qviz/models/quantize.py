@@ -99,7 +99,7 @@ def quantize_model(
     if "transform" in options:
         raise TypeError("transform is one layer's; quantize_model finds each layer's own")
     chosen, skipped = layers_to_quantize(model, layers)
-    given, shared = calibration or {}, registry.get(method).shared
+    given, shared = _by_layer(calibration), registry.get(method).shared
     scales = _factors(model, shared, chosen, given, on_error, options) if shared and fold else {}
     changed = transforms(model, scales)
     tensors: dict[str, Quantized] = {}
@@ -122,6 +122,16 @@ def quantize_model(
     if not tensors:
         raise failure or ValueError(f"{model.name} has no linear layers to quantize")
     return QuantizedModel(with_weights(model, tensors, scales), tensors, skipped)
+
+
+def _by_layer(calibration: object) -> Mapping[str, Calibration]:
+    """What qviz.capture returned; TypeError for anything else, such as one layer's entry of it."""
+    if calibration is None or isinstance(calibration, Mapping):
+        return calibration or {}
+    raise TypeError(
+        f"calibration must be layer → Calibration, all that qviz.capture(model, texts) returned; "
+        f"got {type(calibration).__name__}"
+    )
 
 
 def _factors(
@@ -177,8 +187,14 @@ def with_weights(
     `scales` are folded into it, and the layers hold the weights as they are stored.
     """
     twin = copy_of(model)
-    fold_in_place(twin, scales or {})
     layers = linear_layers(twin)
+    for name in {**tensors, **transforms(twin, scales or {})}:
+        if isinstance(layers[name].module, Product):
+            raise ValueError(
+                f"{name} multiplies quantized already, so that another weight would change nothing "
+                f"in it: quantize the model as it was loaded, and each layer once"
+            )
+    fold_in_place(twin, scales or {})
     with torch.no_grad():
         for name, made in tensors.items():
             tensor = made.folded() if scales else made

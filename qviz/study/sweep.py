@@ -84,11 +84,14 @@ def sweep(
     >>> table.column("mse")
     """
     w = as_matrix(weight)
-    if isinstance(bits, int) or not len(bits):
+    if not hasattr(bits, "__len__") or not len(bits):
         raise ValueError(f"bits must be several bit-widths, such as [2, 3, 4], got {bits!r}")
-    runs = _runs(methods)
+    runs = _runs(methods, options)
     if calibration is not None:
         require_calibration(calibration)
+    else:
+        for _, name, _ in runs:
+            registry.require_data(name)
     energy = None if calibration is None else metrics.output_energy(w, calibration)
     plan = [
         (label, name, width, {**options, **own, **width})
@@ -149,8 +152,9 @@ def measure(
 
 def _runs(
     methods: str | Sequence[str] | Mapping[str, tuple[str, Mapping[str, Any]]],
+    options: Mapping[str, Any],
 ) -> list[tuple[str, str, Mapping[str, Any]]]:
-    """[(label, method, its own options)], each method's name checked before the first run."""
+    """[(label, method, its own options)], names and options checked before the first run."""
     if isinstance(methods, str):
         methods = [methods]
     if isinstance(methods, Mapping):
@@ -165,6 +169,7 @@ def _runs(
             raise ValueError(f"{label!r}: {name} is a {kind} method; a sweep takes weights")
         if "bits" in own:
             raise ValueError(f"{label!r} sets bits itself; the bit-widths of a sweep go to `bits`")
+        registry.require_options(name, {**options, **own})
     return runs
 
 

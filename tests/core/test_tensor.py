@@ -202,3 +202,11 @@ def test_granularity_is_checked(arguments, says):
 def test_a_group_that_does_not_divide_names_those_that_do():
     with pytest.raises(ValueError, match=r"5 does not divide the 4 rows"):
         Granularity("group", 5, axis=0).split(torch.ones(4, 12))
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, torch.nan, torch.inf])
+def test_factors_that_nothing_could_undo_are_refused(bad):
+    with pytest.raises(ValueError, match="scale must be finite and above 0"):
+        InputScale(torch.tensor([1.0, bad]))
+    with pytest.raises(ValueError, match="outputs must be finite and above 0"):
+        InputScale(torch.ones(2), outputs=torch.tensor([bad]))

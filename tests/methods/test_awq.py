@@ -1,5 +1,7 @@
 """AWQ: never worse than rounding on its own loss, transforms, clipping, errors, events."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -208,12 +210,13 @@ def test_bad_inputs_name_the_fix():
         awq(w[:, :32], calibration)
     with pytest.raises(ValueError, match="at least one"):
         search([], calibration)
-    huge = qviz.Calibration(
-        calibration.inputs, torch.full((64, 64), torch.inf), calibration.act_absmax,
-        calibration.act_absmean, 200,
-    )  # fmt: skip
+    huge = replace(calibration, hessian=torch.full((64, 64), 1e38))
+    with pytest.raises(TypeError, match=r"InputScale.*got Tensor"):
+        awq(w, calibration, transform=torch.ones(64))
+    with pytest.raises(TypeError, match="clip must be"):
+        awq(w, calibration, clip="no")
     with pytest.raises(ValueError, match="no candidate has a finite loss"):
-        awq(w, huge, group_size=16)
+        awq(w * 1e3, huge, group_size=16)
 
 
 def test_arrays_are_not_written_to():

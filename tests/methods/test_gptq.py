@@ -378,6 +378,7 @@ def test_gpu_agrees(options):
         ({"bits": 1}, ValueError, "bits must be from 2 to 8"),
         ({"damp": -0.1}, ValueError, "from 0 to 1"),
         ({"damp": 5}, ValueError, "from 0 to 1"),
+        ({"damp": "1"}, TypeError, "damp must be a number"),
         ({"convention": "gtpq"}, ValueError, "mean gptq"),
         ({"variant": "no_updates"}, ValueError, "mean no_update"),
         ({"stale_groups": True, "static_groups": True}, ValueError, "leave out static_groups"),
@@ -396,6 +397,40 @@ def test_a_hessian_that_is_not_finite_is_refused():
     c.hessian[3, 4] = torch.nan
     with pytest.raises(ValueError, match=r"hessian.*\[3, 4\]"):
         gptq(weight(), c)
+
+
+@pytest.mark.parametrize("name", ["inputs", "hessian", "act_absmax", "act_absmean"])
+def test_a_calibration_of_numbers_that_are_none_is_refused(name):
+    c = calibration()
+    broken = getattr(c, name).clone()
+    broken[3] = torch.nan
+    with pytest.raises(ValueError, match=rf"calibration's {name} has.*nan at \[3"):
+        replace(c, **{name: broken})
+    with pytest.raises(TypeError, match="take the layer's entry"):
+        gptq(weight(), {"layer": c})
+
+
+def test_flags_are_true_or_false():
+    """A string would count as True."""
+    w, c = weight(), calibration()
+    for make in (record, lambda w, c, **o: qviz.quantize(w, "gptq", c, **o)):
+        with pytest.raises(TypeError, match="act_order must be True or False, got 'no'"):
+            make(w, c, act_order="no")
+    with pytest.raises(TypeError, match="block_size must be an integer"):
+        record(w, c, block_size=None)
+
+
+def test_dead_columns_count_in_the_damping_as_1():
+    """As in the reference: of small inputs, one dead column makes the damping large."""
+    c = calibration()
+    h = 1e-4 * c.hessian
+    h[3], h[:, 3] = 0, 0
+    trace = qviz.Trace("gptq.hessian")
+    gptq(weight(), replace(c, hessian=h), emit=trace)
+    diagonal = h.diagonal().clone()
+    diagonal[3] = 1
+    h.diagonal().copy_(diagonal + 0.01 * diagonal.mean())
+    torch.testing.assert_close(trace[0]["hessian"], h, rtol=1e-14, atol=0)
 
 
 # ------------------------------------------------------------------------------ trace and recording

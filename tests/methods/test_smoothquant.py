@@ -157,7 +157,8 @@ def test_hard_weights(hard_weight, bits):
     [
         ({"alpha": 1.5}, ValueError, "from 0 to 1"),
         ({"alpha": "best"}, ValueError, '"search"'),
-        ({"alpha": True}, ValueError, "from 0 to 1"),
+        ({"alpha": True}, TypeError, "alpha must be a number"),
+        ({"transform": torch.ones(128)}, TypeError, "become one by InputScale"),
         ({"bits": 9}, ValueError, "bits must be from 2 to 8"),
         ({"act_bits": 1}, ValueError, "act_bits must be from 2 to 8"),
         ({"activations": "channel"}, ValueError, '"token" or "tensor"'),

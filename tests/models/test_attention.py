@@ -114,3 +114,18 @@ def test_what_is_asked_is_checked(loaded, words):
     with pytest.raises(TypeError, match="load the model first"):
         capture_attention("bundled", words)
     assert capture_attention(loaded["llama"], words, max_tokens=7).keys.shape == (7, 16)
+
+
+def test_what_would_not_be_the_models_attention_is_refused(loaded, words):
+    states = capture_attention(loaded["llama"], words[:40])
+    twice = torch.cat([states.values, states.values])
+    with pytest.raises(ValueError, match=r"\[40, 16\].*got \[80, 16\]"):
+        states.outputs(values=twice)
+    module = loaded["llama"].model.model.layers[0].self_attn
+    module.sliding_window = 16
+    try:
+        with pytest.raises(ValueError, match="take max_tokens=16"):
+            capture_attention(loaded["llama"], words[:40])
+        assert len(capture_attention(loaded["llama"], words[:40], max_tokens=16).keys) == 16
+    finally:
+        del module.sliding_window

@@ -12,6 +12,7 @@ from qviz.core.transform import InputScale
 from qviz.methods.awq import search
 from qviz.models.fold import Feed, feeds, fold_input_scales, transforms
 from qviz.models.load import LoadedModel, linear_layers
+from qviz.models.rotate import rotate_model
 
 
 def in_float64(model):
@@ -107,6 +108,20 @@ def test_unknown_wiring_is_refused(loaded):
     gemma = tiny("GemmaConfig", "GemmaForCausalLM", head_dim=8)  # multiplies by 1 + weight
     with pytest.raises(ValueError, match=r"GemmaRMSNorm.*does not multiply by its weight"):
         fold_input_scales(gemma, random_scales(gemma, feeds(gemma)))
+    for kind in (
+        "BitNet",
+        "DiffLlama",
+        "Doge",
+    ):  # a value meets a norm or another reader
+        other = tiny(f"{kind}Config", f"{kind}ForCausalLM")
+        with pytest.raises(ValueError, match="no blocks whose wiring is known"):
+            feeds(other)
+    rotated = rotate_model(tiny("LlamaConfig", "LlamaForCausalLM"), online=True)
+    with pytest.raises(ValueError, match="no blocks whose wiring is known"):
+        feeds(rotated.model)  # up's outputs are mixed before they are down's inputs
+    olmo = tiny("OlmoConfig", "OlmoForCausalLM")  # norms without a weight
+    with pytest.raises(ValueError, match="no blocks whose wiring is known"):
+        feeds(olmo)
     gemma2 = tiny("Gemma2Config", "Gemma2ForCausalLM", head_dim=8)  # four norms in a block
     with pytest.raises(ValueError, match="no blocks whose wiring is known"):
         feeds(gemma2)
@@ -243,6 +258,9 @@ def test_what_is_asked_of_a_model_is_checked(loaded, captured):
         qviz.quantize_model(loaded["llama"], "awq", calibration=captured["llama"], grd="autoawq")
     with pytest.raises(TypeError, match="one layer's"):
         qviz.quantize_model(loaded["llama"], "awq", transform=InputScale(torch.ones(32)))
+    one = next(iter(captured["llama"].values()))
+    with pytest.raises(TypeError, match=r"all that qviz\.capture.*got Calibration"):
+        qviz.quantize_model(loaded["llama"], "gptq", calibration=one, group_size=16)
 
 
 def test_a_layer_that_nothing_folds_keeps_its_transform():

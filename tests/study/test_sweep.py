@@ -67,3 +67,18 @@ def test_the_dict_that_capture_returns_is_not_one_calibration():
     for call in (qviz.sweep, qviz.quantize):
         with pytest.raises(TypeError, match=r"qviz\.capture\(…\)\[layer\].*take the layer's entry"):
             call(w, calibration=captured)
+
+
+@pytest.mark.parametrize(
+    ("methods", "options", "error", "says"),
+    [
+        (["affine", "gptq"], {}, ValueError, "gptq needs calibration"),
+        (["affine", "hqq"], {"convention": "gptq"}, TypeError, "option for hqq 'convention'"),
+        ({"a": ("affine", {"symmetric": "no"})}, {}, TypeError, "symmetric must be True or False"),
+    ],
+)
+def test_nothing_runs_before_all_is_known_to_run(methods, options, error, says):
+    seen = []
+    with pytest.raises(error, match=says):
+        qviz.sweep(torch.randn(4, 128), methods, progress=lambda *a: seen.append(a), **options)
+    assert not seen
