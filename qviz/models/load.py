@@ -93,6 +93,7 @@ class LinearLayer:
 
     def set_weight(self, weight: torch.Tensor) -> None:
         """Overwrite W with `weight` [out, in], cast to the parameter's dtype and device."""
+        require_own_weight(self.name, self.module)
         if weight.shape != (self.out_features, self.in_features):
             raise ValueError(
                 f"{self.name} needs a weight [{self.out_features}, {self.in_features}], "
@@ -100,6 +101,15 @@ class LinearLayer:
             )
         with torch.no_grad():
             self.weight.copy_(weight)
+
+
+def require_own_weight(name: str, module: nn.Module) -> None:
+    """ValueError for a layer that multiplies quantized already: it would not see another weight."""
+    if hasattr(module, "quantized"):
+        raise ValueError(
+            f"{name} multiplies quantized already, so that another weight would change nothing in "
+            f"it: take the model as it was loaded, and quantize each layer once"
+        )
 
 
 def load_model(

@@ -25,6 +25,7 @@ from qviz.models.load import (
     linear_layers,
     skipped_layers,
 )
+from qviz.models.rotate import run_online
 
 Quantized = QuantizedTensor | QuantizedLinear
 
@@ -187,19 +188,16 @@ def with_weights(
     `scales` are folded into it, and the layers hold the weights as they are stored.
     """
     twin = copy_of(model)
-    layers = linear_layers(twin)
-    for name in {**tensors, **transforms(twin, scales or {})}:
-        if isinstance(layers[name].module, Product):
-            raise ValueError(
-                f"{name} multiplies quantized already, so that another weight would change nothing "
-                f"in it: quantize the model as it was loaded, and each layer once"
-            )
     fold_in_place(twin, scales or {})
+    layers = linear_layers(twin)
     with torch.no_grad():
         for name, made in tensors.items():
             tensor = made.folded() if scales else made
             if isinstance(tensor, QuantizedLinear):
-                twin.model.set_submodule(name, Product(tensor, layers[name]))
+                product = Product(tensor, layers[name])
+                if (online := getattr(layers[name].module, "online", None)) is not None:
+                    run_online(product, online)
+                twin.model.set_submodule(name, product)
             else:
                 layers[name].set_weight(tensor.dequantize())
     return twin

@@ -27,7 +27,7 @@ from torch import nn
 
 from qviz.core.hadamard import hadamard_transform, has_hadamard
 from qviz.methods.rotation import Rotation
-from qviz.models.load import LoadedModel, copy_of, require_loaded
+from qviz.models.load import LoadedModel, copy_of, require_loaded, require_own_weight
 
 # Model types whose blocks have just these parts, and whose norms multiply by their weight.
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
@@ -169,11 +169,16 @@ def _rotate_online(name: str, block: Any, running: dict[str, str], steps: dict[s
         ("mlp.down_proj", down, OnlineHadamard()),
         ("self_attn.o_proj", o, OnlineHadamard(heads)),
     ):
-        # Before all hooks that come later, so that those see what the weight multiplies.
-        linear.add_module("online", module)
-        linear.register_forward_pre_hook(_through_online)
+        run_online(linear, module)
         running[f"{name}.{layer}"] = f"H·x/√n, {module.extra_repr()}"
         steps[f"{name}.{layer}.weight"] += f", then Hᵀ/√n, {module.extra_repr()}"
+
+
+def run_online(linear: nn.Module, rotation: nn.Module) -> None:
+    """Let a linear's inputs go through a rotation first, before all hooks that come later, so that
+    those see what the weight multiplies."""
+    linear.add_module("online", rotation)
+    linear.register_forward_pre_hook(_through_online)
 
 
 def _through_online(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -220,6 +225,8 @@ def _require_llama_like(model: LoadedModel) -> None:
             f'types: {", ".join(LLAMA_LIKE)}. The method "rotation" rotates the layers of any '
             f"model one by one"
         )
+    for name, module in model.model.named_modules():
+        require_own_weight(name, module)
 
 
 def _require_sizes(model: LoadedModel, heads: bool, online: bool) -> None:

@@ -269,3 +269,9 @@ def test_a_layer_that_nothing_folds_keeps_its_transform():
     scaled = replace(q, transform=InputScale(torch.ones(16)))
     assert scaled.unfolded().transform.folded is False
     assert scaled.folded().transform is None
+
+
+def test_nothing_is_folded_into_a_layer_that_multiplies_quantized(loaded):
+    made = qviz.quantize_model(loaded["llama"], "llm_int8").model
+    with pytest.raises(ValueError, match="multiplies quantized already"):
+        fold_input_scales(made, random_scales(made, feeds(made)))

@@ -239,3 +239,14 @@ def test_sizes_without_a_hadamard_matrix(loaded, sizes, options, says):
         rotate_model(model, **options)
     if "head width" in says:
         assert rotate_model(model, heads=False).steps
+
+
+def test_layers_that_multiply_quantized_keep_their_online_rotation(loaded, words):
+    rotated = rotate_model(loaded["llama"], online=True).model
+    fine = qviz.perplexity(loaded["llama"], words, max_tokens=100).nll_per_token
+    made = qviz.quantize_model(rotated, "llm_int8").model
+    assert qviz.perplexity(made, words, max_tokens=100).nll_per_token == pytest.approx(
+        fine, rel=0.02
+    )
+    with pytest.raises(ValueError, match="q_proj multiplies quantized already"):
+        rotate_model(made)
