@@ -129,6 +129,25 @@ def c_importance() -> Tally:
     return bytes_beside_c(list(LAYOUTS), weights, some_importance)
 
 
+@against(C, method="gguf", slow=True, what="bytes of all 11 types equal; importance of all sizes")
+def c_skewed_importance() -> Tally:
+    """Importance that hangs on a few inputs, or is zero for many: the fit of a sub-block can then
+    have a scale below 0."""
+    g = torch.Generator().manual_seed(16)
+    w = torch.randn(64, 512, generator=g)
+    values = torch.rand(512, generator=g)
+    cases = [torch.exp(factor * torch.randn(512, generator=g)) for factor in (3, 8, 20)]
+    cases += [(torch.arange(512) == 37).float(), torch.cat([torch.zeros(256), values[:256]])]
+    cases += [values * size for size in (1e-43, 1e-30, 1e30)]
+    cases += [values * (torch.rand(512, generator=g) < share) for share in (0.02, 0.1, 0.5)]
+    weights = [w, w.abs() + 0.5, -w.abs() - 1, -w.abs(), (2 * w).round(), w * w * w]
+    tallies = [
+        bytes_beside_c(list(LAYOUTS), lambda: iter(weights), lambda columns, own=own: own)
+        for own in cases
+    ]
+    return sum(tallies[1:], tallies[0])
+
+
 @against("gguf", method="gguf", what="bytes of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, MXFP4 equal")
 def python_bytes() -> Tally:
     from gguf import GGMLQuantizationType

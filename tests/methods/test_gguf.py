@@ -1,5 +1,6 @@
 """GGUF types: golden bytes, invariants, layout, errors, trace."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from inputs import calibration_for
 
 import qviz
-from qviz.methods.gguf import EVENTS, FALLBACKS, LAYOUTS, encode, from_bytes
+from qviz.methods.gguf import EVENTS, FALLBACKS, LAYOUTS, _one_thread, encode, from_bytes
 from qviz.methods.gguf.layout import pack, unpack
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "gguf.npz")
@@ -32,8 +34,10 @@ matrices = hnp.arrays(
 @pytest.mark.parametrize("vector", VECTORS)
 def test_golden_bytes(vector):
     name, how = vector.split("/")
-    importance = torch.from_numpy(GOLDEN["importance"]) if how == "importance" else None
-    ours = encode(torch.from_numpy(GOLDEN["weight"]), name, importance=importance)
+    skewed = "skewed_" if how == "skewed" else ""
+    weight = torch.from_numpy(GOLDEN[f"{skewed}weight"])
+    importance = None if how == "plain" else torch.from_numpy(GOLDEN[f"{skewed}importance"])
+    ours = encode(weight, name, importance=importance)
     assert np.array_equal(ours.numpy(), GOLDEN[vector])
 
 
@@ -182,6 +186,91 @@ def test_importance_moves_the_error_away_from_what_matters():
     assert not qviz.quantize(w, "gguf", type="Q8_0", importance=importance).info["importance"]
 
 
+def test_importance_of_every_kind_agrees():
+    w, importance = torch.randn(4, 256), torch.rand(256)
+    want = encode(w, "Q4_K", importance=importance)
+    for own in (importance.numpy(), importance.double(), torch.nn.Parameter(importance)):
+        assert torch.equal(qviz.quantize(w, "gguf", importance=own).grid.data, want)
+
+
+def test_importance_from_a_calibration():
+    """The Hessian is twice the mean of x·xᵀ: half its diagonal is the mean square."""
+    x = torch.randn(300, 256) * torch.logspace(-1, 1, 256)
+    w = torch.randn(32, 256)
+    calibration = calibration_for(x)
+    importance = calibration.hessian.diagonal() / 2
+    assert torch.allclose(importance.float(), x.square().mean(0))
+    q, plain = (qviz.quantize(w, "gguf", type="Q3_K", importance=i) for i in (importance, None))
+    outputs = [((r.dequantize() - w) @ x.T).square().sum() for r in (q, plain)]
+    assert outputs[0] < outputs[1]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_bytes_of_a_file_are_read(name):
+    """As gguf-py has them: a NumPy array that cannot be written to."""
+    w = torch.randn(3, 512)
+    data = encode(w, name).numpy()
+    data.flags.writeable = False
+    assert torch.equal(
+        from_bytes(name, data).dequantize(), qviz.quantize(w, "gguf", type=name).dequantize()
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("Q4K", torch.zeros(2, 144, dtype=torch.uint8), "mean Q4_K"),
+        ("Q4_K", torch.zeros(144, 2, dtype=torch.uint8), "multiple of 144 bytes, which 2 is not"),
+        ("Q4_K", torch.zeros(144, dtype=torch.uint8), r"got torch.uint8 \[144\]"),
+        ("Q4_K", torch.zeros(2, 144), "must be uint8.*got torch.float32"),
+        ("Q4_K", torch.zeros(0, 144, dtype=torch.uint8), "must be uint8"),
+    ],
+)
+def test_bytes_that_are_no_blocks_are_refused(name, data, says):
+    with pytest.raises(ValueError, match=says):
+        from_bytes(name, data)
+
+
+def test_torch_has_its_threads_again():
+    """After an error, and after calls that overlapped in two threads."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with pytest.raises(ZeroDivisionError), _one_thread():
+            torch.get_num_threads() // (torch.get_num_threads() - 1)
+        assert torch.get_num_threads() == 3
+
+        first_is_in, second_is_in, first_is_out = (threading.Event() for _ in range(3))
+
+        def first():
+            with _one_thread():
+                first_is_in.set()
+                assert second_is_in.wait(10)
+            first_is_out.set()
+
+        def second():
+            assert first_is_in.wait(10)
+            with _one_thread():
+                second_is_in.set()
+                assert first_is_out.wait(10)
+                seen.append(torch.get_num_threads())  # still, although the first has left
+
+        seen = []
+        threads = [threading.Thread(target=f) for f in (first, second)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert seen == [1]
+        fresh = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        fresh.start()
+        fresh.join()
+        assert seen == [1, 3]
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(("name", "instead"), FALLBACKS.items())
 def test_fallback_is_asked_for_and_told(name, instead):
     w = torch.randn(4, 96)
@@ -205,6 +294,16 @@ def test_fallback_is_asked_for_and_told(name, instead):
         (torch.randn(4, 256), {"importance": torch.ones(4)}, ValueError, r"tensor \[256\].*\(4,\)"),
         (torch.randn(4, 256), {"importance": -torch.ones(256)}, ValueError, "mean of squares"),
         (torch.randn(4, 256), {"importance": torch.ones(256) / 0}, ValueError, "not finite"),
+        (
+            torch.randn(4, 256),
+            {"importance": torch.ones(256).double() * 1e300},
+            ValueError,
+            "in float32 has.*not finite",
+        ),
+        (torch.randn(4, 256), {"importance": torch.zeros(256)}, ValueError, "importance=None"),
+        (torch.randn(4, 256), {"importance": [1.0] * 256}, ValueError, r"\[256\].*got list"),
+        (torch.randn(4, 256), {"importance": torch.ones(256) * 1j}, TypeError, "real"),
+        (torch.randn(4, 256), {"type": "Q4_K_M"}, ValueError, "mix.*type='Q4_K'.*tensor_types"),
         (torch.randn(4, 256), {"bits": 4}, TypeError, "option for gguf"),
         (torch.randn(256), {}, ValueError, "reshape"),
     ],

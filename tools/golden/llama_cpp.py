@@ -1,4 +1,4 @@
-"""Vectors of llama.cpp for the fast tests: the bytes that its C code makes of 24 super-blocks.
+"""Vectors of llama.cpp for the fast tests: the bytes that its C code makes of 31 super-blocks.
 
 Run with an interpreter that has llama-cpp-python:  python tools/golden/llama_cpp.py
 """
@@ -36,6 +36,15 @@ def weights() -> torch.Tensor:
     return torch.cat([trained, w * torch.logspace(-3, 3, 8)[:, None], hard])
 
 
+def skewed() -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights [7, 256] and an importance [256] that hangs on a few inputs: with Q2_K or Q4_K a
+    sub-block of each row gets a scale below 0, whose code wraps around and spills over."""
+    g = torch.Generator().manual_seed(SEED)
+    w = -torch.randn(512, 256, generator=g).abs() - 0.3
+    importance = torch.exp(8 * torch.randn(256, generator=g))
+    return w[[274, 310, 312, 396, 397, 407, 493]], importance
+
+
 def main() -> None:
     sys.path[0] = str(ROOT / "tests")
     import ggml
@@ -50,6 +59,10 @@ def main() -> None:
             out[f"{name}/plain"] = ggml.quantize(name, w)
         if name not in ("Q8_0", "MXFP4"):
             out[f"{name}/importance"] = ggml.quantize(name, w, importance)
+    w, importance = skewed()
+    out |= {"skewed_weight": w.numpy(), "skewed_importance": importance.numpy()}
+    for name in ("Q2_K", "Q4_K", "Q5_K"):
+        out[f"{name}/skewed"] = ggml.quantize(name, w, importance)
     about = (
         f"tools/golden/llama_cpp.py, llama-cpp-python {version('llama-cpp-python')} (x86-64, "
         f"without FMA), seed {SEED}"

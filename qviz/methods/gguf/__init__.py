@@ -11,6 +11,8 @@ for the searches, kquants.py and legacy.py for the types, layout.py for the byte
 the way back, mixes.py for which tensor of a file gets which type.
 """
 
+import builtins
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -25,7 +27,7 @@ from qviz.methods.gguf import kquants, legacy
 from qviz.methods.gguf.decode import from_bytes
 from qviz.methods.gguf.kquants import KQUANTS, spread
 from qviz.methods.gguf.layout import LAYOUTS, pack
-from qviz.methods.gguf.mixes import FALLBACKS
+from qviz.methods.gguf.mixes import FALLBACKS, FILE_TYPES
 from qviz.methods.gguf.search import square_root
 from qviz.methods.registry import Method
 
@@ -164,7 +166,7 @@ def gguf(
     *,
     type: str = "Q4_K",
     fallback: bool = False,
-    importance: torch.Tensor | None = None,
+    importance: torch.Tensor | np.ndarray | None = None,
     emit: Emit | None = None,
 ) -> QuantizedTensor:
     """Encode a weight as one of GGUF's types, byte for byte as llama.cpp does.
@@ -174,11 +176,14 @@ def gguf(
     fallback    for a row that is no multiple of 256, take llama.cpp's fallback type (`FALLBACKS`)
                 instead of refusing; `info` says which type it became
     importance  [in], the mean square of each input over calibration data, llama.cpp's imatrix:
-                errors are weighed by it, and more scales are tried. Q8_0 and MXFP4 ignore it
+                errors are weighed by it, and more scales are tried. Q8_0 and MXFP4 ignore it.
+                `calibration.hessian.diagonal() / 2` of a Calibration is just that
 
     Returns codes [out, in] uint8 (Q8_0: int8) and a `Blocks` grid, both decoded from the bytes;
     `pack()["blocks"]` are the bytes as they stand in a file. Raises ValueError for NaN or Inf, a
-    row that the block does not divide, and weights too large for a float16 scale.
+    row that the block does not divide, weights too large for a float16 scale, and an importance
+    that is zero everywhere. Where it is zero for a whole sub-block the weights become 0, as in
+    llama.cpp.
 
     >>> q = gguf(torch.randn(8, 256), type="Q4_K")
     >>> q.grid.data.shape, q.bits_per_weight
@@ -188,12 +193,12 @@ def gguf(
     columns = weight.shape[1]
     name = _choose(type, columns, fallback)
     if importance is not None:
-        _require_importance(importance, columns)
+        importance = _as_importance(importance, columns)
     if weight.dtype == torch.float64:
         weight = weight.float()
         require_finite(weight, "weight in float32")
+    data = encode(weight, name, importance=importance, emit=emit)
     with _one_thread():
-        data = encode(weight, name, importance=importance, emit=emit)
         found = from_bytes(name, data)
         _require_finite_levels(found, name)
     info: dict[str, object] = {
@@ -209,6 +214,12 @@ def gguf(
 
 def _choose(type: str, columns: int, fallback: bool) -> str:
     """The type that is encoded; ValueError where the row length does not allow it."""
+    if type in FILE_TYPES and type not in LAYOUTS:
+        raise ValueError(
+            f"{type} is the mix of a whole file, with {FILE_TYPES[type].base} for most tensors: "
+            f"pass type={FILE_TYPES[type].base!r}, or see which tensor gets which type with "
+            f"qviz.methods.gguf.mixes.tensor_types(config, {type!r})"
+        )
     if type not in LAYOUTS:
         raise ValueError(unknown("GGUF type", type, LAYOUTS))
     block = LAYOUTS[type].weights
@@ -228,16 +239,28 @@ def _choose(type: str, columns: int, fallback: bool) -> str:
     return FALLBACKS[type]
 
 
-def _require_importance(importance: torch.Tensor, columns: int) -> None:
+def _as_importance(importance: torch.Tensor | np.ndarray, columns: int) -> torch.Tensor:
+    """The importance [in] in float32, checked."""
+    if isinstance(importance, np.ndarray):
+        importance = torch.from_numpy(importance.copy())
     if not isinstance(importance, torch.Tensor) or importance.shape != (columns,):
-        shape = tuple(getattr(importance, "shape", ()))
+        got = tuple(getattr(importance, "shape", ())) or builtins.type(importance).__name__
         raise ValueError(
-            f"importance must be a tensor [{columns}], one number for each input, got "
-            f"{shape or importance!r}; for example inputs.square().mean(0)"
+            f"importance must be a tensor [{columns}], one number for each input, got {got}; for "
+            f"example inputs.square().mean(0)"
         )
-    require_finite(importance, "importance")
+    if importance.is_complex():
+        raise TypeError("importance must be real: it is a mean of squares")
+    importance = importance.detach().float()
+    require_finite(importance, "importance in float32")
     if (importance < 0).any():
         raise ValueError("importance must not be negative: it is a mean of squares")
+    if not importance.any():
+        raise ValueError(
+            "importance is zero everywhere: no weight would count, and all would become 0. Pass "
+            "importance=None where nothing is known"
+        )
+    return importance
 
 
 def encode(
@@ -284,17 +307,33 @@ def encode(
     return data.reshape(len(weight), -1)
 
 
+class _Threads:
+    """How many threads torch had before the first of the calls that run now."""
+
+    lock, running, before = threading.Lock(), 0, 1
+
+
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """Keep torch from sharing each operation among threads: there are thousands, a few microseconds
     long, and where another process wants the cores the threads wait ten times longer for each other
-    than they work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    than they work.
+
+    The number belongs to the process as well as to each of its threads: calls that overlap in
+    different threads must not take each other's 1 for what it was before.
+    """
+    with _Threads.lock:
+        now = torch.get_num_threads()  # a thread that never asked would be given the number later
+        if _Threads.running == 0:
+            _Threads.before = now
+        _Threads.running += 1
+        torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        with _Threads.lock:
+            _Threads.running -= 1
+            torch.set_num_threads(_Threads.before)
 
 
 def _encode_chunk(

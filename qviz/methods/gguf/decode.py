@@ -1,7 +1,9 @@
 """From bytes back to codes, scales and the weights that they stand for."""
 
+import numpy as np
 import torch
 
+from qviz.core.check import unknown
 from qviz.core.granularity import Granularity
 from qviz.core.grids import Affine, Blocks, Codebook
 from qviz.core.tensor import QuantizedTensor
@@ -9,8 +11,11 @@ from qviz.methods.gguf.layout import LAYOUTS, Layout, unpack
 from qviz.methods.gguf.legacy import E2M1_DOUBLED, e8m0_half
 
 
-def from_bytes(name: str, data: torch.Tensor) -> QuantizedTensor:
+def from_bytes(name: str, data: torch.Tensor | np.ndarray) -> QuantizedTensor:
     """The tensor that the rows data [rows, bytes of a row] uint8 of this type stand for.
+
+    `data` is how gguf-py's GGUFReader has the tensors of a file. Raises ValueError if it is not
+    whole blocks of the type.
 
     Codes are as they are stored: unsigned with a zero point for the symmetric types, int8 for
     Q8_0. Scales (and offsets) [rows, groups] are what the levels really are: float16 for the types
@@ -20,7 +25,19 @@ def from_bytes(name: str, data: torch.Tensor) -> QuantizedTensor:
     >>> q.shape, q.bits_per_weight
     ((2, 256), 4.5)
     """
+    if name not in LAYOUTS:
+        raise ValueError(unknown("GGUF type", name, LAYOUTS))
     layout = LAYOUTS[name]
+    if isinstance(data, np.ndarray):
+        data = torch.from_numpy(data.copy())  # a file's is read-only
+    if data.dtype != torch.uint8 or data.ndim != 2 or not data.numel():
+        raise ValueError(
+            f"data must be uint8 [rows, bytes of a row], got {data.dtype} {list(data.shape)}"
+        )
+    if data.shape[1] % layout.nbytes:
+        raise ValueError(
+            f"a row of {name} is a multiple of {layout.nbytes} bytes, which {data.shape[1]} is not"
+        )
     rows = len(data)
     parts = unpack(layout, data.reshape(-1, layout.nbytes))
     codes = parts["codes"].reshape(rows, -1)

@@ -144,11 +144,7 @@ def _with_minimum(
     else:
         d, ls = _round_levels(scales, kind.levels)
         dmin, lm = _round_levels(mins, kind.levels)
-    if name == "Q2_K":  # both share a byte without a mask: a scale below 0 spoils its neighbour
-        shared = (ls | (lm << 4)) & 0xFF
-        ls, lm = shared & 15, shared >> 4
-    else:
-        ls, lm = (ls & 0xFF).clamp_(max=kind.levels), (lm & 0xFF).clamp_(max=kind.levels)
+    ls, lm = _as_read(name, ls & 0xFF, lm & 0xFF, limited=name != "Q4_K" or not important)
     d, dmin = d.half(), dmin.half()
     if emit is not None:
         emit("kquant.second_level", d=d, dmin=dmin, scales=ls, mins=lm)
@@ -166,6 +162,28 @@ def _with_minimum(
     }
 
 
+def _as_read(
+    name: str, ls: torch.Tensor, lm: torch.Tensor, *, limited: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The quantized scales and minimums that decoding finds where these bytes were written.
+
+    They fit, unless a sub-block's scale is below 0: its byte has wrapped around, and ggml lets it
+    spill over into its neighbours or, if it is `limited`, sets it to the highest level.
+    """
+    if name == "Q2_K":  # both share a byte without a mask
+        shared = (ls | (lm << 4)) & 0xFF
+        return shared & 15, shared >> 4
+    if limited:
+        return ls.clamp(max=63), lm.clamp(max=63)
+    return _spilled(ls), _spilled(lm)
+
+
+def _spilled(bits: torch.Tensor) -> torch.Tensor:
+    """Of 8 bytes the last four lend the first four their bits 4 and 5, as bits 6 and 7."""
+    first, last = bits.chunk(2, dim=1)
+    return torch.cat([first & 63, (last & 63) | (first >> 6 << 4)], dim=1)
+
+
 def _round_levels(values: torch.Tensor, levels: int) -> tuple[torch.Tensor, torch.Tensor]:
     """d [blocks, 1] with which the largest value is `levels` steps, and the steps int32."""
     largest = values.amax(1, keepdim=True).clamp_(min=0).add_(0.0)  # not −0
@@ -176,24 +194,29 @@ def _round_levels(values: torch.Tensor, levels: int) -> tuple[torch.Tensor, torc
 def _fit_levels(
     values: torch.Tensor, weights: torch.Tensor, levels: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same by search, with weights: 9 steps tried, then codes improved (make_qp_quants)."""
+    """The same by search, with weights: 9 steps tried, then codes improved (make_qp_quants).
+
+    A value below 0 has a code that wraps around where it is kept, because codes are bytes there.
+    """
     x, w = values.T.contiguous(), weights.T.contiguous()  # [sub-blocks of a block, blocks]
     largest = x.amax(0).clamp_(min=0)
 
-    def error(iscale: torch.Tensor) -> torch.Tensor:
-        q = nearest_int_(iscale * x).clamp_(max=levels)
+    def codes(iscale: torch.Tensor) -> torch.Tensor:
+        return nearest_int_(iscale * x).clamp_(max=levels)
+
+    def error(iscale: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
         diff = x - divide(1, iscale) * q
         return sum_rows((w * diff).mul_(diff))
 
     best_iscale = divide(levels, largest)
-    best = error(best_iscale)
+    best = error(best_iscale, codes(best_iscale).remainder_(256))  # only this try keeps its codes
     for step in [*reversed(steps(0, -0.1, 4, levels)[1:]), *steps(0, 0.1, 4, levels)[1:]]:
         iscale = divide(step, largest)
-        err = error(iscale)
+        err = error(iscale, codes(iscale))
         best_iscale = torch.where(err < best, iscale, best_iscale)
         best = torch.where(err < best, err, best)
-    q = nearest_int_(best_iscale * x).clamp_(max=levels)
-    wxq, wqq = descend_(x, w, q, low=0, high=levels, others=True)
+    q = codes(best_iscale)
+    wxq, wqq = descend_(x, w, q, low=None, high=levels, as_bytes=True)
     zero = largest < TINY
     d = torch.where((wqq > 0) & ~zero, wxq / wqq, 0)
     return d.unsqueeze(1), q.masked_fill_(zero, 0).T.int()

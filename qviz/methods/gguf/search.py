@@ -238,21 +238,23 @@ def descend_(
     w: torch.Tensor,
     q: torch.Tensor,
     *,
-    low: int,
+    low: int | None,
     high: int,
-    others: bool = False,
+    as_bytes: bool = False,
     emit: Emit | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Improve the codes q in place, one weight after another, five times over.
 
     A weight's own part is taken out of the sums, its best code under the scale of all the others
-    is found, and it moves there if (Σwxq)²/Σwq² grows. `others` asks that the others' Σwq² be
-    positive, as the code for scales does. Returns Σwxq and Σwq².
+    is found, and it moves there if (Σwxq)²/Σwq² grows. With `as_bytes`, ggml's way with scales,
+    codes are kept modulo 256, and the others' Σwq² has to be positive. Returns Σwxq and Σwq².
     """
     wx = w * x
     wxq, wqq = sum_rows(wx * q), sum_rows((w * q) * q)
     if emit is not None:
         emit("kquant.refine_start", wxq=wxq, wqq=wqq, codes=q.T)
+    if as_bytes:  # after the sums
+        q.remainder_(256)
     for _ in range(5):
         moved = torch.zeros_like(wxq, dtype=torch.bool)
         for i in range(len(x)):
@@ -260,7 +262,7 @@ def descend_(
             wqq_i = wqq - (w[i] * q[i]) * q[i]
             code = nearest_int_((x[i] * wqq_i) / wxq_i).clamp_(low, high)
             allowed = (wxq_i > 0) & (code != q[i])
-            if others:
+            if as_bytes:
                 allowed &= wqq_i > 0
             wxq_i = wxq_i + wx[i] * code
             wqq_i = wqq_i + (w[i] * code) * code
@@ -268,7 +270,7 @@ def descend_(
             accepted = allowed & (wqq_i > 0) & better
             if emit is not None:
                 emit("kquant.refine", code=code, wxq=wxq_i, wqq=wqq_i, accepted=accepted)
-            q[i] = torch.where(accepted, code, q[i])
+            q[i] = torch.where(accepted, code.remainder_(256) if as_bytes else code, q[i])
             wxq = torch.where(accepted, wxq_i, wxq)
             wqq = torch.where(accepted, wqq_i, wqq)
             moved |= accepted
