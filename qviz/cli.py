@@ -1,7 +1,9 @@
 """The `qviz` command: thin, every subcommand is a few lines around the library."""
 
 import argparse
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,17 +46,14 @@ def methods_command(args: argparse.Namespace) -> None:
 
         say(describe(registry.get(args.method)))
         return
-    rows = [
-        (
-            method.name,
-            str(method.kind),
-            ", ".join(sorted(method.needs)) or "–",
-            ", ".join(f"{key}={value}" for key, value in method.defaults.items()) or "–",
-            str(method.source),
-        )
-        for method in registry.methods().values()
-    ]
-    print_table(("method", "kind", "needs", "defaults", "source"), rows)
+    for method in registry.methods().values():
+        needs = ", ".join(sorted(method.needs)) or "nothing but the weight"
+        defaults = (f"{key}={value}" for key, value in method.defaults.items())
+        say(f"{method.name:<14}{method.title}")
+        print_indented(f"{method.kind} method; needs {needs}")
+        print_indented(", ".join(defaults))
+        print_indented(method.source)
+    say("qviz methods NAME tells whose defaults these are, and what can be watched.")
 
 
 def layers_command(args: argparse.Namespace) -> None:
@@ -78,6 +77,15 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in columns[:-1]] + [0]  # the last one may run on
     for row in [head, *rows]:
         print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)))
+
+
+def print_indented(text: str, indent: int = 14) -> None:
+    """The text as a paragraph that is as wide as the terminal, between 60 and 100 columns."""
+    width = min(max(shutil.get_terminal_size((100, 24)).columns, 60), 100)
+    space = " " * indent
+    lines = textwrap.wrap(text, width, initial_indent=space, subsequent_indent=space,
+                          break_on_hyphens=False)  # fmt: skip
+    say("\n".join(lines))
 
 
 def parser() -> argparse.ArgumentParser:

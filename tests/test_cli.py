@@ -85,11 +85,27 @@ def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) 
         cli.main(["methods"])
 
 
-def test_methods_lists_the_registry(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("columns", "widest"), [("40", 60), ("80", 80), ("200", 100)])
+def test_methods_lists_the_registry(
+    columns: str,
+    widest: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
     assert cli.main(["methods"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["method", "kind", "needs", "defaults", "source"]
-    assert [line.split()[0] for line in lines[1:]] == list(registry.methods())
+    out = capsys.readouterr().out
+    *lines, last = out.splitlines()
+    assert "qviz methods NAME" in last
+    heads = [line for line in lines if not line.startswith(" ")]
+    assert [head.split()[0] for head in heads] == list(registry.methods())
+    assert all(len(line) <= widest for line in lines if line.startswith(" "))
+    words = " ".join(out.split())
+    for method in registry.methods().values():
+        assert f"{method.name} {method.title} {method.kind} method; needs" in words
+        assert " ".join(method.source.split()) in words
+        assert all(f"{key}={value}" in words for key, value in method.defaults.items())
+        assert all(need in words for need in method.needs)
 
 
 def test_layers_lists_the_bundled_model(capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,7 +67,7 @@ def capture_attention(
     whatever happens. Raises ValueError for models other than LLAMA_LIKE ones, for a layer that it
     does not have, and for more tokens than a layer with a sliding window looks back.
 
-    >>> states = capture_attention(qviz.load_model(), "def f(x):\\n    return x + 1", 2)
+    >>> states = capture_attention(qviz.load_model(), "def f(x):\\n    return x\\n" * 8, 2)
     >>> q = qviz.quantize(states.keys[:32], "kv_cache", bits=2)
     """
     require_loaded(model)

@@ -113,7 +113,9 @@ def feeds(
     and for one that offers nothing of the kind.
 
     >>> feeds(qviz.load_model())[0]
-    Feed(source='model.layers.0.input_layernorm', into='norm', linears=('model.layers.0.self_a…
+    Feed(source='model.layers.0.input_layernorm', into='norm',
+         linears=('model.layers.0.self_attn.q_proj', 'model.layers.0.self_attn.k_proj',
+                  'model.layers.0.self_attn.v_proj'))
     """
     found, notes, layers = [], [], linear_layers(model)
     for name, module in model.model.named_modules():
