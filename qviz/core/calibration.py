@@ -11,7 +11,7 @@ import torch
 from qviz.core.check import as_matrix, require_finite
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Calibration:
     """Statistics of the inputs X of one linear layer, Y = X·Wᵀ.
 

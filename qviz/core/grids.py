@@ -78,7 +78,7 @@ class ScalarGrid(ABC):
         """The codes of the smallest and the largest value."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Affine(ScalarGrid):
     """Equally spaced levels: x̂ = s·(q − z), or x̂ = s·q + offset.
 
@@ -149,7 +149,7 @@ class Affine(ScalarGrid):
         return torch.tensor([self.qmin, self.qmax], device=self.scale.device)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Codebook(ScalarGrid):
     """Levels from a table, times a scale for each group: x̂ = values[q]·s.
 
@@ -192,7 +192,7 @@ class Codebook(ScalarGrid):
         return codes[torch.stack([finite.argmin(), finite.argmax()])]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class VectorCodebook:
     """Vectors from tables: d weights share a code, and codes of several tables add up.
 
@@ -224,7 +224,7 @@ class VectorCodebook:
         return streams if self.scale is None else [*streams, Stream("scales", self.scale)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Blocks(ScalarGrid):
     """Byte blocks of a file format, in which codes, scales and minimums are interleaved.
 

@@ -23,7 +23,7 @@ class LedgerItem:
         return self.count * self.bits
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stream:
     """A run of stored numbers: `bits` wide unsigned integers, or values as they are (None).
 

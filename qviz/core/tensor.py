@@ -13,7 +13,7 @@ from qviz.core.ledger import Ledger, Stream, ledger_of
 from qviz.core.transform import InputScale, Transform
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class QuantizedTensor:
     """A quantized weight [out, in].
 

@@ -21,7 +21,7 @@ class Transform(Protocol):
         """What has to be stored beside the codes; nothing where a neighbouring layer took it up."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class InputScale:
     """Input channels multiplied by `scale` [in], W·diag(s); the inputs are divided by it.
 

@@ -346,6 +346,10 @@ def affine(
     weight = as_matrix(weight)
     require_int(bits, "bits", 2, 8)
     _, compute = _rule(convention, symmetric, weight.dtype)
+    if granularity == "flat":
+        raise ValueError(
+            'groups of the flattened matrix are those of "nf4"; here take granularity="group"'
+        )
     unit = Granularity.of(granularity, group_size if granularity == "group" else None)
     x = unit.split(weight).to(compute)  # [rows, groups, group_size]
 

@@ -25,7 +25,7 @@ from qviz.models.load import (
     linear_layers,
     skipped_layers,
 )
-from qviz.models.rotate import run_online
+from qviz.models.rotate import put_in_place
 
 Quantized = QuantizedTensor | QuantizedLinear
 
@@ -194,10 +194,7 @@ def with_weights(
         for name, made in tensors.items():
             tensor = made.folded() if scales else made
             if isinstance(tensor, QuantizedLinear):
-                product = Product(tensor, layers[name])
-                if (online := getattr(layers[name].module, "online", None)) is not None:
-                    run_online(product, online)
-                twin.model.set_submodule(name, product)
+                put_in_place(twin.model, name, Product(tensor, layers[name]))
             else:
                 layers[name].set_weight(tensor.dequantize())
     return twin

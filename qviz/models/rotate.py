@@ -181,6 +181,16 @@ def run_online(linear: nn.Module, rotation: nn.Module) -> None:
     linear.register_forward_pre_hook(_through_online)
 
 
+def put_in_place(model: nn.Module, name: str, new: nn.Module) -> None:
+    """Put `new` where the linear `name` stands; a rotation that runs before it goes on running."""
+    old = model.get_submodule(name)
+    if new is old:
+        return
+    if (online := getattr(old, "online", None)) is not None:
+        run_online(new, online)
+    model.set_submodule(name, new)
+
+
 def _through_online(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return (module.online(args[0]), *args[1:])
 

@@ -30,6 +30,7 @@ from qviz.methods import registry
 from qviz.models.capture import as_texts, require_tokenizer, window_length
 from qviz.models.load import LoadedModel, copy_of, require_loaded
 from qviz.models.quantize import layers_to_quantize
+from qviz.models.rotate import put_in_place
 from qviz.models.texts import calibration_texts, evaluation_texts
 
 Progress = Callable[[int, int, float], None]  # called with (steps done, steps, loss)
@@ -130,7 +131,7 @@ def train_quantized(
     seconds = time.perf_counter() - start
 
     for name, module in modules.items():
-        student.model.set_submodule(name, module.frozen())
+        put_in_place(student.model, name, module.frozen())
     tensors = {name: module.quantized() for name, module in modules.items()}
     tokens = steps * batch_size * length
     return TrainedModel(student, modules, tensors, skipped, losses, tokens, seconds)
@@ -163,7 +164,7 @@ def replace_layers(
         bias = layer.module.bias
         if isinstance(bias, torch.Tensor):
             module.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
-        student.model.set_submodule(name, module)
+        put_in_place(student.model, name, module)
         modules[name] = module
     return student, modules, skipped
 

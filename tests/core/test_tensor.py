@@ -210,3 +210,11 @@ def test_factors_that_nothing_could_undo_are_refused(bad):
         InputScale(torch.tensor([1.0, bad]))
     with pytest.raises(ValueError, match="outputs must be finite and above 0"):
         InputScale(torch.ones(2), outputs=torch.tensor([bad]))
+
+
+def test_tensors_are_compared_by_identity():
+    """Equality of fields would ask torch for the truth of a whole matrix."""
+    q, twin = codebook(), codebook()
+    assert q == q
+    assert q != twin
+    assert len({q, twin}) == 2

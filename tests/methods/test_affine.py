@@ -302,3 +302,8 @@ def test_the_conventions_really_differ():
 
 def test_every_convention_names_its_source():
     assert all(c.source and (c.symmetric or c.asymmetric) for c in CONVENTIONS.values())
+
+
+def test_groups_of_the_flattened_matrix_are_refused_in_words():
+    with pytest.raises(ValueError, match="nf4"):
+        qviz.quantize(torch.ones(4, 32), granularity="flat", group_size=64)

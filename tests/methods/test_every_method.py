@@ -117,8 +117,8 @@ def test_traced_and_untraced_execute_the_same_operations(name, options):
 
     # What an event needs beyond that may only be a copy into the shape in which it is shown, or a
     # constant that says "none"; never arithmetic.
-    shown = ("aten.clone", "aten.zeros_like", "aten.new_ones", "aten._to_copy", "aten.scalar_tensor",
-             "aten.lift_fresh", "aten.copy_", "aten.empty")  # fmt: skip
+    shown = ("aten.clone", "aten.zeros_like", "aten.new_ones", "aten._to_copy",
+             "aten.scalar_tensor", "aten.lift_fresh", "aten.copy_", "aten.empty")  # fmt: skip
     plain_work, traced_work = work(plain.seen), work(traced.seen)
     extra = _surplus(traced_work, plain_work)
     assert extra is not None, "an operation of the untraced run is missing or out of order"

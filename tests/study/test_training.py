@@ -160,3 +160,16 @@ def test_what_is_asked_is_checked(bundled):
         train_quantized(replace(bundled, kind="encoder"))
     with pytest.raises(ValueError, match="take a smaller lr"):
         train_quantized(bundled, "qlora", steps=4, lr=1e30, **TWO_BITS, **SHORT)
+
+
+@pytest.mark.parametrize("method", ["qat", "qlora"])
+def test_rotations_that_run_with_the_model_go_on_running(bundled, method):
+    """Replacing a layer must not drop what turns its inputs, nor turn them twice."""
+    rotated = qviz.rotate_model(bundled, online=True).model
+    options = {"bits": 8} if method == "qat" else {"base_options": {}}
+    made = train_quantized(
+        rotated, method, layers=["layers.0.mlp.down_proj"], steps=1, lr=1e-9, **options, **SHORT
+    )
+    text = "def add(a, b):\n    return a + b\n" * 8
+    before = qviz.perplexity(rotated, text).value
+    assert qviz.perplexity(made.model, text).value == pytest.approx(before, rel=0.02)
