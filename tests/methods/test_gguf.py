@@ -186,6 +186,32 @@ def test_importance_moves_the_error_away_from_what_matters():
     assert not qviz.quantize(w, "gguf", type="Q8_0", importance=importance).info["importance"]
 
 
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "MXFP4"])
+def test_weights_that_vanish_are_counted(name):
+    w = torch.randn(4, 256)
+    group = LAYOUTS[name].group
+    for kept in (w, torch.zeros(4, 256)):
+        assert qviz.quantize(kept, "gguf", type=name).info["vanished_groups"] == 0
+    q = qviz.quantize(w * 1e-12, "gguf", type=name)
+    assert q.info["vanished_groups"] == 4 * 256 // group
+    assert not q.dequantize().any()
+
+
+def test_a_constant_vanishes_only_without_an_offset():
+    tiny = torch.full((2, 256), 1e-12)
+    assert qviz.quantize(tiny, "gguf", type="Q8_0").info["vanished_groups"] == 16
+    assert qviz.quantize(tiny + 0.5, "gguf", type="Q4_1").info["vanished_groups"] == 0
+
+
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if name.endswith("_K")])
+def test_a_super_block_without_importance_vanishes(name):
+    importance = (torch.arange(512) >= 256).float()
+    q = qviz.quantize(torch.randn(3, 512), "gguf", type=name, importance=importance)
+    assert q.info["vanished_groups"] == 3 * 256 // LAYOUTS[name].group
+    assert not q.dequantize()[:, :256].any()
+    assert q.dequantize()[:, 256:].any()
+
+
 def test_importance_of_every_kind_agrees():
     w, importance = torch.randn(4, 256), torch.rand(256)
     want = encode(w, "Q4_K", importance=importance)

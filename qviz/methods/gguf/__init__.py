@@ -182,8 +182,8 @@ def gguf(
     Returns codes [out, in] uint8 (Q8_0: int8) and a `Blocks` grid, both decoded from the bytes;
     `pack()["blocks"]` are the bytes as they stand in a file. Raises ValueError for NaN or Inf, a
     row that the block does not divide, weights too large for a float16 scale, and an importance
-    that is zero everywhere. Where it is zero for a whole sub-block the weights become 0, as in
-    llama.cpp.
+    that is zero everywhere. Weights too small for such a scale become 0 as in llama.cpp, and so
+    may those of a block whose importance is zero; `info` counts the groups.
 
     >>> q = gguf(torch.randn(8, 256), type="Q4_K")
     >>> q.grid.data.shape, q.bits_per_weight
@@ -201,11 +201,13 @@ def gguf(
     with _one_thread():
         found = from_bytes(name, data)
         _require_finite_levels(found, name)
+        vanished = _vanished(weight, found)
     info: dict[str, object] = {
         "method": "gguf",
         "type": name,
         "device": str(weight.device),
         "importance": importance is not None and name not in NO_SEARCH,
+        "vanished_groups": vanished,
     }
     if name != type:
         info["fallback"] = f"{type} needs rows of a multiple of 256; {columns} is none"
@@ -358,6 +360,18 @@ def _require_finite_levels(found: QuantizedTensor, name: str) -> None:
             f"the levels of group [{row}, {group}] overflow: its weights are too large for the "
             f"float16 scales of {name}, and llama.cpp refuses them too. Scale the weight down"
         )
+
+
+def _vanished(weight: torch.Tensor, found: QuantizedTensor) -> int:
+    """How many groups of weights became a constant, because their step is 0 as it is stored."""
+    assert isinstance(found.grid, Blocks)
+    gone = found.grid.inner.scale == 0  # [rows, groups]
+    if not gone.any():
+        return 0
+    lost = weight.reshape(*gone.shape, -1)[gone]  # [groups, weights]
+    if getattr(found.grid.inner, "offset", None) is not None:  # a constant needs no step
+        lost = lost - lost[:, :1]
+    return int(lost.any(1).sum())
 
 
 METHOD = Method(
