@@ -66,7 +66,11 @@ class Layout:
     @property
     def bits(self) -> int:
         """Width of one code."""
-        return next(bits for name, _, bits in self.parts if name == "codes")
+        return self.width("codes")
+
+    def width(self, part: str) -> int:
+        """Bits of one number of this part."""
+        return next(bits for name, _, bits in self.parts if name == part)
 
 
 def _codes(count: int, bits: int, run: int, low: int = 0) -> tuple[Piece, ...]:
@@ -163,6 +167,18 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
+def _cut(x: torch.Tensor, low: int, bits: int, width: int) -> torch.Tensor:
+    """The `bits` bits from bit `low` of numbers of `width` bits. What would change nothing is left
+    out, here and in `_shift`: every operation is a pass through all weights."""
+    if low:
+        x = x >> low
+    return x if low + bits == width else x & (2**bits - 1)
+
+
+def _shift(x: torch.Tensor, by: int) -> torch.Tensor:
+    return x << by if by else x
+
+
 def pack(layout: Layout, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """The bytes uint8 [blocks, bytes] of parts [blocks, count]: float16 d, dmin, m; else uint8."""
     some = parts["codes"]
@@ -175,11 +191,11 @@ def pack(layout: Layout, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
         for piece in section.pieces:
             chunks, places, run = piece.shape
             numbers = parts[piece.part][:, piece.first : piece.first + piece.count]
-            bits = (numbers >> piece.low) & (2**piece.bits - 1)
+            bits = _cut(numbers, piece.low, piece.bits, layout.width(piece.part))
             bits = bits.reshape(-1, chunks, places, run)
             into = own[:, piece.byte : piece.byte + chunks * run].view(-1, chunks, run)
             for place in range(places):
-                into |= bits[:, :, place] << (piece.at + place * piece.bits)
+                into |= _shift(bits[:, :, place], piece.at + place * piece.bits)
         start += section.size
     return data
 
@@ -203,7 +219,7 @@ def unpack(layout: Layout, data: torch.Tensor) -> dict[str, torch.Tensor]:
             numbers = parts[piece.part][:, piece.first : piece.first + piece.count]
             numbers = numbers.view(-1, chunks, places, run)
             for place in range(places):
-                bits = (source >> (piece.at + place * piece.bits)) & (2**piece.bits - 1)
-                numbers[:, :, place] |= bits << piece.low
+                bits = _cut(source, piece.at + place * piece.bits, piece.bits, 8)
+                numbers[:, :, place] |= _shift(bits, piece.low)
         start += section.size
     return parts
