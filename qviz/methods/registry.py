@@ -138,8 +138,9 @@ def require_data(method: str) -> None:
     needs = get(method).needs
     if needs:
         raise ValueError(
-            f"{method} needs calibration ({', '.join(sorted(needs))}): capture it with "
-            f"qviz.capture(model, texts, [layer])[layer] and pass it as the third argument"
+            f"{method} needs calibration ({', '.join(sorted(needs))}): pass "
+            f"calibration=qviz.capture(model, texts) to quantize_model, and one layer's, "
+            f"qviz.capture(model, texts, [layer])[layer], to quantize and sweep"
         )
 
 
