@@ -492,6 +492,10 @@ METHOD = Method(
     title="Round to nearest on equally spaced levels",
     source="Jacob et al. 2018 (arXiv 1712.05877), section 2.1; conventions: see CONVENTIONS",
     events=EVENTS,
+    choices={
+        "granularity": ("tensor", "channel", "group", "token"),
+        "convention": tuple(CONVENTIONS),
+    },
     origins={
         "bits": "GPTQ, AWQ, llm-compressor W4A16",
         "symmetric": "llm-compressor W4A16, GPTQModel",

@@ -405,6 +405,7 @@ METHOD = Method(
     title="Activation-aware scaling before rounding",
     source="Lin et al. 2023 (arXiv 2306.00978); mit-han-lab/llm-awq",
     events=EVENTS,
+    choices={"grid": tuple(GRIDS)},
     origins={
         "bits": "llm-awq, AutoAWQ, llm-compressor",
         "group_size": "llm-awq, AutoAWQ, llm-compressor",

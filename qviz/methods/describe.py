@@ -9,7 +9,12 @@ def describe(method: Method) -> str:
     """The page of one method, made from its registry entry alone."""
     needs = ", ".join(sorted(method.needs)) or "nothing but the weight"
     options = [
-        (f"`{name}`", f"`{_written(default)}`", method.origins[name])
+        (
+            f"`{name}`",
+            _written(default),
+            ", ".join(method.choices.get(name, ())),
+            method.origins[name],
+        )
         for name, default in method.defaults.items()
     ]
     events = [
@@ -27,7 +32,7 @@ def describe(method: Method) -> str:
             "",
             f"A {method.kind} method; needs {needs}. Source: {method.source}.",
             "",
-            *_table(("option", "default", "whose default"), options),
+            *_table(("option", "default", "one of", "whose default"), options),
             "",
             *_table(("event", "tensors", "formula", "source"), events),
             "",
@@ -37,7 +42,8 @@ def describe(method: Method) -> str:
 
 def _written(default: object) -> str:
     """A default as a caller would write it."""
-    return str(default) if str(default).startswith("torch.") else repr(default)
+    text = str(default) if str(default).startswith("torch.") else repr(default)
+    return f"`{text}`"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

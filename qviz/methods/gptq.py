@@ -24,7 +24,7 @@ from qviz.core.granularity import Granularity
 from qviz.core.grids import Affine
 from qviz.core.tensor import QuantizedTensor
 from qviz.core.trace import Emit, EventSpec
-from qviz.methods.affine import Levels, fit_levels
+from qviz.methods.affine import CONVENTIONS, Levels, fit_levels
 from qviz.methods.registry import Method
 
 INNER = 16  # columns that are updated one by one before a matrix product takes over
@@ -635,6 +635,7 @@ METHOD = Method(
     title="Round column by column, compensating each error in the columns to come",
     source="Frantar et al. 2022 (arXiv 2210.17323); IST-DASLab/gptq",
     events=EVENTS,
+    choices={"convention": tuple(CONVENTIONS), "variant": tuple(FAILURES)},
     origins={
         "bits": "GPTQModel, llm-compressor W4A16",
         "symmetric": "GPTQModel, llm-compressor W4A16; the reference code's is False",

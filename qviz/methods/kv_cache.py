@@ -478,6 +478,7 @@ METHOD = Method(
     source="KIVI (Liu et al. 2024, arXiv 2402.02750), section 3; quant/new_pack.py, "
     "models/llama_kivi.py",
     events=EVENTS,
+    choices={"kind_of": PARTS, "scheme": tuple(BITS)},
     origins={
         "bits": "KIVI-2 (None: the scheme's own)",
         "kind_of": "qviz: the part that needs care",

@@ -228,6 +228,7 @@ METHOD = Method(
     title="8-bit integer products, outlier columns in half precision",
     source="Dettmers et al. 2022 (arXiv 2208.07339); bitsandbytes 0.50.2, MatMul8bitLt",
     events=EVENTS,
+    choices={"path": PATHS},
     origins={
         "threshold": "Dettmers et al. 2022, transformers BitsAndBytesConfig",
         "path": "bitsandbytes on a CPU, which the tests run",

@@ -478,6 +478,12 @@ METHOD = Method(
     title="MX and NVFP4: small floating-point codes in scaled blocks",
     source="OCP Microscaling Formats 1.0; arXiv 2310.10537; conventions: see CONVENTIONS",
     events=EVENTS,
+    choices={
+        "format": tuple(BLOCK_FORMATS),
+        "convention": tuple(CONVENTIONS),
+        "scale_rounding": ("floor", "ceil", "even", "rceil"),
+        "rounding": tuple(ROUNDINGS),
+    },
     origins={
         "format": "OCP Microscaling Formats 1.0; gpt-oss checkpoints",
         "convention": "qviz: torchao's floor is the rule of OCP; mxint8 only microxcaling has",

@@ -343,6 +343,7 @@ METHOD = Method(
     title="Sixteen unequal levels from the normal distribution, absmax per block of 64",
     source="Dettmers et al. 2023 (QLoRA, arXiv 2305.14314); bitsandbytes 0.50.2 on a CPU",
     events=EVENTS,
+    choices={"format": tuple(FORMATS), "second_rounding": ROUNDINGS},
     origins={
         "format": "QLoRA; bitsandbytes and transformers take fp4 unless told",
         "group_size": "QLoRA, bitsandbytes",

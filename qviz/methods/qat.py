@@ -389,6 +389,7 @@ METHOD = Method(
         "at 2 bits: Liu et al. 2025 (ParetoQ, arXiv 2502.02631)"
     ),
     events=EVENTS,
+    choices={"step": ("learned", "fixed"), "levels": (*SHIFTS, "auto"), "init": INITS},
     origins={
         "bits": "qviz: where training begins to matter",
         "group_size": "GPTQ, AWQ, llm-compressor W4A16; LSQ has one step for each layer",

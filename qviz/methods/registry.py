@@ -5,8 +5,8 @@ find it from then on.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
@@ -55,7 +55,6 @@ class Method:
     """A method as the registry knows it.
 
     name     as in quantize(…, name)
-
     kind     "weight" and "cache" return a QuantizedTensor, "linear" a QuantizedLinear, "training" a
              torch module
     needs    which parts of a Calibration it uses: a subset of inputs, hessian, act_absmax,
@@ -65,6 +64,7 @@ class Method:
     events   the table of what it emits
     origins  option → whose default it is: the system or paper that has the same one, or "qviz"
              with the reason
+    choices  option → the names that it takes, for options that are one of a few
     shared   for a method that scales inputs: how linears of one input come to the same factors
     """
 
@@ -76,6 +76,7 @@ class Method:
     source: str
     events: tuple[EventSpec, ...]
     origins: Mapping[str, str]
+    choices: Mapping[str, Collection[str]] = field(default_factory=dict)
     shared: Shared | None = None
 
     @property
@@ -145,12 +146,16 @@ def require_data(method: str) -> None:
 
 
 def require_options(method: str, options: Mapping[str, Any]) -> None:
-    """TypeError for an option that the method does not have, with the near ones, and for anything
-    but True or False where an option is one of the two: "no" would count as True."""
-    known = get(method).defaults
+    """TypeError for an option that the method does not have, with the near ones; for anything but
+    True or False where an option is one of the two, since "no" would count as True; and for
+    anything but a name (or the default) where it is one of a few names."""
+    known, choices = get(method).defaults, get(method).choices
     strange = sorted(set(options) - set(known))
     if strange:
         raise TypeError(unknown(f"option for {method}", strange[0], known))
     for name, value in options.items():
         if isinstance(known[name], bool) and not isinstance(value, bool | np.bool_):
             raise TypeError(f"{name} must be True or False, got {value!r}")
+        named = isinstance(value, str) or value is known[name]
+        if name in choices and not named:
+            raise TypeError(f"{name} must be one of {', '.join(choices[name])}; got {value!r}")

@@ -235,6 +235,7 @@ METHOD = Method(
     source="QuaRot (Ashkboos et al. 2024, arXiv 2404.00456), section 4; QuIP# (Tseng et al. 2024, "
     "arXiv 2402.04396), section 3",
     events=EVENTS,
+    choices={"convention": tuple(rounding.CONVENTIONS), "sides": ("input", "both")},
     origins={
         "bits": "QuaRot's main setting, W4A4KV4",
         "symmetric": "QuaRot (w_asym is off)",

@@ -287,6 +287,7 @@ METHOD = Method(
     title="8-bit weights and activations, outliers shared between them",
     source="Xiao et al. 2022 (arXiv 2211.10438); mit-han-lab/smoothquant",
     events=EVENTS,
+    choices={"activations": ("token", "tensor")},
     origins={
         "alpha": "SmoothQuant smooth.py, llm-compressor",
         "bits": "SmoothQuant fake_quant.py",

@@ -496,6 +496,7 @@ METHOD = Method(
     title="Learned tables of short vectors (k-means; added up, as in AQLM)",
     source="Lloyd 1982; Linde, Buzo & Gray 1980; Egiazarian et al. 2024 (AQLM, arXiv 2401.06118)",
     events=EVENTS,
+    choices={"empty": tuple(EMPTY)},
     origins={
         "bits": "AQLM's 2×8 and 8-bit books: a table of 256 entries",
         "dim": "qviz: 2 bits per weight with one book (AQLM: 8, with two)",

@@ -234,3 +234,21 @@ def test_kinds_return_what_they_promise():
     }
     for name, method in registry.methods().items():
         assert isinstance(run(name, OPTIONS.get(name, [{}])[0]), promised[method.kind]), name
+
+
+CHOICES = [
+    (name, option) for name, method in registry.methods().items() for option in method.choices
+]
+
+
+@pytest.mark.parametrize(("name", "option"), CHOICES)
+def test_options_that_are_one_of_a_few(name, option):
+    method = registry.get(name)
+    options = OPTIONS.get(name, [{}])[0]
+    default = method.defaults[option]
+    assert default is None or default in method.choices[option]
+    with pytest.raises(ValueError, match="nonsense") as refused:
+        run(name, {**options, option: "nonsense"})
+    assert all(choice in str(refused.value) for choice in method.choices[option])
+    with pytest.raises(TypeError, match=f"{option} must be one of"):
+        run(name, {**options, option: ["nonsense"]})

@@ -382,6 +382,7 @@ METHOD = Method(
     title="GGUF's block types, as llama.cpp encodes them",
     source="llama.cpp: ggml/src/ggml-quants.c, src/llama-quant.cpp",
     events=EVENTS,
+    choices={"type": tuple(LAYOUTS)},
     origins={
         "type": "llama.cpp: most tensors of Q4_K_M, its quantize example's usual choice",
         "fallback": "qviz: nothing happens silently; llama.cpp falls back with a warning",
