@@ -25,7 +25,7 @@ matrices = hnp.arrays(
 
 
 @pytest.mark.parametrize(("convention", "symmetric"), MODES)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(x=matrices, bits=st.integers(2, 8))
 def test_invariants(convention, symmetric, x, bits):
     before = x.copy()
@@ -219,7 +219,7 @@ def test_int4_g128_costs_what_the_field_says():
     assert asym.bits_per_weight == 4.15625
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(bits=st.integers(2, 8), rows=st.integers(1, 4), data=st.data())
 def test_packed_codes_can_be_unpacked(bits, rows, data):
     columns = data.draw(st.integers(1, 20))

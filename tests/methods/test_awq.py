@@ -24,7 +24,7 @@ def problem(rows=16, columns=64, tokens=200, seed=0, dtype=torch.float32):
     return w.to(dtype), calibration_for(x)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 10**6),
     bits=st.integers(2, 8),

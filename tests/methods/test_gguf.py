@@ -42,7 +42,7 @@ def test_golden_bytes(vector):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(x=matrices)
 def test_invariants(name, x):
     before = x.copy()

@@ -325,7 +325,7 @@ def test_every_hard_weight_but_the_smallest_is_taken():
     assert refused in ([], ["subnormal"])
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     rows=st.integers(1, 6),
     groups=st.integers(1, 5),

@@ -36,7 +36,7 @@ def heavy(rows=16, columns=256):
     return w
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     x=hnp.arrays(
         np.float32,

@@ -18,7 +18,7 @@ def states(tokens: int, channels: int = 64, seed: int = 0) -> tuple[torch.Tensor
     return keys, torch.randn(tokens, channels, generator=g)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     bits=st.integers(2, 8),
     groups=st.integers(1, 4),
@@ -194,7 +194,7 @@ def test_streaming_is_one_shot(prompt, more, dtype):
             assert torch.equal(seen[: old.shape[0]], alone.dequantize())
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(tokens=st.integers(1, 200), residual=st.sampled_from([32, 64, 128]))
 def test_what_is_old_and_what_is_recent(tokens, residual):
     keys, values = states(tokens, 32)

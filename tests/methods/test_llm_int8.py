@@ -23,7 +23,7 @@ def with_outliers(tokens: int = 6, columns: int = 40) -> torch.Tensor:
     return x
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     rows=st.integers(1, 9),
     columns=st.integers(1, 40),

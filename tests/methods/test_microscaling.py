@@ -32,7 +32,7 @@ matrices = hnp.arrays(
 
 
 @pytest.mark.parametrize(("name", "convention", "rounding"), MODES)
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(x=matrices)
 def test_invariants(name, convention, rounding, x):
     before = x.copy()

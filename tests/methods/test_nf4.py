@@ -27,7 +27,7 @@ options = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(x=matrices, chosen=options)
 def test_invariants(x, chosen):
     before = x.copy()

@@ -17,7 +17,7 @@ from qviz.methods.qat import EVENTS, QatLinear, fake_quantize_ste, qat
 MODES = [(levels, init) for levels in ("integer", "half") for init in ("mse", "absmax", "lsq")]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     bits=st.integers(2, 8),
     mode=st.sampled_from(MODES),

@@ -20,7 +20,7 @@ def with_outliers(rows: int = 256, columns: int = 512, seed: int = 0) -> torch.T
     return w
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     rows=st.sampled_from([1, 2, 12, 16, 20]),
     columns=st.sampled_from([1, 2, 4, 12, 28, 32, 36, 40]),

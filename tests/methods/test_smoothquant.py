@@ -22,7 +22,7 @@ def problem(rows=24, columns=64, tokens=80, seed=0, dtype=torch.float64):
     return w.to(dtype), x.to(dtype)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 10**6),
     alpha=st.floats(0, 1),

@@ -21,7 +21,7 @@ def heavy(rows=32, columns=64, dtype=torch.float32):
     return (w * torch.logspace(-1, 1, rows, dtype=torch.float64)[:, None]).to(dtype)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_the_loss_never_rises(data):
     dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))

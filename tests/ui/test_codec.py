@@ -35,7 +35,7 @@ def slow_reduce(matrix: np.ndarray, step: tuple[int, int], how: str) -> np.ndarr
     return out
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(matrices, steps, st.sampled_from(["mean", "max_abs", "nearest"]))
 def test_reduction_equals_the_slow_loop(
     matrix: np.ndarray, step: tuple[int, int], how: codec.Reduce
@@ -48,7 +48,7 @@ def test_reduction_equals_the_slow_loop(
         assert np.abs(found).max() == np.abs(matrix).max()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(matrices, st.floats(1e-3, 1e6))
 def test_a_decoded_value_is_within_half_a_step(matrix: np.ndarray, span: float) -> None:
     lo, hi = -span, span / 2

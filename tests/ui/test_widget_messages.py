@@ -150,7 +150,7 @@ def test_cursor_is_answered_with_exact_values_of_all_frames() -> None:
     assert view.readout == {}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_tiles_are_the_exact_region(data: st.DataObject) -> None:
     rows, columns = data.draw(st.integers(1, 700)), data.draw(st.integers(1, 700))
