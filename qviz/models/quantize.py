@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from qviz.core.calibration import Calibration
+from qviz.core.check import unknown
 from qviz.core.linear import QuantizedLinear
 from qviz.core.tensor import QuantizedTensor
 from qviz.core.transform import InputScale
@@ -66,6 +67,7 @@ def quantize_model(
     *,
     layers: Sequence[str] | None = None,
     calibration: Mapping[str, Calibration] | None = None,
+    per_layer: Mapping[str, Mapping[str, Any]] | None = None,
     fold: bool = True,
     on_error: str = "raise",
     progress: Progress | None = None,
@@ -75,7 +77,8 @@ def quantize_model(
 
     layers=None takes all linear layers except an output head, which practice leaves in 16 bits;
     name it to have it quantized. `calibration` is what qviz.capture returned, for methods that
-    need it. `options` are the method's own.
+    need it. `options` are the method's own, and `per_layer` has those of single layers, by name,
+    which go before them: a GGUF file's mix of types, or more bits where they matter.
 
     A method that scales inputs (AWQ, SmoothQuant) finds factors for all linears of one input
     together, and the layer before is divided by them; linears whose inputs no layer can take up go
@@ -100,13 +103,14 @@ def quantize_model(
     if "transform" in options:
         raise TypeError("transform is one layer's; quantize_model finds each layer's own")
     chosen, skipped = layers_to_quantize(model, layers)
+    single = _single_options(method, per_layer or {}, chosen, fold)
     given, shared = _by_layer(calibration), registry.get(method).shared
     scales = _factors(model, shared, chosen, given, on_error, options) if shared and fold else {}
     changed = transforms(model, scales)
     tensors: dict[str, Quantized] = {}
     failure: Exception | None = None
     for done, (name, layer) in enumerate(chosen.items()):
-        own = dict(options)
+        own = {**options, **single.get(name, {})}
         if shared and fold:
             ones = torch.ones(layer.in_features, device=layer.weight.device)
             own["transform"] = changed.get(name, InputScale(ones))
@@ -123,6 +127,25 @@ def quantize_model(
     if not tensors:
         raise failure or ValueError(f"{model.name} has no linear layers to quantize")
     return QuantizedModel(with_weights(model, tensors, scales), tensors, skipped)
+
+
+def _single_options(
+    method: str,
+    per_layer: Mapping[str, Mapping[str, Any]],
+    chosen: Mapping[str, LinearLayer],
+    fold: bool,
+) -> Mapping[str, Mapping[str, Any]]:
+    """`per_layer`, once its layers and options are known to exist."""
+    if per_layer and registry.get(method).shared and fold:
+        raise ValueError(
+            f"{method} finds factors for several layers together, which per_layer would set "
+            f"apart: pass fold=False, or leave per_layer out"
+        )
+    for name, options in per_layer.items():
+        if name not in chosen:
+            raise ValueError(unknown("layer in per_layer", name, chosen))
+        registry.require_options(method, options)
+    return per_layer
 
 
 def _by_layer(calibration: object) -> Mapping[str, Calibration]:

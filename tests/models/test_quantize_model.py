@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import qviz
+from qviz.methods.gguf.mixes import layer_types
 from qviz.models.load import linear_layers
 from qviz.models.quantize import quantize_model
 
@@ -106,3 +107,35 @@ def test_a_layer_that_multiplies_quantized_is_not_quantized_again(loaded):
         quantize_model(made, bits=2, group_size=16)
     rest = quantize_model(made, bits=8, layers=["layers.0.mlp.gate_proj"], group_size=16)
     assert list(rest.tensors) == ["model.layers.0.mlp.gate_proj"]
+
+
+def test_layers_may_have_options_of_their_own(loaded):
+    own = {"model.layers.1.mlp.up_proj": {"bits": 8}, "model.layers.0.mlp.up_proj": {}}
+    made = quantize_model(loaded["llama"], bits=3, group_size=16, per_layer=own)
+    bits = {name: tensor.grid.bits for name, tensor in made.tensors.items()}
+    assert bits.pop("model.layers.1.mlp.up_proj") == 8
+    assert set(bits.values()) == {3}
+    with pytest.raises(ValueError, match=r"unknown layer in per_layer 'up_proj'"):
+        quantize_model(loaded["llama"], group_size=16, per_layer={"up_proj": {"bits": 8}})
+    with pytest.raises(TypeError, match="unknown option for affine 'bitz'"):
+        quantize_model(
+            loaded["llama"], group_size=16, per_layer={"model.layers.1.mlp.up_proj": {"bitz": 8}}
+        )
+    with pytest.raises(ValueError, match="fold=False"):
+        quantize_model(loaded["llama"], "awq", per_layer=own)
+
+
+def test_a_model_takes_the_mix_of_a_gguf_file():
+    """Types layer by layer as the rules say, weighed by what really flows in."""
+    model = qviz.load_model()
+    seen = qviz.capture(model, "def f(x):\n    return x + 1\n" * 40, max_tokens=256)
+    types = layer_types(model.config.to_dict(), "Q4_K_M")
+    own = {
+        name: {"type": kind, "importance": seen[name].hessian.diagonal() / 2}
+        for name, kind in types.items()
+    }
+    made = quantize_model(model, "gguf", per_layer=own)
+    assert {name: tensor.info["type"] for name, tensor in made.tensors.items()} == types
+    assert {"Q4_K", "Q6_K"} <= set(types.values())
+    plain = quantize_model(model, "gguf", type="Q4_K")
+    assert made.bits_per_weight > plain.bits_per_weight == 4.5

@@ -90,6 +90,17 @@ class ModelShape:
             yield "output.weight", (self.vocabulary, self.hidden)
 
 
+# GGUF name of a block's linear → its name in transformers' LlamaForCausalLM
+LINEARS = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
 # (model, layer) → the type that a tensor is raised to, or None: the base type
 Rule = Callable[[ModelShape, int], str | None]
 
@@ -228,6 +239,27 @@ def tensor_types(
         name: tensor_type(name, shape, model, file_type, importance=importance)
         for name, shape in model.tensors()
     }
+
+
+def layer_types(
+    config: Mapping[str, Any], file_type: str, *, importance: bool = False
+) -> dict[str, str]:
+    """Linear layer, by its name in transformers → type, for a Llama-like model without experts.
+
+    Layers that such a file keeps in 16 bits are left out.
+
+    >>> types = layer_types(model.config.to_dict(), "Q4_K_M")
+    >>> own = {name: {"type": kind} for name, kind in types.items()}
+    >>> mixed = qviz.quantize_model(model, "gguf", per_layer=own)
+    """
+    if ModelShape.of(config).experts:
+        raise ValueError("the experts of a layer share one GGUF tensor; see tensor_types")
+    found = {}
+    for name, kind in tensor_types(config, file_type, importance=importance).items():
+        block = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
+        if block and block[2] in LINEARS and kind in LAYOUTS:
+            found[f"model.layers.{block[1]}.{LINEARS[block[2]]}"] = kind
+    return found
 
 
 def file_bytes(config: Mapping[str, Any], file_type: str, *, importance: bool = False) -> int:
