@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from qviz.core.check import FLOAT_DTYPES, as_matrix, require_int, unknown
+from qviz.core.check import FLOAT_DTYPES, as_matrix, require_finite, require_int, unknown
 from qviz.core.granularity import Granularity
 from qviz.core.grids import Affine, Codebook
 from qviz.core.ledger import Stream
@@ -87,7 +87,7 @@ def fake_quantize_ste(
     Backward, x gets the gradient where x/scale lies strictly between qmin and qmax + 2·shift (with
     a shift the outermost cells are as wide as the others, so the range ends where they end), and
     nothing elsewhere. If scale requires a gradient it gets LSQ's, times `grad_scale`.
-    Returns the reconstruction, x's shape and dtype.
+    Returns the reconstruction, x's shape, in the dtype that x and scale have in common.
 
     >>> x = torch.tensor([-3.0, 0.2, 0.8], requires_grad=True)
     >>> fake_quantize_ste(x, torch.tensor(1.0), -2, 1).sum().backward()
@@ -155,7 +155,9 @@ class _Stored(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, step: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        return step.clamp(min=torch.finfo(dtype).smallest_normal).to(dtype).to(step.dtype)
+        # Of both dtypes: a 0 that the narrower leaves 0 would give the position 0 / 0.
+        least = max(torch.finfo(d).smallest_normal for d in (dtype, step.dtype))
+        return step.clamp(min=least).to(dtype).to(step.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
@@ -221,12 +223,18 @@ class QatLinear(TrainableLinear):
 
     def forward(self, x: torch.Tensor, *, emit: Emit | None = None) -> torch.Tensor:
         """y [..., out] for x [..., in], in the dtype of x."""
-        return functional.linear(x, self.fake_quantized(emit=emit).to(x.dtype), self.bias)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return functional.linear(x, self.fake_quantized(emit=emit).to(x.dtype), bias)
 
     @torch.no_grad()
     def quantized(self) -> QuantizedTensor:
-        """Codes and steps as they are now; `dequantize()` is `fake_quantized()` bit for bit."""
+        """Codes and steps as they are now; `dequantize()` is `fake_quantized()` bit for bit.
+
+        Raises ValueError for NaN or Inf, which training may lead to and codes cannot hold.
+        """
         scale, shift = self._stored_step(), SHIFTS[self.levels]
+        require_finite(self.weight, "the trained weight")
+        require_finite(scale, "the trained step, as it is stored,")
         position = self.granularity.split(self.weight) / scale.unsqueeze(-1)
         codes = _codes(position, self.qmin, self.qmax, shift)
         stored = scale.to(self.scale_dtype)
@@ -305,7 +313,7 @@ def qat(
             raise ValueError(unknown(name, value, known))
     if levels == "auto":
         levels = "half" if bits == 2 else "integer"
-    if levels not in SHIFTS:
+    if levels not in tuple(SHIFTS):
         raise ValueError(unknown("levels", levels, [*SHIFTS, "auto"]))
     if scale_dtype is not None and scale_dtype not in FLOAT_DTYPES:
         names = ", ".join(map(str, FLOAT_DTYPES))
@@ -368,8 +376,10 @@ def _initial_step(x: torch.Tensor, bits: int, shift: float, init: str) -> torch.
 def _require_storable(step: torch.Tensor, dtype: torch.dtype) -> None:
     """ValueError where a step is too large, or, not being 0, too small for its dtype."""
     limits = torch.finfo(dtype)
-    bad = (step > limits.max) | ((step < limits.smallest_normal) & (step > 0))
-    if bad.any() and dtype != step.dtype:
+    bad = (step > limits.max) | step.isinf()
+    if dtype != step.dtype:  # in its own, a step may be as small as the weights are
+        bad |= (step < limits.smallest_normal) & (step > 0)
+    if bad.any():
         row, group = bad.nonzero()[0].tolist()
         raise ValueError(
             f"the step of group [{row}, {group}] is {float(step[row, group]):.3g}, outside what "

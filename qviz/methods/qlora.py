@@ -12,6 +12,7 @@ loralib/layers.py. Left out: paged optimizers, which move optimizer state betwee
 and change no number, and dropout on the branch.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from qviz.core.check import as_matrix, require_int
+from qviz.core.check import as_matrix, require_int, require_number
 from qviz.core.ledger import Ledger, Stream, ledger_of
 from qviz.core.linear import TrainableLinear
 from qviz.core.tensor import QuantizedTensor
@@ -72,7 +73,7 @@ class LoraLinear(TrainableLinear):
         if emit is not None:
             emit("qlora.output", base=base, low=low, branch=branch)
         y = base + branch.to(base.dtype)
-        return y if self.bias is None else y + self.bias
+        return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def quantized(self) -> QuantizedTensor:
         """The base, which training never changes."""
@@ -148,6 +149,10 @@ def qlora(
     rows, columns = weight.shape
     require_int(rank, "rank", 1, min(rows, columns))
     require_int(seed, "seed", 0, 2**63 - 1)
+    if not math.isfinite(require_number(alpha, "alpha")):
+        raise ValueError(f"alpha must be finite, got {alpha}")
+    if not isinstance(base_options, Mapping | None):
+        raise TypeError(f"base_options must map names to values, got {base_options!r}")
     quantized = _base(weight, base, dict(base_options or {}), double_quant)
 
     draw = torch.Generator().manual_seed(seed)  # on the CPU, for the same start on every device

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from qviz.core.check import require_int, unknown
+from qviz.core.check import require_int, require_number, unknown
 from qviz.core.linear import TrainableLinear
 from qviz.core.tensor import QuantizedTensor
 from qviz.methods import registry
@@ -38,6 +38,7 @@ Progress = Callable[[int, int, float], None]  # called with (steps done, steps, 
 SPLIT = Path(__file__).parents[1] / "data" / "model" / "split.json"
 WARM_UP = 0.05  # share of the steps in which the learning rate rises; then it falls to 0 linearly
 GRADIENT_NORM = 1.0
+PHRASE = 200  # characters; what is shorter may stand in an evaluation text by chance
 
 # Learning rates by the lowest loss on the bundled model, among a few; text is not repeated within a
 # run, so that its loss is as good a judge as held-out text.
@@ -104,7 +105,8 @@ def train_quantized(
 
     On the bundled model the defaults take less than five minutes on two cores. The same seed gives
     the same result on the same machine with the same number of threads. Raises ValueError for
-    encoders, unknown names, evaluation texts, and a loss that is no longer finite.
+    encoders, unknown names, evaluation texts or parts of them, and a loss or parameters that are no
+    longer finite.
 
     >>> trained = train_quantized(qviz.load_model(), bits=3, steps=2)
     >>> qviz.perplexity(trained.model, max_tokens=1024)
@@ -119,8 +121,11 @@ def train_quantized(
     for name, value in (("steps", steps), ("batch_size", batch_size)):
         require_int(value, name, 1, 1_000_000)
     length = window_length(model, sequence_length)
-    if not 0 <= distill <= 1:
+    require_int(seed, "seed", 0, 2**32 - 1)
+    if not 0 <= require_number(distill, "distill") <= 1:
         raise ValueError(f"distill is a share, from 0 to 1; got {distill}")
+    if lr is not None and not 0 < require_number(lr, "lr") < math.inf:
+        raise ValueError(f"lr must be positive and finite, got {lr}")
     stream = token_stream(model, texts, steps * batch_size * length, seed)
     student, modules, skipped = replace_layers(model, method, layers, seed=seed, **options)
 
@@ -216,13 +221,21 @@ def token_stream(
 
 
 def _named(texts: str | Sequence[str]) -> list[str]:
-    """Texts, with names of calibration texts replaced by what they hold."""
+    """Texts, with names of calibration texts replaced by what they hold.
+
+    Refused are evaluation texts, what contains one, and what is part of one, if it is more than a
+    phrase that others may have written as well.
+    """
     known, closed = calibration_texts(), evaluation_texts()
     found = []
     for text in as_texts(texts):
-        if text in closed or any(text.strip() == one.text.strip() for one in closed.values()):
+        part = text.strip()
+        held = (one.text.strip() for one in closed.values())
+        if text in closed or any(
+            one in part or (len(part) >= PHRASE and part in one) for one in held
+        ):
             raise ValueError("an evaluation text is not for training: its loss would mean nothing")
-        if not any(c.isspace() for c in text.strip()) and text not in known:
+        if not any(c.isspace() for c in part) and text not in known:
             raise ValueError(unknown("text", text, known))
         found.append(known[text].text if text in known else text)
     return found
@@ -263,7 +276,8 @@ def _train(
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     losses: list[float] = []
     for done, ids in zip(range(1, steps + 1), batches, strict=False):
-        loss = _loss(student, teacher, ids.to(teacher.device), distill)
+        with torch.enable_grad():  # also where the caller does without
+            loss = _loss(student, teacher, ids.to(teacher.device), distill)
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]):
             raise ValueError(f"the loss is {losses[-1]} at step {done}; take a smaller lr")
@@ -274,6 +288,11 @@ def _train(
         schedule.step()
         if progress is not None:
             progress(done, steps, losses[-1])
+    optimizer.zero_grad()  # the modules are kept, their gradients are of no more use
+    for name, module in modules.items():  # no loss was computed after the last update
+        for part, parameter in module.named_parameters():
+            if not parameter.isfinite().all():
+                raise ValueError(f"{part} of {name} is no longer finite; take a smaller lr")
     return tuple(losses)
 
 

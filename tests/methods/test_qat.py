@@ -193,6 +193,7 @@ def test_every_event_of_its_table_is_shown():
         ({"group_size": 24}, ValueError, "does not divide the 64 columns"),
         ({"step": "learn"}, ValueError, "unknown step 'learn'. Did you mean learned"),
         ({"levels": "halves"}, ValueError, "Did you mean half"),
+        ({"levels": ["half"]}, ValueError, "unknown levels"),
         ({"init": "max"}, ValueError, "Did you mean absmax"),
         ({"scale_dtype": torch.int8}, TypeError, "scale_dtype must be None or one of"),
     ],
@@ -206,6 +207,44 @@ def test_what_is_asked_is_checked(options, error, says):
 def test_steps_that_their_dtype_cannot_hold_are_refused(factor):
     with pytest.raises(ValueError, match=r"group \[0, 0\].*float16.*scale_dtype"):
         qat(torch.randn(4, 64) * factor, group_size=32, scale_dtype=torch.float16)
+
+
+def test_a_step_that_overflows_is_refused():
+    with pytest.raises(ValueError, match=r"group \[0, 0\] is inf"):
+        qat(torch.full((2, 64), 3e38), group_size=64, init="lsq")
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_rows_of_zeros_stay_finite_where_master_and_steps_have_different_ranges(bits):
+    """A step of 0 is stored as the smallest that both dtypes hold."""
+    w = torch.randn(4, 32)
+    w[1] = 0
+    wide = qat(w, bits=bits, group_size=16, scale_dtype=torch.float64)
+    narrow = qat(w, bits=bits, group_size=16).half()
+    for layer in (wide, narrow):
+        used = layer.fake_quantized()
+        assert torch.isfinite(used).all()
+        assert used[1].abs().max() < 1e-3
+        assert torch.equal(layer.quantized().dequantize(), used)
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+@pytest.mark.parametrize(("part", "value"), [("weight", "nan"), ("step", "nan"), ("step", "1e6")])
+def test_what_codes_cannot_hold_is_refused_after_training(bits, part, value):
+    layer = qat(torch.randn(4, 32), bits=bits, group_size=16, scale_dtype=torch.float16)
+    with torch.no_grad():
+        getattr(layer, part)[1, 0] = float(value)
+    with pytest.raises(ValueError, match=rf"trained {part}.*not finite.*\[1, 0\]"):
+        layer.quantized()
+
+
+def test_a_bias_of_another_dtype_takes_that_of_the_inputs():
+    layer, x = qat(torch.randn(4, 32), group_size=16), torch.randn(3, 32).bfloat16()
+    plain = layer(x)
+    layer.bias = torch.nn.Parameter(torch.ones(4))
+    y = layer(x)
+    assert y.dtype == torch.bfloat16
+    assert torch.allclose(y, plain + 1, atol=0.1)
 
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "paretoq.npz")

@@ -126,6 +126,8 @@ def test_outputs_keep_the_dtype_of_the_inputs(dtype):
     assert y.dtype == dtype
     assert layer.A.dtype == torch.float32
     assert torch.allclose(y.float(), layer(x.float()), atol=0.3, rtol=0.05)
+    layer.bias = torch.nn.Parameter(torch.ones(16))
+    assert layer(x).dtype == dtype
 
 
 def test_every_event_of_its_table_is_shown():
@@ -148,8 +150,18 @@ def test_every_event_of_its_table_is_shown():
         ({"base": "nf5"}, "unknown method 'nf5'"),
         ({"base": "qat"}, "qat is not one"),
         ({"base_options": {"group_size": 24}}, "does not divide"),
+        ({"alpha": float("nan")}, "alpha must be finite"),
     ],
 )
 def test_what_is_asked_is_checked(options, says):
     with pytest.raises(ValueError, match=says):
         qlora(torch.randn(16, 64), **{"base": "affine", **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"alpha": "16"}, "alpha must be a number"), ({"base_options": [4]}, "must map names")],
+)
+def test_what_is_of_no_use_is_refused(options, says):
+    with pytest.raises(TypeError, match=says):
+        qlora(torch.randn(16, 64), **{**TWO_BITS, **options})

@@ -145,9 +145,15 @@ def test_what_is_asked_is_checked(bundled):
         ({"method": "affine"}, "affine is a weight method"),
         ({"texts": "heldout_python"}, "not for training"),
         ({"texts": python.text}, "not for training"),
+        ({"texts": python.text[2000:9000]}, "not for training"),
+        ({"texts": python.text + "# and one line"}, "not for training"),
         ({"texts": "pyhton"}, "Did you mean python"),
         ({"texts": "def f(x): pass"}, "a window needs 257"),
         ({"distill": 2}, "from 0 to 1"),
+        ({"distill": float("nan")}, "from 0 to 1"),
+        ({"seed": -1}, "seed must be from 0"),
+        ({"lr": float("nan")}, "lr must be positive"),
+        ({"lr": -0.1}, "lr must be positive"),
         ({"steps": 0}, "steps must be from 1"),
         ({"group_size": 96}, r"model\.layers\.0\.self_attn\.q_proj: group_size 96"),
         ({"layers": ["nothing"]}, "nothing"),
@@ -160,6 +166,33 @@ def test_what_is_asked_is_checked(bundled):
         train_quantized(replace(bundled, kind="encoder"))
     with pytest.raises(ValueError, match="take a smaller lr"):
         train_quantized(bundled, "qlora", steps=4, lr=1e30, **TWO_BITS, **SHORT)
+
+
+def test_what_the_last_update_broke_is_refused(bundled, monkeypatch):
+    """No loss is computed after it, so the loss cannot tell."""
+    real = torch.optim.Adam.step
+
+    def broken(self, *args):
+        real(self, *args)
+        self.param_groups[0]["params"][0].data[0, 0] = float("nan")
+
+    monkeypatch.setattr(torch.optim.Adam, "step", broken)
+    for method, options in [("qat", {}), ("qlora", TWO_BITS)]:
+        with pytest.raises(
+            ValueError, match=r"of model\.layers\.0\.mlp\.up_proj is no longer finite"
+        ):
+            train_quantized(
+                bundled, method, steps=1, layers=["layers.0.mlp.up_proj"], **options, **SHORT
+            )
+
+
+def test_training_works_without_gradients_around_it_and_keeps_none(bundled):
+    options = {"steps": 2, "layers": ["layers.0.mlp.up_proj"], **SHORT}
+    with torch.no_grad():
+        inside = train_quantized(bundled, **options)
+    assert inside.losses == train_quantized(bundled, **options).losses
+    (module,) = inside.modules.values()
+    assert all(p.grad is None for p in module.parameters())
 
 
 @pytest.mark.parametrize("method", ["qat", "qlora"])
