@@ -19,6 +19,7 @@ import qviz
 from qviz.core.calibration import Calibration
 from qviz.core.linear import QuantizedLinear
 from qviz.core.metrics import output_energy
+from qviz.methods.gguf.mixes import layer_types
 from qviz.models.load import LoadedModel, linear_layers
 from qviz.models.quantize import QuantizedModel
 from qviz.models.rotate import rotate_model
@@ -26,7 +27,8 @@ from qviz.models.texts import find_text
 
 HALF = {"scale_dtype": torch.float16}
 G128, G32 = {"group_size": 128, **HALF}, {"group_size": 32, **HALF}
-# bits that the row is about → label → (method, options); "rotated" runs on the rotated model
+# bits that the row is about → label → (method, options); "rotated" runs on the rotated model,
+# "file mix" gives each layer the type that such a GGUF file has there
 ROWS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     "8": {
         "round to nearest, rows": ("affine", {"bits": 8, "granularity": "channel", **HALF}),
@@ -72,6 +74,10 @@ ROWS["4"] |= {
     "GGUF Q4_1": ("gguf", {"type": "Q4_1"}),
 }
 ROWS["3"] |= {"GGUF Q3_K": ("gguf", {"type": "Q3_K"})}
+for bits, file_type in (("4", "Q4_K_M"), ("3", "Q3_K_M"), ("2", "Q2_K")):
+    for weighed in (False, True):
+        label = f"GGUF file {file_type}" + (", weighed by importance" if weighed else "")
+        ROWS[bits][label] = ("file mix", {"file_type": file_type, "weighed": weighed})
 ROWS["2"] |= {
     "GGUF Q2_K": ("gguf", {"type": "Q2_K"}),
     "vectors of 4, 256 entries": ("vector", {"dim": 4, "bits": 8}),
@@ -98,11 +104,14 @@ def main() -> None:
         }
     ]
     for bits, label, method, options in chosen(args.labels):
+        given = None if method == "rotated" else calibration
         if method == "rotated":
-            made, given = qviz.quantize_model(rotated, "affine", **options), None
+            made = qviz.quantize_model(rotated, "affine", **options)
+        elif method == "file mix":
+            own = mixed(model, calibration, **options)
+            made = qviz.quantize_model(model, "gguf", per_layer=own)
         else:
             made = qviz.quantize_model(model, method, calibration=calibration, **options)
-            given = calibration
         found = qviz.perplexity(made.model, max_tokens=args.tokens).value
         rows.append(
             {
@@ -133,6 +142,18 @@ def chosen(labels: list[str]) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
         for label, (method, options) in group.items():
             if not labels or any(part.lower() in label.lower() for part in labels):
                 yield bits, label, method, options
+
+
+def mixed(
+    model: LoadedModel, calibration: Mapping[str, Calibration], file_type: str, weighed: bool
+) -> dict[str, dict[str, Any]]:
+    """Layer → its options in a GGUF file of this type; `weighed`: with an importance matrix."""
+    types = layer_types(model.config.to_dict(), file_type, importance=weighed)
+    own: dict[str, dict[str, Any]] = {name: {"type": kind} for name, kind in types.items()}
+    if weighed:
+        for name in own:
+            own[name]["importance"] = calibration[name].hessian.diagonal() / 2
+    return own
 
 
 def output_error(
