@@ -38,6 +38,7 @@ Progress = Callable[[int, int, float], None]  # called with (steps done, steps, 
 SPLIT = Path(__file__).parents[1] / "data" / "model" / "split.json"
 WARM_UP = 0.05  # share of the steps in which the learning rate rises; then it falls to 0 linearly
 GRADIENT_NORM = 1.0
+SEEDS = 1_000_000  # more than a model has layers: each has its own seed, whatever the run's
 PHRASE = 200  # characters; what is shorter may stand in an evaluation text by chance
 
 # Learning rates by the lowest loss on the bundled model, among a few; text is not repeated within a
@@ -153,7 +154,7 @@ def replace_layers(
     """A copy of the model with trainable layers in place, those by name, and why others are left.
 
     Only the new layers' parameters require gradients. A method with a seed gets another for every
-    layer, so that layers of one shape do not start alike.
+    layer, so that layers of one shape do not start alike, nor those of neighbouring seeds.
     """
     chosen, skipped = layers_to_quantize(model, layers)
     student = copy_of(model)
@@ -161,7 +162,7 @@ def replace_layers(
     seeded = "seed" in registry.get(method).defaults
     modules: dict[str, TrainableLinear] = {}
     for i, (name, layer) in enumerate(chosen.items()):
-        own = {"seed": seed + i, **options} if seeded else options
+        own = {"seed": seed * SEEDS + i, **options} if seeded else options
         try:
             module = registry.quantize(layer.weight, method, **own)
         except ValueError as error:

@@ -186,6 +186,15 @@ def test_what_the_last_update_broke_is_refused(bundled, monkeypatch):
             )
 
 
+def test_no_layer_of_one_seed_starts_like_one_of_the_next(bundled):
+    starts = [
+        tuple(module.A.detach().flatten()[:8].tolist())
+        for seed in (0, 1)
+        for module in training.replace_layers(bundled, "qlora", seed=seed, **TWO_BITS)[1].values()
+    ]
+    assert len(set(starts)) == len(starts) == 2 * len(linear_layers(bundled))
+
+
 def test_training_works_without_gradients_around_it_and_keeps_none(bundled):
     options = {"steps": 2, "layers": ["layers.0.mlp.up_proj"], **SHORT}
     with torch.no_grad():
