@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 import re
 import sysconfig
 import time
@@ -58,6 +59,7 @@ class TrainedModel:
     tensors  layer → QuantizedTensor: codes, scales and what they cost
     skipped  layer → why it was left as it was
     losses   of every step, before its update, in nats per token
+    source   which texts it was trained on
     tokens   how many tokens were read, repetitions included
     seconds  how long the training took
     """
@@ -67,6 +69,7 @@ class TrainedModel:
     tensors: Mapping[str, QuantizedTensor]
     skipped: Mapping[str, str]
     losses: tuple[float, ...]
+    source: str
     tokens: int
     seconds: float
 
@@ -140,7 +143,8 @@ def train_quantized(
         put_in_place(student.model, name, module.frozen())
     tensors = {name: module.quantized() for name, module in modules.items()}
     tokens = steps * batch_size * length
-    return TrainedModel(student, modules, tensors, skipped, losses, tokens, seconds)
+    source = _library()[0] if texts is None else "the texts given"
+    return TrainedModel(student, modules, tensors, skipped, losses, source, tokens, seconds)
 
 
 def replace_layers(
@@ -178,6 +182,20 @@ def replace_layers(
 def training_texts(seed: int = 0) -> Iterator[str]:
     """Texts to train on, in an order drawn by `seed`: this Python's standard library without what
     is held out; the calibration texts where Python came without sources.
+    """
+    _, found = _library()
+    if not found:
+        yield from (calibration_texts()[name].text for name in ("python", "docs", "english"))
+        return
+    for i in np.random.default_rng(seed).permutation(len(found)):
+        try:
+            yield found[i].read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue  # an old encoding, in a test of exactly that
+
+
+def _library() -> tuple[str, list[Path]]:
+    """What there is to train on, in words, and its files; none where Python came without sources.
 
     Left out is every file of a held-out module, and every other that has the name of one in its
     own (a test, a helper), so that nothing is let in by another Python's layout.
@@ -193,13 +211,8 @@ def training_texts(seed: int = 0) -> Iterator[str]:
         if name not in files and not closed & set(re.split(r"[/._]", name)):
             found.append(path)
     if len(found) < 100:
-        yield from (calibration_texts()[name].text for name in ("python", "docs", "english"))
-        return
-    for i in np.random.default_rng(seed).permutation(len(found)):
-        try:
-            yield found[i].read_text(encoding="utf-8")
-        except (UnicodeDecodeError, OSError):
-            continue  # an old encoding, in a test of exactly that
+        return "the calibration texts, because this Python has no sources", []
+    return f"the standard library of Python {platform.python_version()}", found
 
 
 def token_stream(

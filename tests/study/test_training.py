@@ -134,9 +134,15 @@ def test_nothing_held_out_is_trained_on():
         assert sum(line in read for line in lines) < 0.05 * len(lines)
 
 
-def test_without_sources_the_calibration_texts_serve(monkeypatch, tmp_path):
+def test_without_sources_the_calibration_texts_serve_and_the_result_says_so(
+    bundled, monkeypatch, tmp_path
+):
+    options = {"steps": 1, "layers": ["layers.0.mlp.up_proj"], **SHORT, "texts": None}
+    assert "standard library of Python 3" in train_quantized(bundled, **options).source
     monkeypatch.setattr(training.sysconfig, "get_path", lambda name: str(tmp_path))
     assert len(list(training_texts())) == 3
+    assert "calibration texts" in train_quantized(bundled, **options).source
+    assert train_quantized(bundled, **{**options, "texts": "python"}).source == "the texts given"
 
 
 def test_what_is_asked_is_checked(bundled):
