@@ -12,7 +12,8 @@ import torch
 from driver import Tab, canvas_pixels, eventually, jupyterlab, run_first_cell
 
 import qviz
-from qviz.ui.views.bit_width import BITS, FIRST_LAYER, BitWidthLesson
+from qviz.ui.views.bit_width import BITS, BitWidthLesson
+from qviz.ui.views.layer_page import FIRST_LAYER
 from qviz.ui.widgets import codec, colors
 
 pytestmark = pytest.mark.browser

@@ -11,7 +11,8 @@ import qviz
 from qviz.core import metrics
 from qviz.models.capture import load_calibration
 from qviz.ui.figures.bit_width import error_curves
-from qviz.ui.views.bit_width import BITS, FIRST_LAYER, BitWidthLesson, _short
+from qviz.ui.views.bit_width import BITS, BitWidthLesson
+from qviz.ui.views.layer_page import FIRST_LAYER, short_names
 
 
 @pytest.fixture(scope="module")
@@ -294,10 +295,10 @@ def test_the_marked_point_has_room_for_its_label():
 
 
 def test_short_names():
-    assert _short(["model.a.x", "model.b.x"]) == ["a.x", "b.x"]
-    assert _short(["model.layers.0.q", "model.layers.1.q"]) == ["layers.0.q", "layers.1.q"]
-    assert _short(["fc"]) == ["fc"]
-    assert _short(["a.b", "a.b.c"]) == ["b", "b.c"]
+    assert short_names(["model.a.x", "model.b.x"]) == ["a.x", "b.x"]
+    assert short_names(["model.layers.0.q", "model.layers.1.q"]) == ["layers.0.q", "layers.1.q"]
+    assert short_names(["fc"]) == ["fc"]
+    assert short_names(["a.b", "a.b.c"]) == ["b", "b.c"]
 
 
 def lines_drawn(lesson):

@@ -5,8 +5,6 @@ bit-widths are computed and sent ahead, so dragging needs no kernel. Everything 
 symmetric or asymmetric, who shares a scale) the kernel computes when it changes.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -15,15 +13,13 @@ import torch
 
 from qviz.core import metrics
 from qviz.core.calibration import Calibration
-from qviz.core.check import unknown
 from qviz.core.tensor import QuantizedTensor
 from qviz.methods.affine import CONVENTIONS, DEFAULT_CONVENTION, affine
 from qviz.models.capture import load_calibration
-from qviz.models.load import list_layers, load_layer
 from qviz.study.sweep import measure, sweep
 from qviz.ui.figures.bit_width import error_curves, levels_histogram
 from qviz.ui.views.arithmetic import affine_rows
-from qviz.ui.views.lessons import LESSONS
+from qviz.ui.views.layer_page import COMPUTING, LayerPage
 from qviz.ui.widgets import (
     Button,
     Caption,
@@ -35,9 +31,7 @@ from qviz.ui.widgets import (
     MatrixView,
     Readout,
     Slider,
-    Status,
     Text,
-    TextField,
     Toggle,
     details,
     figures_row,
@@ -57,13 +51,9 @@ COMPARED = (WHOLE, ROW, "group of 128", "group of 32")
 SCALE_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 OUTPUT, WEIGHTS = "layer output", "weights"
 GUESS_WITHIN = 0.10  # the prediction asks for the fewest bits that keep the output this close
-COMPUTING = "Computing …"
 COMPARE_UP_TO = 4 << 20  # weights; above this the other curves would take half a minute
 LARGE_NOTE = "A large layer: other scales join the chart once you have chosen them."
-FIRST_LAYER = "model.layers.1.mlp.down_proj"
 AXES = ("out", "in")
-# What a handler may meet in the learner's input; anything else is a defect and stays loud.
-EXPECTED = (ValueError, TypeError, OSError, ImportError, MemoryError)
 
 EQUATION = """
 <math display="block"><mrow>
@@ -88,17 +78,18 @@ TERMS = {
 }
 
 
-class BitWidthLesson:
+class BitWidthLesson(LayerPage):
     """The lesson. `.widget` is the page; the rest is plain Python and needs no browser.
 
     source  None (the bundled model), "minilm", a directory, a .safetensors file or a Hub id
     layer   the name of one of its linear layers
     """
 
+    number = 1
+    kept = ("calibration", "tensors", "rows", "_spread")
+
     def __init__(self, source: str | None = None, layer: str | None = None) -> None:
-        self.source: str | None = None
-        self.layers: list[str] = []
-        self.weight = torch.zeros(1, 1)
+        super().__init__()
         self.calibration: Calibration | None = None
         self.tensors: list[QuantizedTensor] = []  # one for each of BITS
         self.rows: dict[str, list[dict[str, Any]]] = {}  # unit → a row of measures for each of BITS
@@ -106,8 +97,6 @@ class BitWidthLesson:
         self._spread = (np.zeros(1), np.zeros(2))  # the weights' histogram: counts, edges
         self._cell = (0, 0)
         self._fresh = False  # a layer that the pictures do not show yet
-        self._kept: tuple[dict[str, Any], list[tuple[Any, list[str], int]]] | None = None
-        self._quiet = False
         self._revealed = False
         self._build_controls()
         self._build_views()
@@ -115,18 +104,11 @@ class BitWidthLesson:
         self.widget = self._page()
         self.open(source, layer)
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        return self.widget._repr_mimebundle_(**kwargs)
-
     # ---------------------------------------------------------------- what the learner chose
 
     @property
     def bits(self) -> int:
         return BITS[self.bits_control.index]
-
-    @property
-    def layer(self) -> str:
-        return self.layers[int(self.layer_control.index)]
 
     @property
     def options(self) -> dict[str, Any]:
@@ -156,7 +138,6 @@ class BitWidthLesson:
         )
         self.scheme_control = Choice("Levels", ["symmetric", "asymmetric"], kind="segmented")
         self.unit_control = Slider("Scale per", [ROW])
-        self.layer_control = Choice("Layer", ["…"])
         self.convention_control = Choice("Convention", [DEFAULT_CONVENTION])
         self.dtype_control = Choice("Scales stored as", list(SCALE_DTYPES))
         self.stretch_control = Toggle("Stretch the error's colours at each bit-width")
@@ -168,11 +149,7 @@ class BitWidthLesson:
             f"{_percent(GUESS_WITHIN)} of the true one?",
             ["your guess", *(f"{b} bits" for b in BITS)],
         )
-        self.source_control = TextField("Model", placeholder="Hub id, folder or .safetensors file")
-        self.open_button = Button("Open it")
         self.capture_button = Button("Run it on text, to measure outputs")
-        self.bundled_button = Button("Back to the bundled model")
-        self.status = Status()
 
     def _build_views(self) -> None:
         self.original_view = MatrixView("Trained weights W")
@@ -201,90 +178,26 @@ class BitWidthLesson:
         self._on(self.bits_control, "index", self._reveal, lights=["q", "clamp"])
         self._on(self.scheme_control, "index", self._new_scheme, COMPUTING, ["z"])
         self._on(self.unit_control, "index", self._new_grid, COMPUTING, ["s"])
-        self._on(self.layer_control, "index", self._new_layer, busy="Reading the layer …")
         self._on(self.convention_control, "index", self._recompute, busy=COMPUTING)
         self._on(self.dtype_control, "index", self._recompute, busy=COMPUTING)
         self._on(self.metric_control, "index", self._draw_curves)
         self._on(self.guess_control, "index", self._judge_guess)
         self._on(self.original_view, "cursor", self._new_cell)
-        self.open_button.on_click(self._handler(self._open_own, "Opening it …"))
         self.capture_button.on_click(self._handler(self._capture, "Running the model on text …"))
-        self.bundled_button.on_click(self._handler(self.open, "Opening the bundled model …"))
 
-    def _on(
-        self,
-        control: Any,
-        trait: str,
-        action: Callable[[], None],
-        busy: str = "",
-        lights: list[str] | None = None,
-    ) -> None:
-        handle = self._handler(action, busy)
-
-        def changed(change: Any) -> None:
-            if self._quiet:
-                return
-            if lights:
-                self.equation.active = lights
-            handle(change)
-
-        control.observe(changed, trait)
-
-    def _handler(self, action: Callable[[], None], busy: str = "") -> Callable[[Any], None]:
-        """The action for a control: what is wrong with the input is said in the page in words,
-        and controls and pictures go back to what was last computed, so that they agree."""
-
-        def handle(_event: Any) -> None:
-            if busy:
-                self.status.busy(busy)
-            try:
-                action()
-            except Exception as error:
-                self._restore()
-                if isinstance(error, EXPECTED):
-                    self.status.show_error(str(error))
-                else:
-                    self.status.show_error(f"this is a defect of qviz: {error!r}")
-                    raise
-            else:
-                self.status.clear()
-
-        return handle
-
-    @contextmanager
-    def _quietly(self) -> Iterator[None]:
-        """Set controls from Python without each change starting a computation."""
-        self._quiet = True
-        try:
-            yield
-        finally:
-            self._quiet = False
-
-    def _keep(self) -> None:
-        """Remember what the pictures show, for when the next thing cannot be computed."""
-        names = ("source", "layers", "weight", "calibration", "tensors", "rows", "_spread")
-        controls = (
+    def _controls(self) -> list[Any]:
+        return [
             self.layer_control, self.scheme_control, self.convention_control,
             self.dtype_control, self.unit_control,
-        )  # fmt: skip
-        self._kept = (
-            {name: getattr(self, name) for name in names},
-            [(control, list(control.options), control.index) for control in controls],
-        )
+        ]  # fmt: skip
 
     def _restore(self) -> None:
-        if self._kept is None:
-            return
-        self._fresh = False
-        values, controls = self._kept
-        for name, value in values.items():
-            setattr(self, name, value)
-        with self._quietly():
-            for control, options, index in controls:
-                control.set_options(options, index)
+        if self._remembered is not None:
+            self._fresh = False
+        super()._restore()
 
     def _page(self) -> Any:
-        lesson = LESSONS[0]
+        lesson = self.lesson
         more = details("More", self.convention_control, self.dtype_control, self.stretch_control)
         own = details(
             "Your own layer",
@@ -322,37 +235,7 @@ class BitWidthLesson:
             caption=self.caption,
         )
 
-    # ---------------------------------------------------------------- opening a model, a layer
-
-    def open(self, source: str | None = None, layer: str | None = None) -> None:
-        """Show a layer of a model; if it cannot be read, everything stays as it was."""
-        names = [info.name for info in list_layers(source)]
-        if not names:
-            raise ValueError(f"{source or 'the model'} has no linear layers to show")
-        if layer is not None and layer not in names:
-            raise ValueError(unknown("layer", layer, names))
-        first = layer or (FIRST_LAYER if FIRST_LAYER in names else names[0])
-        weight = load_layer(source, first)
-        self.source = source
-        try:
-            with self._quietly():
-                self.layers = names
-                self.layer_control.set_options(_short(names), names.index(first))
-            self._show(weight)
-        except Exception:
-            self._restore()
-            raise
-
-    def _open_own(self) -> None:
-        source = str(self.source_control.value).strip()
-        if not source:
-            raise ValueError("type a Hub id, a folder or the path of a .safetensors file first")
-        if len(source) > 1000:
-            raise ValueError(f"{len(source)} characters are too long for a Hub id or a path")
-        self.open(source)
-
-    def _new_layer(self) -> None:
-        self._show(load_layer(self.source, self.layer))
+    # ---------------------------------------------------------------- opening a layer
 
     def _capture(self) -> None:
         """Run the learner's model, which may take a while and much memory: only when asked."""
@@ -613,18 +496,6 @@ class BitWidthLesson:
             f"{verdict} One bit more divides the error by about {step:.2g} (from 3 to 4). Why "
             f"about that much? Move the scale's slider, and see whether the answer changes."
         )
-
-
-def _short(names: list[str]) -> list[str]:
-    """Layer names without the dotted beginning that all of them share ("model." of
-    "model.layers.0…"; a word that belongs to a number stays)."""
-    parts = [name.split(".") for name in names]
-    same = 0
-    while all(
-        len(p) > same + 1 and p[same] == parts[0][same] and not p[same + 1].isdigit() for p in parts
-    ):
-        same += 1
-    return [".".join(p[same:]) for p in parts]
 
 
 def _granularity(unit: str) -> tuple[str, int | None]:

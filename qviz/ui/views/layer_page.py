@@ -1,0 +1,182 @@
+"""What the lessons about one layer share: which layer it is, and what happens when something fails.
+
+A lesson derives from LayerPage and says how a layer is shown (`_show`). Errors of the learner's
+input appear in the page in words, and controls and pictures go back to what was last computed.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from qviz.core.check import unknown
+from qviz.models.load import list_layers, load_layer
+from qviz.ui.views.lessons import LESSONS, Lesson
+from qviz.ui.widgets import Button, Choice, Equation, Status, TextField
+
+FIRST_LAYER = "model.layers.1.mlp.down_proj"
+COMPUTING = "Computing …"
+# What a handler may meet in the learner's input; anything else is a defect and stays loud.
+EXPECTED = (ValueError, TypeError, OSError, ImportError, MemoryError)
+
+
+class LayerPage:
+    """A lesson on one linear layer of a model. `.widget` is the page.
+
+    number    of the lesson in LESSONS
+    kept      attributes that go back to their last good value when something fails; `source`,
+              `layers` and `weight` always do
+    """
+
+    number: int
+    kept: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        self.source: str | None = None
+        self.layers: list[str] = []
+        self.weight = torch.zeros(1, 1)
+        self._remembered: tuple[dict[str, Any], list[tuple[Any, list[str], int]]] | None = None
+        self._quiet = False
+        self.layer_control = Choice("Layer", ["…"])
+        self.source_control = TextField("Model", placeholder="Hub id, folder or .safetensors file")
+        self.open_button = Button("Open it")
+        self.bundled_button = Button("Back to the bundled model")
+        self.status = Status()
+        self.equation: Equation | None = None
+        self.widget: Any = None
+        self._on(self.layer_control, "index", self._new_layer, busy="Reading the layer …")
+        self.open_button.on_click(self._handler(self._open_own, "Opening it …"))
+        self.bundled_button.on_click(self._handler(self.open, "Opening the bundled model …"))
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        return self.widget._repr_mimebundle_(**kwargs)
+
+    @property
+    def lesson(self) -> Lesson:
+        return next(one for one in LESSONS if one.number == self.number)
+
+    @property
+    def layer(self) -> str:
+        return self.layers[int(self.layer_control.index)]
+
+    def _show(self, weight: torch.Tensor) -> None:
+        """Show this weight of `source` and `layer`; what can fail comes before any picture."""
+        raise NotImplementedError
+
+    def _controls(self) -> list[Any]:
+        """The controls with an index that go back with the pictures when something fails."""
+        return [self.layer_control]
+
+    # ---------------------------------------------------------------- handlers
+
+    def _on(
+        self,
+        control: Any,
+        trait: str,
+        action: Callable[[], None],
+        busy: str = "",
+        lights: list[str] | None = None,
+    ) -> None:
+        """Do `action` when the learner changes the control; `lights` are terms of the equation."""
+        handle = self._handler(action, busy)
+
+        def changed(change: Any) -> None:
+            if self._quiet:
+                return
+            if lights and self.equation is not None:
+                self.equation.active = lights
+            handle(change)
+
+        control.observe(changed, trait)
+
+    def _handler(self, action: Callable[[], None], busy: str = "") -> Callable[[Any], None]:
+        """The action for a control: what is wrong with the input is said in the page in words,
+        and controls and pictures go back to what was last computed, so that they agree."""
+
+        def handle(_event: Any) -> None:
+            if busy:
+                self.status.busy(busy)
+            try:
+                action()
+            except Exception as error:
+                self._restore()
+                if isinstance(error, EXPECTED):
+                    self.status.show_error(str(error))
+                else:
+                    self.status.show_error(f"this is a defect of qviz: {error!r}")
+                    raise
+            else:
+                self.status.clear()
+
+        return handle
+
+    @contextmanager
+    def _quietly(self) -> Iterator[None]:
+        """Set controls from Python without each change starting a computation."""
+        before, self._quiet = self._quiet, True
+        try:
+            yield
+        finally:
+            self._quiet = before
+
+    def _keep(self) -> None:
+        """Remember what the pictures show, for when the next thing cannot be computed."""
+        self._remembered = (
+            {name: getattr(self, name) for name in ("source", "layers", "weight", *self.kept)},
+            [(control, list(control.options), control.index) for control in self._controls()],
+        )
+
+    def _restore(self) -> None:
+        if self._remembered is None:
+            return
+        values, controls = self._remembered
+        for name, value in values.items():
+            setattr(self, name, value)
+        with self._quietly():
+            for control, options, index in controls:
+                control.set_options(options, index)
+
+    # ---------------------------------------------------------------- opening a model, a layer
+
+    def open(self, source: str | None = None, layer: str | None = None) -> None:
+        """Show a layer of a model; if it cannot be read, everything stays as it was."""
+        names = [info.name for info in list_layers(source)]
+        if not names:
+            raise ValueError(f"{source or 'the model'} has no linear layers to show")
+        if layer is not None and layer not in names:
+            raise ValueError(unknown("layer", layer, names))
+        first = layer or (FIRST_LAYER if FIRST_LAYER in names else names[0])
+        weight = load_layer(source, first)
+        self.source = source
+        try:
+            with self._quietly():
+                self.layers = names
+                self.layer_control.set_options(short_names(names), names.index(first))
+            self._show(weight)
+        except Exception:
+            self._restore()
+            raise
+
+    def _open_own(self) -> None:
+        source = str(self.source_control.value).strip()
+        if not source:
+            raise ValueError("type a Hub id, a folder or the path of a .safetensors file first")
+        if len(source) > 1000:
+            raise ValueError(f"{len(source)} characters are too long for a Hub id or a path")
+        self.open(source)
+
+    def _new_layer(self) -> None:
+        self._show(load_layer(self.source, self.layer))
+
+
+def short_names(names: list[str]) -> list[str]:
+    """Layer names without the dotted beginning that all of them share ("model." of
+    "model.layers.0…"; a word that belongs to a number stays)."""
+    parts = [name.split(".") for name in names]
+    same = 0
+    while all(
+        len(p) > same + 1 and p[same] == parts[0][same] and not p[same + 1].isdigit() for p in parts
+    ):
+        same += 1
+    return [".".join(p[same:]) for p in parts]
