@@ -35,11 +35,12 @@ from qviz.models.load import (
     require_memory,
 )
 from qviz.models.statistics import Collector
-from qviz.models.texts import find_text
+from qviz.models.texts import calibration_texts, evaluation_texts, find_text
 
 Progress = Callable[[int, int], None]  # called with (done, total)
 
 MAX_TOKENS, SEQUENCE_LENGTH, KEEP_INPUTS = 4096, 512, 512
+FIRST_TEXT = "python"  # what is captured where nobody names a text
 STORE_ALL_BELOW = 2**30  # bytes of Hessians up to which a run keeps every layer, not only one
 
 
@@ -225,7 +226,7 @@ def load_calibration(
     name_or_path: str | Path | None,
     layer: str,
     *,
-    text: str = "python",
+    text: str = FIRST_TEXT,
     max_tokens: int = MAX_TOKENS,
     sequence_length: int | None = None,
     keep_inputs: int = KEEP_INPUTS,
@@ -296,19 +297,22 @@ def _look_up(key: dict[str, Any], layer: str) -> Calibration | None:
 def warm_cache(progress: Progress | None = None) -> str:
     """Fill the cache for the bundled model, and MiniLM where it is installed, and say so.
 
-    Takes seconds the first time and milliseconds afterwards. For the start of a server.
+    The lessons calibrate the bundled model on each of the texts; MiniLM's files are large, so of
+    it only the text that lessons begin with, and the one they measure on. Takes seconds the first
+    time and milliseconds afterwards. For the start of a server.
     """
     start = time.perf_counter()
-    names: list[str | None] = [None]
+    wanted: dict[str | None, list[str]] = {None: [*calibration_texts(), *evaluation_texts()]}
     try:
         find_checkpoint("minilm")
-        names.append("minilm")
+        wanted["minilm"] = [FIRST_TEXT, *evaluation_texts()]
     except ImportError:
         pass  # optional: without it the lessons use the bundled model only
-    for name in names:
-        load_calibration(name, list_layers(name)[0].name, progress=progress)
+    for name, texts in wanted.items():
+        for text in texts:
+            load_calibration(name, list_layers(name)[0].name, text=text, progress=progress)
     megabytes = sum(f.stat().st_size for f in cache.directory().glob("*.safetensors")) / 1e6
     return (
-        f"calibration data of {' and '.join(n or 'the bundled model' for n in names)} ready in "
+        f"calibration data of {' and '.join(n or 'the bundled model' for n in wanted)} ready in "
         f"{time.perf_counter() - start:.1f} s ({cache.directory()}, {megabytes:.0f} MB)"
     )
