@@ -8,26 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-ORIGINAL, CODES, ERROR = "var(--qv-original)", "var(--qv-codes)", "var(--qv-error)"
-NOW, WAIT, INK = "var(--qv-now)", "var(--qv-wait)", "var(--qv-ink)"
-
-
-def _layout(x: str, y: str) -> go.Layout:
-    def axis(title: str) -> dict[str, object]:
-        return {
-            "title": {"text": title, "font": {"size": 12}, "standoff": 6},
-            "tickfont": {"size": 11},
-            "fixedrange": True,  # dragging on a phone must scroll the page, not zoom the chart
-            "zeroline": False,
-        }
-
-    return go.Layout(
-        margin={"l": 48, "r": 8, "t": 6, "b": 36},
-        xaxis=axis(x),
-        yaxis=axis(y),
-        showlegend=False,
-        bargap=0,
-    )
+from qviz.ui.figures.common import CODES, ERROR, INK, NOW, ORIGINAL, WAIT, axes_layout
 
 
 def levels_histogram(
@@ -44,7 +25,7 @@ def levels_histogram(
     the group of the chosen weight and `nearest`, the level its value `weight` was rounded to.
     """
     top = float(counts.max())
-    figure = go.Figure(layout=_layout("weight", "weights per bin"))
+    figure = go.Figure(layout=axes_layout("weight", "weights per bin"))
     figure.add_bar(
         x=(edges[:-1] + edges[1:]) / 2,
         y=counts,
@@ -106,7 +87,7 @@ def error_curves(
             others for comparison, each with its own dashes
     drawn   False shows the point of the moment alone, for a learner who is about to predict
     """
-    figure = go.Figure(layout=_layout("bits per code", "error, %"))
+    figure = go.Figure(layout=axes_layout("bits per code", "error, %"))
     dashes = iter(("dot", "dash", "dashdot", "longdash", "longdashdot"))
     for label, values in curves.items():
         mine = label == chosen
@@ -152,7 +133,7 @@ def error_curves(
         for b, value in zip(bits, curves[chosen], strict=True)
     ]
     # The upper right corner is free: every curve falls.
-    figure.update_layout(
+    figure.updateaxes_layout(
         showlegend=drawn,
         legend={
             "orientation": "v",
