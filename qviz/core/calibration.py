@@ -3,12 +3,12 @@
 The one form in which data reaches a method. `qviz.capture` makes it from a model and texts.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from qviz.core.check import as_matrix, require_finite
+from qviz.core.check import as_matrix, require_finite, require_int
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +59,33 @@ class Calibration:
     @property
     def in_features(self) -> int:
         return self.hessian.shape[0]
+
+    def sample(self, tokens: int) -> "Calibration":
+        """The statistics of the first `tokens` of the kept inputs: what a shorter text would give.
+
+        The inputs that are kept are a random sample of the text's tokens in the order of the text.
+        The Hessian keeps its dtype. ValueError for more tokens than were kept.
+
+        >>> qviz.load_calibration(None, "model.layers.0.mlp.down_proj").sample(16).tokens
+        16
+        """
+        tokens = require_int(tokens, "tokens", 1, 10**9)
+        if tokens > len(self.inputs):
+            raise ValueError(
+                f"only {len(self.inputs)} rows of inputs were kept, {tokens} were asked for: "
+                f"capture again with keep_inputs={tokens}"
+            )
+        rows = self.inputs[:tokens]
+        wide = rows.to(self.hessian.dtype)
+        product = wide.T @ wide
+        return replace(
+            self,
+            inputs=rows,
+            hessian=(product + product.T) / tokens,  # symmetric to the last bit
+            act_absmax=rows.abs().amax(0),
+            act_absmean=rows.double().abs().mean(0).float(),
+            tokens=tokens,
+        )
 
 
 def require_calibration(x: object) -> None:

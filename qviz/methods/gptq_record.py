@@ -74,6 +74,7 @@ class Recording:
     perm       [in] the weight's column of each step
     errors     [in, out] E
     hinv_chol  [in, in] U
+    plan       which columns share levels, and when these were found
 
     Codes and the live columns of the run's current piece are bit-equal to the run's. Columns
     further on, which the lazy algorithm has not touched yet at that step, are W − E·U. The weight
@@ -91,7 +92,7 @@ class Recording:
         self._checkpoints: dict[int, torch.Tensor] = {}  # start of a block → columns from there
         self._last: tuple[int, torch.Tensor] | None = None  # the block shown last, likewise
         self.result = gptq(weight, calibration, emit=self._keep, **options)
-        self._plan = GroupPlan(**{field.name: given[field.name] for field in fields(GroupPlan)})
+        self.plan = GroupPlan(**{field.name: given[field.name] for field in fields(GroupPlan)})
 
     def _keep(self, event: str, /, **tensors: torch.Tensor) -> None:
         if event == "gptq.hessian":
@@ -131,12 +132,8 @@ class Recording:
         """Step `step` of the run, from 0 to len − 1; IndexError for any other."""
         if not 0 <= step < len(self):
             raise IndexError(f"there is no step {step}: they go from 0 to {len(self) - 1}")
-        start = step // self._block * self._block
-        stop = min(start + self._block, len(self))
-        w = self._at_block(start)
-        self._replay(w, start, stop, step)
+        w = self._before(step)
         live = w[step].clone()
-        spread(w[stop:], self.hinv_chol[start:step, stop:], self.errors[start:step])
         rounded = self.result.dequantize().T
         w[:step] = rounded[self.perm[:step]]
         column = int(self.perm[step])
@@ -150,6 +147,21 @@ class Recording:
             hinv_row=self.hinv_chol[step, step:],
             before=w.T,
         )
+
+    def remaining(self, step: int) -> torch.Tensor:
+        """[out, in − step] the columns that are not rounded when `step` of them have been, in the
+        order of the steps; IndexError for a step that is not from 0 to len."""
+        if not 0 <= step <= len(self):
+            raise IndexError(f"from 0 to {len(self)} columns can have been rounded, not {step}")
+        if step == len(self):
+            return self.errors.new_empty(self.errors.shape[1], 0)
+        return self._before(step)[step:].T
+
+    def groups(self) -> torch.Tensor:
+        """[in] the group, among the columns of the result's scales, of each of its columns."""
+        if self.result.g_idx is not None:
+            return self.result.g_idx.long()
+        return torch.arange(len(self), device=self.errors.device) // self.plan.size
 
     def live(self) -> torch.Tensor:
         """[out, in] every weight as it was when its column's turn came, in the weight's order."""
@@ -169,13 +181,20 @@ class Recording:
         result, live = self.result, self.live().double()
         grid = result.grid
         assert isinstance(grid, Affine)
-        groups = torch.arange(live.shape[1], device=live.device) // self._plan.size
-        if result.g_idx is not None:
-            groups = result.g_idx.long()
+        groups = self.groups()
         if grid.offset is not None:
             live = live - grid.offset.double()[:, groups]
         position = live / grid.scale.double()[:, groups]
         return position if grid.zero_point is None else position + grid.zero_point[:, groups]
+
+    def _before(self, step: int) -> torch.Tensor:
+        """[in, out] the columns from `step` on, when the run came to it, in rows; new."""
+        start = step // self._block * self._block
+        stop = min(start + self._block, len(self))
+        w = self._at_block(start)
+        self._replay(w, start, stop, step)
+        spread(w[stop:], self.hinv_chol[start:step, stop:], self.errors[start:step])
+        return w
 
     def _at_block(self, start: int) -> torch.Tensor:
         """[in, out] the columns when the run came to this block, in rows from `start` on; new."""
@@ -205,7 +224,7 @@ class Recording:
     def _replay(self, w: torch.Tensor, start: int, stop: int, step: int) -> None:
         """Do to columns [start, stop) what the steps from `start` up to `step` did, in place."""
         u, errors = self.hinv_chol, self.errors[start:stop].clone()
-        for first, last in self._plan.pieces(start, stop):
+        for first, last in self.plan.pieces(start, stop):
             if first >= step:
                 break
             done = min(last, step)
