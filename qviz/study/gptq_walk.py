@@ -23,7 +23,7 @@ from qviz.methods.gptq import METHOD, gptq
 from qviz.methods.gptq_record import record
 
 WIDTH = 256  # columns that are summed together: wide enough for fast products
-ROUNDING = 1e-5  # share of a sum's terms up to which a negative sum is rounding error
+ROUNDING = 1e-6  # share of what is summed up to which a negative sum is rounding error
 TOP = 8  # contributors and receivers that a story names
 EDGE = 1e-6  # steps: a weight this close to half a step beyond the last level still lies on a tie
 
@@ -273,22 +273,33 @@ class Walk:
 
     @cached_property
     def _energy(self) -> float:
-        whole = self.original.T[self.perm].double()
-        return max(float(_leading_sums(whole, self._judges_hessian).sum()), 0.0)
+        parts = _leading_sums(self.original.T[self.perm].double(), self._judges_hessian)
+        self._require_energies(parts)
+        return max(float(parts.sum()), 0.0)
 
     def _relative(self, parts: torch.Tensor, first: float) -> np.ndarray:
         """√(running sums / energy of the output), 0 / 0 being 0 and x / 0 infinite."""
         parts = torch.cat([parts.new_tensor([first]), parts])
+        self._require_energies(parts)
+        energies = parts.cumsum(0).clamp(min=0).cpu().numpy()
+        if self._energy == 0:
+            return np.where(energies == 0, 0.0, np.inf)
+        return np.sqrt(energies / self._energy)
+
+    def _require_energies(self, parts: torch.Tensor) -> None:
+        """ValueError where running sums are negative by more than rounding.
+
+        A Hessian of fewer tokens than channels has eigenvalues that are 0, and in float32 some of
+        these are slightly negative: a share of its trace. So are the sums where no energy is.
+        """
         sums, sizes = parts.cumsum(0), parts.abs().cumsum(0)
-        if bool((sums < -ROUNDING * sizes).any()):
+        h, w = self._judges_hessian, self.original.double()
+        slack = sizes + h.diagonal().abs().sum() * w.square().sum()
+        if bool((sums < -ROUNDING * slack).any()):
             raise ValueError(
                 "the judge's Hessian has negative eigenvalues: it is no sum of x·xᵀ. Capture the "
                 "calibration again with qviz.capture"
             )
-        energies = sums.clamp(min=0).cpu().numpy()
-        if self._energy == 0:
-            return np.where(energies == 0, 0.0, np.inf)
-        return np.sqrt(energies / self._energy)
 
     # ------------------------------------------------------------------------------------- one step
 

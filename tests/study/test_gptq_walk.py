@@ -143,14 +143,17 @@ def test_a_judge_without_inputs_counts_nothing_as_lost():
     assert (walk.rtn_error == 0).all()
 
 
-def test_a_judge_of_few_tokens_is_no_negative_energy():
-    """Of 4 tokens, the Hessian has rank 4: nearly all of the errors lie where it is 0."""
-    few = calibration().sample(4)
-    walk = Walk(weight(dtype=torch.float32), calibration(), replace(few, hessian=few.hessian))
-    assert np.isfinite(walk.error).all()
-    assert walk.error[-1] == pytest.approx(
-        explicit_error(walk.original, walk.result.dequantize(), few), rel=1e-4
-    )
+@pytest.mark.parametrize("damp", [0.01, 1e-3, 1e-4])
+def test_a_judge_of_few_tokens_is_no_negative_energy(damp):
+    """Of 16 tokens, a float32 Hessian has eigenvalues that are negative by rounding, and nearly
+    all of an error that was made with it lies where they are."""
+    layer = "model.layers.0.mlp.up_proj"
+    w, few = qviz.load_layer(None, layer), qviz.load_calibration(None, layer).sample(16)
+    walk = Walk(w, few, damp=damp, group_size=64)
+    assert torch.linalg.eigvalsh(few.hessian.double())[0] < 0
+    x = few.inputs.double()
+    lost, whole = ((x @ m.double().T).norm() for m in (w - walk.result.dequantize(), w))
+    assert walk.error[-1] == pytest.approx(float(lost / whole), rel=1e-2)
 
 
 # ------------------------------------------------------------------------------------ the matrices
