@@ -132,6 +132,7 @@ class Walk:
 
     recording    the run, step by step; result: the QuantizedTensor that it returned
     n, rows      columns, and so steps; rows of the weight
+    grid         the result's levels
     perm         [in] the column that each step rounds; turn: [in] the step that rounds each column
     original     [out, in] the weight, in its own order, in the dtype computed in
     nearest      the QuantizedTensor of round-to-nearest by the same rule for levels: bits,
@@ -165,7 +166,7 @@ class Walk:
         self.perm = self.recording.perm
         self.turn = torch.argsort(self.perm)
         self.original = matrix.to(self.recording.errors.dtype)
-        self._grid = _affine_grid(self.result)
+        self.grid = _affine_grid(self.result)
         self._columns = self.perm.cpu().numpy()
         self._dead = set(self.result.info["dead_columns"])
 
@@ -180,6 +181,17 @@ class Walk:
     def _start(self) -> torch.Tensor:
         """[in, out] the weights before the first step, in the order of the steps."""
         return self.recording.remaining(0).T
+
+    @cached_property
+    def hessian(self) -> torch.Tensor:
+        """[in, in] the calibration's H in the order of the steps, damped as the run damped it, with
+        1 (and the damping) on the diagonal of dead columns: H⁻¹ = UᵀU, but in a misprint."""
+        given = self.calibration.hessian.to(self.original.device, self.original.dtype)
+        h = given[self.perm][:, self.perm]
+        diagonal = h.diagonal().clone()
+        diagonal[diagonal == 0] = 1
+        h.diagonal().copy_(diagonal + self.result.info["damp"] * diagonal.mean())
+        return h
 
     def now(self, step: int) -> torch.Tensor:
         """[out, in] in the order of the steps, after `step` columns have been rounded: those as
@@ -358,13 +370,13 @@ class Walk:
             scale=scale,
             zero=zero,
             offset=offset,
-            qmin=self._grid.qmin,
-            qmax=self._grid.qmax,
+            qmin=self.grid.qmin,
+            qmax=self.grid.qmax,
         )
 
     def _levels(self, group: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Scale, zero and offset of a group, each [out]."""
-        grid = self._grid
+        grid = self.grid
         given = (grid.scale, grid.zero_point, grid.offset)
         scale, zero, offset = (
             np.zeros(self.rows) if part is None else _wide(part[:, group]) for part in given

@@ -175,6 +175,17 @@ def test_windows_are_parts_of_the_whole(options):
     assert torch.equal(walk.now(50)[:, :50], values[:, :50])
 
 
+@pytest.mark.parametrize("options", WAYS[:6], ids=str)
+def test_the_hessian_is_the_one_that_was_factored(options):
+    trace = qviz.Trace("gptq.hessian")
+    w, c = weight(), with_dead(calibration(), [3, 77])
+    qviz.quantize(w, "gptq", c, emit=trace, **options)
+    walk = Walk(w, c, **options)
+    assert torch.equal(walk.hessian, trace[0]["hessian"])
+    u = walk.recording.hinv_chol
+    torch.testing.assert_close(u.T @ u @ walk.hessian, torch.eye(128).double())
+
+
 @pytest.mark.parametrize("options", WAYS, ids=str)
 def test_what_is_handed_out_leads_to_the_next_step(options):
     walk = Walk(weight(), calibration(), **options)

@@ -1,0 +1,228 @@
+"""Contrasts: each changes one thing, and says of the two runs what is true of them."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from inputs import calibration_for
+
+import qviz
+from qviz.core.metrics import output_error
+from qviz.study.gptq_contrasts import CONTRASTS, FEW, Plan, contrasts_for
+
+LAYER = "model.layers.0.mlp.up_proj"
+NAMES = {c.name: c for c in CONTRASTS}
+OPTIONS = [
+    {},
+    {"bits": 2, "act_order": True, "group_size": 32},
+    {"bits": 3, "group_size": None, "mse": True, "damp": 0.0},
+    {"group_size": 32, "symmetric": False, "static_groups": True, "act_order": True},
+    {"group_size": 16, "stale_groups": True, "block_size": 1},
+]
+
+
+def problem(columns=64, rows=24, tokens=200):
+    """A plan of correlated inputs, with a judge of its own, in float64."""
+    g = torch.Generator().manual_seed(0)
+    mix = torch.randn(6, columns, generator=g, dtype=torch.float64)
+    sizes = torch.logspace(-0.5, 0.5, columns, dtype=torch.float64)
+
+    def inputs(seed):
+        h = torch.Generator().manual_seed(seed)
+        base = torch.randn(tokens, 6, generator=h, dtype=torch.float64) @ mix
+        noise = torch.randn(tokens, columns, generator=h, dtype=torch.float64)
+        return calibration_for((base + 0.5 * noise) * sizes)
+
+    w = torch.randn(rows, columns, generator=g, dtype=torch.float64)
+    return Plan(w, inputs(1), inputs(2), {"group_size": 32, "bits": 3}), lambda _: inputs(7)
+
+
+def run(name, plan, texts):
+    second = NAMES[name].apply(plan, texts)
+    return second, plan.walk(), second.walk()
+
+
+def numbers(text):
+    return [float(x) for x in re.findall(r"\d+\.?\d*(?:e-?\d+)?", text)]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_every_contrast_runs_on_a_real_layer_and_says_its_figures(options):
+    w, c = qviz.load_layer(None, LAYER)[:96], qviz.load_calibration(None, LAYER)
+    judge = qviz.load_calibration(None, LAYER, text="heldout_python")
+    plan = Plan(w, c, judge, options)
+    first = plan.walk()
+    found = contrasts_for(plan)
+    assert len(found) >= 14
+    for contrast in found:
+        changed = contrast.apply(plan, lambda t: qviz.load_calibration(None, LAYER, text=t))
+        second = changed.walk()
+        text = contrast.diagnose(first, second)
+        for walk in (first, second):
+            assert f"{walk.error[-1]:.3g}" in text, contrast.name
+        assert changed.judge is judge
+        assert text[0].isupper() or text[0].isdigit()
+        assert text.endswith(".")
+        assert not re.search(r"nan|inf\b|None\b|\{|\.\.|  |, :", text.replace("info", "")), text
+    assert (c.hessian == qviz.load_calibration(None, LAYER).hessian).all()
+
+
+def test_each_contrast_changes_one_thing():
+    plan, texts = problem()
+    for contrast in contrasts_for(plan):
+        changed = contrast.apply(plan, texts)
+        assert changed.weight is plan.weight
+        options = {k for k in changed.options if changed.options[k] != plan.setting(k)}
+        other = changed.calibration is not plan.calibration
+        assert len(options) + other == 1 + (contrast.name in ("no_damping", "weak_damping"))
+        assert changed.judge is plan.judge or not other
+    assert {c.family for c in CONTRASTS} == {"setting", "honest", "failure"}
+    assert len(NAMES) == len(CONTRASTS)
+
+
+def test_without_a_judge_another_calibration_is_judged_by_the_first():
+    plan, texts = problem()
+    plan = replace(plan, judge=None)
+    for name in ("few_tokens", "other_text", "no_correlation", "dead_channel", "no_damping"):
+        assert NAMES[name].apply(plan, texts).judge is plan.calibration
+
+
+def test_what_has_no_meaning_is_not_offered():
+    plan, texts = problem()
+
+    def offered(**options):
+        return {c.name for c in contrasts_for(plan.choose(**options))}
+
+    assert "fewer_bits" not in offered(bits=2)
+    assert "stale_groups" not in offered(static_groups=True)
+    assert "stale_groups" not in offered(block_size=16)
+    assert "static_groups" not in offered(group_size=None)
+    assert "static_groups" not in offered(stale_groups=True, group_size=16)
+    assert "symmetric" not in offered(convention="absmax")
+    assert not offered(variant="no_update") & {"as_printed", "no_update", "double_division"}
+    few = replace(plan, calibration=plan.calibration.sample(FEW))
+    assert not {c.name for c in contrasts_for(few)} & {"few_tokens", "no_damping"}
+    with pytest.raises(ValueError, match="'One bit fewer' has no meaning here"):
+        NAMES["fewer_bits"].apply(plan.choose(bits=2), texts)
+    with pytest.raises(TypeError, match="option for gptq"):
+        Plan(plan.weight, plan.calibration, None, {"group": 3})
+
+
+def test_without_correlation_gptq_is_rounding_to_nearest():
+    plan, texts = problem()
+    _, first, second = run("no_correlation", plan, texts)
+    assert torch.equal(second.result.codes, second.nearest.codes)
+    np.testing.assert_allclose(second.error, second.rtn_error, rtol=1e-10)
+    text = NAMES["no_correlation"].diagnose(first, second)
+    assert "All 1536 codes are those of rounding to nearest" in text
+    ordered = plan.choose(act_order=True)
+    _, first, second = run("no_correlation", ordered, texts)
+    same = int((second.result.codes == second.nearest.codes).sum())
+    assert same < 1536
+    text = NAMES["no_correlation"].diagnose(first, second)
+    assert f"{same} of 1536 codes are those of rounding to nearest; act-order" in text
+    static = ordered.choose(static_groups=True)
+    second = run("no_correlation", static, texts)[2]
+    assert torch.equal(second.result.codes, second.nearest.codes)
+
+
+def test_block_size_changes_no_code_but_at_a_tie():
+    plan, texts = problem()
+    _, first, second = run("block_size", plan, texts)
+    assert "none of the 1536 codes differs" in NAMES["block_size"].diagnose(first, second)
+    stale = plan.choose(stale_groups=True, group_size=16)
+    _, first, second = run("block_size", stale, texts)
+    differ = int((first.result.codes != second.result.codes).sum())
+    text = NAMES["block_size"].diagnose(first, second)
+    assert differ > 0
+    assert f"{differ} of the 1536 codes differ" in text
+    assert "stale groups" in text
+    layer = "model.layers.0.mlp.down_proj"
+    w = qviz.load_layer(None, layer)[:64]
+    real = Plan(w, qviz.load_calibration(None, layer), None, {"group_size": 64})
+    _, first, second = run("block_size", real, texts)
+    text = NAMES["block_size"].diagnose(first, second)
+    assert "Only an implementation" not in text
+
+
+def test_a_singular_hessian_without_damping_has_no_factor():
+    plan, texts = problem()
+    second, first, walk = run("no_damping", plan, texts)
+    assert second.setting("damp") == 0
+    assert second.calibration.tokens == 16
+    assert walk.result.info["damp"] == 0.01
+    assert "raised the damping to 0.01" in NAMES["no_damping"].diagnose(first, walk)
+    weak, _, walk = run("weak_damping", plan, texts)
+    assert walk.result.info["damp"] == weak.setting("damp") < 0.01
+    usual = replace(second, options={**plan.options}).walk()
+    text = NAMES["weak_damping"].diagnose(first, walk)
+    assert f"damping 0.01 it is {usual.error[-1]:.3g}" in text
+
+
+def test_a_channel_that_was_silent_costs_its_weights():
+    plan, texts = problem()
+    second, first, walk = run("dead_channel", plan, texts)
+    loudest = int(plan.calibration.act_absmax.argmax())
+    assert walk.result.info["dead_columns"] == [loudest]
+    assert not walk.result.dequantize()[:, loudest].any()
+    without = plan.weight.clone()
+    without[:, loudest] = 0
+    assert walk.error[0] == pytest.approx(output_error(plan.weight, without, plan.judge))
+    text = NAMES["dead_channel"].diagnose(first, walk)
+    assert f"input {loudest}" in text
+    assert f"{walk.error[0]:.3g} before a single column" in text
+    assert second.calibration.act_absmax[loudest] == 0
+    assert plan.calibration.act_absmax[loudest] > 0
+
+
+@pytest.mark.parametrize("name", ["double_division", "no_update", "as_printed"])
+def test_a_misprint_shows_in_the_runs_own_account(name):
+    plan, texts = problem()
+    _, first, second = run(name, plan, texts)
+    text = NAMES[name].diagnose(first, second)
+    account, right = re.search(r"Σe² is (\S+) times .* and (\S+) times in the first", text).groups()
+    lost = (plan.weight - second.result.dequantize()).double()
+    h = plan.calibration.hessian.clone()
+    h.diagonal().add_(0.01 * h.diagonal().mean())
+    claimed = second.recording.errors.square().sum() / torch.trace(lost @ h @ lost.T)
+    assert float(account) == pytest.approx(float(claimed), rel=5e-3)
+    assert right == "1"
+    assert abs(float(account) - 1) > 0.05
+
+
+def test_few_tokens_flatter_themselves():
+    plan, texts = problem()
+    _, first, second = run("few_tokens", plan, texts)
+    own = output_error(plan.weight, second.result.dequantize(), second.calibration)
+    text = NAMES["few_tokens"].diagnose(first, second)
+    assert own < second.error[-1]
+    assert f"shows only {own:.3g}" in text
+    assert f"({second.rtn_error[-1]:.3g})" in text
+
+
+@pytest.mark.parametrize(("better", "word"), [(0.5, "better than"), (2.0, "worse than"), (1, "as")])
+def test_words_follow_the_numbers(better, word):
+    """The same two runs, with the second's error made up."""
+    plan, texts = problem()
+    _, first, second = run("other_text", plan, texts)
+    second.error = second.rtn_error * better
+    text = NAMES["other_text"].diagnose(first, second)
+    assert f"and {word}" in text
+    ratio = second.error[-1] / first.error[-1]
+    assert f"{ratio:.3g} times as much" in text
+    second.error = first.error
+    text = NAMES["other_text"].diagnose(first, second)
+    assert "practically the same" in text
+    assert "does not mind" in text
+    first.error = 0 * first.error
+    assert "where there was none" in NAMES["few_tokens"].diagnose(first, second)
+
+
+def test_a_misprint_that_diverges_says_so():
+    plan, texts = problem()
+    louder = replace(plan.calibration, hessian=1e12 * plan.calibration.hessian)
+    second = NAMES["double_division"].apply(replace(plan, calibration=louder), texts)
+    with pytest.raises(ValueError, match="'double_division' diverges"):
+        second.walk()
