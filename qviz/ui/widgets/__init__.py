@@ -7,6 +7,7 @@ from .equation import Equation
 from .layout import Disclosure, Text, details, figures_row, page, section, stack
 from .matrix import MatrixFrame, MatrixView, link_matrices
 from .readout import Caption, Code, Readout
+from .replay import Replay
 from .status import Status
 from .transport import Transport
 
@@ -22,6 +23,7 @@ __all__ = [
     "MatrixView",
     "PlotlyLoader",
     "Readout",
+    "Replay",
     "Slider",
     "Status",
     "Style",

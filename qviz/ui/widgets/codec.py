@@ -56,6 +56,11 @@ def factors(shape: tuple[int, int], limit: int = SENT) -> tuple[int, int]:
     return -(-shape[0] // limit), -(-shape[1] // limit)
 
 
+def middles(size: int, step: int) -> npt.NDArray[np.intp]:
+    """Which of `size` cells stands for each run of `step` where the "nearest" one is shown."""
+    return np.minimum(np.arange(0, size, step) + step // 2, size - 1)
+
+
 def _along(matrix: Array, step: int, axis: int, how: np.ufunc) -> Array:
     """Combine each run of `step` neighbours along `axis`; the last run may be shorter.
 
@@ -87,9 +92,7 @@ def reduce_matrix(matrix: Array, step: tuple[int, int], how: Reduce) -> Array:
     if fr == fc == 1:
         return matrix
     if how == "nearest":
-        r = np.minimum(np.arange(0, rows, fr) + fr // 2, rows - 1)
-        c = np.minimum(np.arange(0, columns, fc) + fc // 2, columns - 1)
-        middle: Array = matrix[r][:, c]
+        middle: Array = matrix[middles(rows, fr)][:, middles(columns, fc)]
         return middle
     if matrix.dtype.kind in "iu":  # the magnitude of the lowest integer does not fit its type
         matrix = matrix.astype(np.float64)

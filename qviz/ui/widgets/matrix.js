@@ -55,6 +55,40 @@ function icon(path) {
   return svg;
 }
 
+/** What there is to say and to show of each frame, for frames that were sent ahead. The other kind,
+ *  steps of a run, is in replay.js. */
+function sentFrames(model) {
+  const get = (name) => model.get(name);
+  return {
+    count: () => get("ranges").length,
+    prepare: () => true,
+    label: (f) => get("labels")[f] ?? "",
+    range: (f) => get("ranges")[f], // what the indices 0 and 254 stand for
+    limits: (f) => (get("autoscale") ? get("own_limits") : get("shared_limits"))[f],
+    extent: (f) => get("clipped")[f],
+    nans: (f) => get("nans")[f],
+    sentence: (f) => get("summaries")[f] ?? "",
+    cells(f) {
+      const size = get("grid")[0] * get("grid")[1];
+      return bytes(get("data")).subarray(f * size, (f + 1) * size);
+    },
+    /** Frames whose tiles are fetched, the nearest first. */
+    wanted: (f) => [...Array(get("ranges").length).keys()].sort((a, b) => Math.abs(a - f) - Math.abs(b - f)),
+    asks: () => ({}),
+    exact: (f, answer) => answer.texts?.[f],
+    approx(f, row, col) {
+      const [grid, step] = [get("grid"), get("step")];
+      const [lo, hi] = get("ranges")[f];
+      const k = this.cells(f)[Math.floor(row / step[0]) * grid[1] + Math.floor(col / step[1])];
+      return k === NAN ? "≈ NaN" : `≈ ${fmt(lo + (k / 254) * (hi - lo), 2)}`;
+    },
+    /** Finished columns stand before the mark, waiting ones behind it. */
+    waits: (f, column) => Number(get("column_mark") >= 0 && column > get("column_mark")),
+    marks: () => (get("column_mark") >= 0 ? [get("column_mark")] : []),
+    veiled: () => get("column_mark") >= 0,
+  };
+}
+
 export default widget(({ model, el, signal }) => {
   el.classList.add("qv-matrix");
   const get = (name) => model.get(name);
@@ -132,7 +166,7 @@ export default widget(({ model, el, signal }) => {
   let dpr = 1;
   let axisX = [new Int32Array(0), new Int32Array(0)];
   let axisY = [new Int32Array(0), new Int32Array(0)];
-  let coarse = new Uint8Array(0);
+  let shownColumn = new Int32Array(0); // the matrix column under each device pixel, as painted
   let palette = new Uint8Array(0);
   let tiles = { key: "", region: null, byFrame: new Map() };
   let asked = null; // the one request under way: {id, key, at}
@@ -140,8 +174,11 @@ export default widget(({ model, el, signal }) => {
   let colours = {};
   let valuesDirty = true;
 
-  const frame = () => clamp(get("frame"), 0, Math.max(0, get("ranges").length - 1));
-  const ready = () => get("ranges").length > 0 && W > 0;
+  const sent = sentFrames(model);
+  const replayed = replayedFrames(model, signal, () => onData());
+  const source = () => (get("replay") ? replayed : sent);
+  const frame = () => clamp(get("frame"), 0, Math.max(0, source().count() - 1));
+  const ready = () => W > 0 && source().count() > 0;
 
   // ---- geometry: device pixels per cell follow the zoom 0…1 logarithmically ------------------
   const geo = { sx: 1, sy: 1, x0: 0, y0: 0, t: 0, span: 0 };
@@ -189,9 +226,6 @@ export default widget(({ model, el, signal }) => {
   const fitAll = () => set("view", [0, 0, 0]);
 
   // ---- colours ------------------------------------------------------------------------------
-  function limits(f) {
-    return (get("autoscale") ? get("own_limits") : get("shared_limits"))[f];
-  }
   let themed = false; // colours can be asked for only once the view is part of the page
   function readTheme() {
     themed = el.isConnected;
@@ -201,9 +235,8 @@ export default widget(({ model, el, signal }) => {
     for (const key of ["ink", "card", "now", "wait", "line"]) colours[key] = cssColor(el, `--qv-${key}`);
     drawBar();
   }
-  function fillTable(f) {
-    const [lo, hi] = get("ranges")[f];
-    const [from, to] = limits(f);
+  function fillTable(f, [lo, hi]) {
+    const [from, to] = source().limits(f);
     for (let k = 0; k < NAN; k += 1) {
       const value = lo + (k / 254) * (hi - lo);
       const p = 3 * Math.round(clamp((value - from) / (to - from), 0, 1) * 255);
@@ -226,6 +259,7 @@ export default widget(({ model, el, signal }) => {
   // ---- the values ---------------------------------------------------------------------------
   /** Paints one source (the frame as sent, or an exact tile) into the pixels it covers. */
   function paintSource(src) {
+    fillTable(frame(), src.range);
     const { sx, sy, x0, y0 } = geo;
     const [xs, xe] = axisX;
     const [ys, ye] = axisY;
@@ -237,8 +271,12 @@ export default widget(({ model, el, signal }) => {
     const py0 = clamp(Math.ceil((src.row - y0) * sy - 0.5), 0, H);
     const py1 = clamp(Math.ceil((src.rowEnd - y0) * sy - 0.5), 0, H);
     const [data, width, how] = [src.data, src.grid[1], get("reduce")];
-    const [lo, hi] = get("ranges")[frame()];
+    const [lo, hi] = src.range;
     const zero = (-lo / (hi - lo)) * 254;
+    const [wide, end] = [src.step[1], src.colEnd - src.col - 1];
+    for (let x = px0; x < px1; x += 1) {
+      shownColumn[x] = src.col + Math.min(((xs[x] + xe[x]) >> 1) * wide + (wide >> 1), end);
+    }
     for (let y = py0; y < py1; y += 1) {
       const row = y * W;
       if (!multiX && !multiY) {
@@ -257,12 +295,9 @@ export default widget(({ model, el, signal }) => {
   }
   function paintValues() {
     const f = frame();
-    fillTable(f);
     const [rows, cols] = get("shape");
-    const grid = get("grid");
-    const size = grid[0] * grid[1];
     paintSource({
-      data: coarse.subarray(f * size, (f + 1) * size), grid, step: get("step"),
+      data: source().cells(f), range: source().range(f), grid: get("grid"), step: get("step"),
       row: 0, col: 0, rowEnd: rows, colEnd: cols,
     });
     const tile = tiles.byFrame.get(f);
@@ -300,21 +335,7 @@ export default widget(({ model, el, signal }) => {
         }
       }
     }
-    const mark = get("column_mark");
-    if (mark >= 0) {
-      const x = Math.round((mark - x0) * sx);
-      const w = Math.max(2 * line, Math.round(sx));
-      top.globalAlpha = 0.28;
-      top.fillStyle = colours.wait;
-      top.fillRect(x + w, 0, W, H);
-      top.globalAlpha = 1;
-      top.strokeStyle = top.fillStyle = colours.now;
-      if (sx < 6 * dpr) top.fillRect(x, 0, w, H);
-      else {
-        top.lineWidth = 2 * line;
-        top.strokeRect(x, -9, w, H + 18);
-      }
-    }
+    paintMarks();
     const [row, col] = hover ?? get("cursor");
     if (row >= 0 && col >= 0) {
       const [x, y] = [(col - x0) * sx, (row - y0) * sy];
@@ -337,6 +358,37 @@ export default widget(({ model, el, signal }) => {
         top.stroke();
       }
       top.globalAlpha = 1;
+    }
+  }
+
+  /** A veil over the columns that wait, outlines around the column and the row of now. */
+  function paintMarks() {
+    const { sx, sy, x0, y0 } = geo;
+    const [f, of] = [frame(), source()];
+    if (of.veiled()) {
+      top.fillStyle = colours.wait;
+      for (let x = 0, from = 0, part = 0; x <= W; x += 1) {
+        const here = x < W ? of.waits(f, shownColumn[x]) : -1;
+        if (here === part) continue;
+        top.globalAlpha = 0.28 * part;
+        if (part > 0) top.fillRect(from, 0, x - from, H);
+        [from, part] = [x, here];
+      }
+      top.globalAlpha = 1;
+    }
+    const line = Math.max(1, Math.round(dpr));
+    top.strokeStyle = top.fillStyle = colours.now;
+    top.lineWidth = 2 * line;
+    for (const mark of of.marks(f)) {
+      const [x, w] = [Math.round((mark - x0) * sx), Math.max(2 * line, Math.round(sx))];
+      if (sx < 6 * dpr) top.fillRect(x, 0, w, H);
+      else top.strokeRect(x, -9, w, H + 18);
+    }
+    const mark = get("row_mark");
+    if (mark >= 0) {
+      const [y, h] = [Math.round((mark - y0) * sy), Math.max(2 * line, Math.round(sy))];
+      if (sy < 6 * dpr) top.fillRect(0, y, W, h);
+      else top.strokeRect(-9, y, W + 18, h);
     }
   }
 
@@ -369,24 +421,23 @@ export default widget(({ model, el, signal }) => {
       tiles = { key: uid("tile"), region, byFrame: new Map() };
       valuesDirty = true;
     }
-    const n = get("ranges").length;
-    const wanted = [...Array(n).keys()]
-      .filter((f) => !tiles.byFrame.has(f))
-      .sort((f, g) => Math.abs(f - frame()) - Math.abs(g - frame()));
+    const wanted = source().wanted(frame()).filter((f) => !tiles.byFrame.has(f));
     if (!wanted.length) return;
     const [r0, r1, c0, c1] = tiles.region;
     asked = { id: tiles.key, at: performance.now() };
     model.send({
       type: "tile", id: tiles.key, version: get("version"), frame: wanted[0],
-      rows: [r0, r1], cols: [c0, c1],
+      rows: [r0, r1], cols: [c0, c1], ...source().asks(),
     });
   }
   function onTile(msg, buffers) {
     if (asked?.id === msg.id) asked = null;
-    if (msg.id === tiles.key && msg.version === get("version")) {
+    if (!ready()) return;
+    const current = msg.id === tiles.key && msg.version === get("version");
+    if (current && source().wanted(frame()).includes(msg.frame)) {
       tiles.byFrame.set(msg.frame, {
         row: msg.rows[0], rowEnd: msg.rows[1], col: msg.cols[0], colEnd: msg.cols[1],
-        step: msg.step, grid: msg.grid, data: bytes(buffers[0]),
+        step: msg.step, grid: msg.grid, range: msg.range, data: bytes(buffers[0]),
         values: buffers[1] ? new Float32Array(bytes(buffers[1]).slice().buffer) : null,
       });
       if (msg.frame === frame()) valuesDirty = true;
@@ -407,23 +458,17 @@ export default widget(({ model, el, signal }) => {
       if (readout.textContent !== hint) readout.textContent = hint;
       return;
     }
-    const exact = get("readout");
     const f = frame();
     const unit = get("unit") ? ` ${get("unit")}` : "";
-    let value;
-    if (exact.row === row && exact.column === col && exact.version === get("version")) {
-      value = exact.texts[f];
-    } else {
-      const tile = tiles.byFrame.get(f);
-      const [lo, hi] = get("ranges")[f];
-      if (tile?.values && row >= tile.row && row < tile.rowEnd && col >= tile.col && col < tile.colEnd) {
-        value = `≈ ${fmt(tile.values[(row - tile.row) * (tile.colEnd - tile.col) + col - tile.col], 4)}`;
-      } else {
-        const [grid, step] = [get("grid"), get("step")];
-        const k = coarse[f * grid[0] * grid[1] + Math.floor(row / step[0]) * grid[1] + Math.floor(col / step[1])];
-        value = k === NAN ? "≈ NaN" : `≈ ${fmt(lo + (k / 254) * (hi - lo), 2)}`;
-      }
+    const answer = get("readout");
+    const fits = answer.row === row && answer.column === col && answer.version === get("version");
+    let value = fits ? source().exact(f, answer) : undefined;
+    const tile = tiles.byFrame.get(f);
+    if (value === undefined && tile?.values
+      && row >= tile.row && row < tile.rowEnd && col >= tile.col && col < tile.colEnd) {
+      value = `≈ ${fmt(tile.values[(row - tile.row) * (tile.colEnd - tile.col) + col - tile.col], 4)}`;
     }
+    value ??= source().approx(f, row, col);
     const text = `${rowName} ${row}, ${colName} ${col}: |${value}${unit}|${get("pinned") ? " · held" : ""}`;
     if (text === said.cell) return; // touching the text costs a layout of the page
     said.cell = text;
@@ -450,17 +495,17 @@ export default widget(({ model, el, signal }) => {
   }
   function legendText() {
     const f = frame();
-    const [from, to] = limits(f);
-    const [low, high] = get("clipped")[f];
+    const [from, to] = source().limits(f);
+    const [low, high] = source().extent(f);
+    const nan = source().nans(f);
     const unit = get("unit") ? ` ${get("unit")}` : "";
     const slack = (to - from) * 1e-6;
-    const key = [from, to, low < from - slack, high > to + slack, unit, get("nans")[f], get("colormap")].join();
+    const key = [from, to, low < from - slack, high > to + slack, unit, nan, get("colormap")].join();
     if (key === said.legend) return;
     said.legend = key;
     ends[0].textContent = (low < from - slack ? "≤ " : "") + fmt(from, 2);
     ends[1].textContent = get("colormap") === "diverging" && from === -to ? "0" : fmt(from / 2 + to / 2, 3);
     ends[2].textContent = (high > to + slack ? "≥ " : "") + fmt(to, 2) + unit;
-    const nan = get("nans")[f];
     extra.hidden = !nan;
     if (nan) {
       const chip = elem("i");
@@ -474,11 +519,12 @@ export default widget(({ model, el, signal }) => {
   function frameText() {
     const f = frame();
     name.textContent = get("label");
-    which.textContent = get("labels")[f] ?? "";
+    which.textContent = source().label(f);
     title.dataset.role = get("role");
     clearTimeout(telling); // a screen reader is told where the slider stopped, not every station
     telling = setTimeout(() => {
-      const text = get("summaries")[frame()] ?? "";
+      if (!ready() || !source().prepare(frame())) return; // whatever comes next tells
+      const text = source().sentence(frame());
       summary.textContent = `${get("label")}: ${text}`;
       base.setAttribute("aria-label", `${get("label")}, ${text}`);
     }, 400);
@@ -517,7 +563,7 @@ export default widget(({ model, el, signal }) => {
       return tr;
     });
     const caption = elem("caption", "qv-sr",
-      `${get("label")} ${get("labels")[frame()] ?? ""}: values around row ${msg.row}, column ${msg.column}`);
+      `${get("label")} ${source().label(frame())}: values around row ${msg.row}, column ${msg.column}`);
     table.replaceChildren(caption, head, ...body);
     const here = table.querySelector(".qv-here");
     if (here) tableBox.scrollLeft = here.offsetLeft + here.offsetWidth / 2 - tableBox.clientWidth / 2;
@@ -530,6 +576,7 @@ export default widget(({ model, el, signal }) => {
     if (!themed) readTheme();
     geometry();
     if (valuesDirty) {
+      if (!source().prepare(frame())) return void setTimeout(schedule); // it takes another moment
       valuesDirty = false;
       paintValues();
       frameText();
@@ -546,7 +593,6 @@ export default widget(({ model, el, signal }) => {
     schedule();
   };
   const onData = () => {
-    coarse = bytes(get("data"));
     tiles = { key: "", region: null, byFrame: new Map() };
     asked = null;
     resize();
@@ -573,6 +619,7 @@ export default widget(({ model, el, signal }) => {
     image = ctx.createImageData(W, H);
     pixels = new Uint32Array(image.data.buffer);
     axisX = [new Int32Array(W), new Int32Array(W)];
+    shownColumn = new Int32Array(W);
     axisY = [new Int32Array(H), new Int32Array(H)];
     valuesDirty = true;
   }
@@ -707,7 +754,12 @@ export default widget(({ model, el, signal }) => {
     else if (msg?.type === "around") onAround(msg);
   });
   watch(model, signal, ["version"], onData);
+  watch(model, signal, ["autoscale"], () => {
+    if (source() === replayed) tiles.byFrame.clear(); // made for the limits until now
+  });
   watch(model, signal, ["frame", "autoscale", "label", "role"], () => {
+    const wanted = new Set(source().wanted(frame()));
+    for (const f of tiles.byFrame.keys()) if (!wanted.has(f)) tiles.byFrame.delete(f);
     redraw();
     askAround();
   });
@@ -719,10 +771,11 @@ export default widget(({ model, el, signal }) => {
     schedule();
     askAround();
   });
-  watch(model, signal, ["pinned", "column_mark", "readout"], schedule);
+  watch(model, signal, ["pinned", "column_mark", "row_mark", "readout"], schedule);
   onTheme(signal, () => {
     readTheme();
     redraw();
   });
   onData();
+  if (get("replay")) replayed.bind();
 });

@@ -3,24 +3,28 @@
 All frames (one per bit width, say) are sent ahead at display resolution, one byte per cell, so a
 slider moves through them without the kernel. Zooming beyond that resolution asks the kernel for
 the exact part that is on the screen; the cursor asks it for the exact values of its cell in every
-frame.
+frame. With a Replay in place of frames, each step is computed in the browser, and exact values are
+those of the step that is shown.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, cast
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, cast
 
+import ipywidgets
 import numpy as np
 import traitlets
 
 from . import codec, colors
 from .base import BrowserWidget, link, module, number
 from .codec import Array, Reduce, Summary
+from .replay import Replay
 
 Limits = float | tuple[float, float]
+Show = Literal["now", "moved", "handed"]
 
 _KEPT = 64 << 20  # bytes of computed frames that a view keeps for the next request
 _VALUES = 64 * 64  # a tile of at most this many cells carries its exact values
@@ -53,6 +57,14 @@ class _Frames:
     digits: int
     kept: OrderedDict[int, Array] = field(default_factory=OrderedDict)
 
+    @property
+    def count(self) -> int:
+        return len(self.items)
+
+    def range(self, i: int, _asked: Any) -> tuple[float, float]:
+        """What the indices of a tile of frame i stand for."""
+        return self.ranges[i]
+
     def matrix(self, i: int) -> Array:
         values = self.items[i].values
         if not callable(values):
@@ -76,23 +88,63 @@ class _Frames:
         return codec.as_matrix(part(rows, columns), f"window of frame {i}")
 
 
+@dataclass(frozen=True)
+class _Steps:
+    """A run behind the frames: frame s is the matrix after s steps. Replaced as a whole too."""
+
+    version: int
+    replay: Replay
+    minus: Replay | None
+    exact: Callable[[int, slice, slice], Any]  # the values of a step, from the kernel
+    limits: tuple[float, float]
+    digits: int
+    reduce: Reduce = "nearest"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(0, 0) as long as there is nothing to show: no run yet, or two that do not match."""
+        rows, columns = self.replay.shape
+        if self.minus is not None and self.minus.shape != self.replay.shape:
+            return 0, 0
+        return rows, columns
+
+    @property
+    def count(self) -> int:
+        return self.shape[1] + 1 if self.shape[1] else 0
+
+    def range(self, _i: int, asked: Any) -> tuple[float, float]:
+        """The browser knows the limits of the step that it shows; else the shared ones."""
+        try:
+            low, high = (float(v) for v in asked)
+        except (TypeError, ValueError):
+            return self.limits
+        return (low, high) if np.isfinite([low, high]).all() and low < high else self.limits
+
+    def window(self, i: int, rows: slice, columns: slice) -> Array:
+        part = codec.as_matrix(self.exact(i, rows, columns), f"window of step {i}")
+        want = (rows.stop - rows.start, columns.stop - columns.start)
+        if part.shape != want:
+            raise ValueError(f"window of step {i} has shape {part.shape}, asked was for {want}")
+        return part
+
+
 class MatrixView(BrowserWidget):
     """A picture of one matrix per frame, with zoom, cursor, legend and exact values.
 
     Traits to link in the browser: `frame` (which matrix is shown), `cursor` ([row, column] or
     [-1, -1]), `pinned` (a click holds the cursor), `view` ([zoom 0…1, row, column] of the centre),
-    `column_mark` (−1 or a column: those before it are done, those after it wait), `autoscale`
-    (limits per frame instead of shared ones).
+    `column_mark` (−1 or a column: those before it are done, those after it wait), `row_mark` (−1
+    or a row), `autoscale` (limits per frame instead of shared ones).
 
     `readout` holds the exact values of the cursor's cell: {"row", "column", "texts" (one per
-    frame), "version"}.
+    frame), "version"}; with a replay {"row", "column", "frame", "text" (of that frame), "version"}.
 
     >>> view = MatrixView("Weights", [[[0.0, 1.0], [2.0, -3.0]]])
     >>> view.summaries
     ['2 × 2, from −3 to 2, root mean square 1.871']
     """
 
-    _esm = module("matrix")
+    _esm = module("replay", "matrix")
 
     label = traitlets.Unicode().tag(sync=True)
     labels = traitlets.List(traitlets.Unicode()).tag(sync=True)
@@ -104,6 +156,7 @@ class MatrixView(BrowserWidget):
     pinned = traitlets.Bool(False).tag(sync=True)
     view = traitlets.List(traitlets.Float(), [0.0, 0.0, 0.0]).tag(sync=True)
     column_mark = traitlets.Int(-1).tag(sync=True)
+    row_mark = traitlets.Int(-1).tag(sync=True)
     aspect = traitlets.Float(0.0).tag(sync=True)
     axes = traitlets.List(traitlets.Unicode(), ["row", "column"]).tag(sync=True)
     cells = traitlets.Unicode("weights").tag(sync=True)
@@ -126,6 +179,15 @@ class MatrixView(BrowserWidget):
     readout = traitlets.Dict().tag(sync=True)
     digits = traitlets.Int(4).tag(sync=True)
 
+    replay = traitlets.Instance(Replay, allow_none=True).tag(
+        sync=True, **ipywidgets.widget_serialization
+    )
+    minus = traitlets.Instance(Replay, allow_none=True).tag(
+        sync=True, **ipywidgets.widget_serialization
+    )
+    show = traitlets.Unicode("now").tag(sync=True)
+    runs = traitlets.List(traitlets.Int()).tag(sync=True)  # versions of the runs that belong here
+
     def __init__(
         self,
         label: str,
@@ -139,8 +201,9 @@ class MatrixView(BrowserWidget):
         `options` are those of `set_frames`.
         """
         super().__init__(label=label, aspect=aspect)
-        self._frames: _Frames | None = None
+        self._frames: _Frames | _Steps | None = None
         self.observe(self._on_cursor, "cursor")
+        self.observe(self._on_frame, "frame")
         self.on_msg(self._on_message)
         if frames is not None:
             self.set_frames(frames, **options)
@@ -207,8 +270,10 @@ class MatrixView(BrowserWidget):
             codec.encode(grid, *span).tobytes()
             for grid, span in zip(grids, new.ranges, strict=True)
         )
+        self._leave_replay()
         self._frames = new
         with self.hold_sync():
+            self.replay, self.minus, self.runs = None, None, []
             self.labels, self.unit, self.digits = names, unit, digits
             self.axes, self.cells, self.role = list(axes), cells, role
             self.shape = list(new.shape)
@@ -231,19 +296,115 @@ class MatrixView(BrowserWidget):
                 self.cursor = [-1, -1]
             self._on_cursor(None)
 
+    def set_replay(
+        self,
+        replay: Replay,
+        *,
+        show: Show,
+        window: Callable[[int, slice, slice], Any],
+        limits: Limits,
+        minus: Replay | None = None,
+        labels: Sequence[str] | None = None,
+        colormap: colors.Colormap = "diverging",
+        unit: str = "",
+        digits: int = 4,
+        axes: tuple[str, str] = ("row", "column"),
+        cells: str = "weights",
+        role: str = "",
+        describe: str = "",
+    ) -> None:
+        """Show a run instead of frames: `frame` is the step s = 0 … n, computed in the browser.
+
+        - `show`: "now", the matrix after s steps; "moved", that minus the start; "handed", what the
+          column whose turn it is will hand on, −errors[r, s]·shares[s, c] for the columns after it
+          and 0 elsewhere (0 everywhere at s = n).
+        - `minus`: another replay of the same shape, whose picture is subtracted.
+        - `window(s, rows, columns)`: the exact values of a part (two slices) after s steps; asked
+          for where the learner zooms in or points, only for the step that is shown.
+        - `limits`: a number or a pair, as in `set_frames`. With `autoscale`, 99.5 % of the values
+          of each step instead.
+        - `labels`: a name per step; `describe`: an additional sentence.
+
+        Finished, current and waiting columns are marked; `column_mark` has no effect. A later
+        `replay.set_run` shows the new run; `window` must then answer for it.
+        """
+        if not isinstance(replay, Replay) or not isinstance(minus, Replay | None):
+            raise TypeError("replay and minus must be Replay widgets")
+        if show not in ("now", "moved", "handed"):
+            raise ValueError(f"unknown show {show!r}: use 'now', 'moved' or 'handed'")
+        if colormap == "categorical":
+            raise ValueError("a replay shows sums; use the 'diverging' or 'sequential' map")
+        if minus is not None and minus.n and replay.n and minus.shape != replay.shape:
+            raise ValueError(
+                f"the replay to subtract has shape {minus.shape}, but {replay.shape} is needed"
+            )
+        names = [] if labels is None else [str(name) for name in labels]
+        if names and replay.n and len(names) != replay.n + 1:
+            raise ValueError(f"{len(names)} labels for {replay.n + 1} steps; give one per step")
+        span = _pair(limits, colormap)
+        palettes = [colors.palette(colormap, dark=d) for d in (False, True)]
+        self._leave_replay()
+        self._frames = _Steps(self.version + 1, replay, minus, window, span, digits)
+        with self.hold_sync():
+            self.replay, self.minus, self.show = replay, minus, show
+            self.labels, self.unit, self.digits = names, unit, digits
+            self.axes, self.cells, self.role = list(axes), cells, role
+            self.data, self.ranges, self.clipped, self.nans = b"", [], [], []
+            self.own_limits, self.shared_limits = [], [list(span)]
+            self.colormap, self.reduce = colormap, "nearest"
+            self.palettes = b"".join(table.tobytes() for table in palettes)
+            self.summaries = [describe]
+            self._on_run(None)
+        for source in self._replays():
+            source.observe(self._on_run, "version")
+
+    def _replays(self) -> list[Replay]:
+        return [source for source in (self.replay, self.minus) if source is not None]
+
+    def _leave_replay(self) -> None:
+        for source in self._replays():
+            source.unobserve(self._on_run, "version")
+
+    def _on_run(self, _change: Any) -> None:
+        """Another run came: everything asked so far was asked about the one before."""
+        steps = self._frames
+        if not isinstance(steps, _Steps):
+            return
+        steps = self._frames = replace(steps, version=self.version + 1)
+        with self.hold_sync():
+            self.shape = list(steps.shape)
+            self.grid, self.step = list(steps.replay.grid), list(steps.replay.step)
+            self.runs = [source.version for source in self._replays()] if steps.count else []
+            self.version = steps.version
+            if self.cursor[0] >= self.shape[0] or self.cursor[1] >= self.shape[1]:
+                self.cursor = [-1, -1]
+            self._on_cursor(None)
+
+    def _on_frame(self, _change: Any) -> None:
+        if isinstance(self._frames, _Steps):  # other frames' values came with the cursor
+            self._on_cursor(None)
+
     def values_at(self, row: int, column: int) -> list[float]:
         """The exact value of one cell in every frame."""
         frames = self._frames
         if frames is None or not (0 <= row < frames.shape[0] and 0 <= column < frames.shape[1]):
             raise ValueError(f"no cell [{row}, {column}] in a matrix of shape {self.shape}")
         at = slice(row, row + 1), slice(column, column + 1)
-        return [float(frames.window(i, *at)[0, 0]) for i in range(len(frames.items))]
+        return [float(frames.window(i, *at)[0, 0]) for i in range(frames.count)]
 
     def _on_cursor(self, _change: Any) -> None:
         """Answer the cursor with exact values; runs for moves in the browser and in Python."""
         frames, (row, column) = self._frames, self.cursor
         if frames is None or not (0 <= row < frames.shape[0] and 0 <= column < frames.shape[1]):
             self.readout = {}
+            return
+        if isinstance(frames, _Steps):
+            i = min(max(0, self.frame), frames.count - 1)
+            value = frames.window(i, slice(row, row + 1), slice(column, column + 1))[0, 0]
+            self.readout = {
+                "row": row, "column": column, "frame": i, "version": frames.version,
+                "text": number(value, max(6, frames.digits)),
+            }  # fmt: skip
             return
         texts = [number(v, max(6, frames.digits)) for v in self.values_at(row, column)]
         self.readout = {"row": row, "column": column, "texts": texts, "version": frames.version}
@@ -257,14 +418,14 @@ class MatrixView(BrowserWidget):
         if content.get("version") != frames.version:
             return
         i = content.get("frame")
-        if not isinstance(i, int) or not 0 <= i < len(frames.items):
+        if not isinstance(i, int) or not 0 <= i < frames.count:
             return
         if content.get("type") == "tile":
             self._send_tile(frames, i, content)
         elif content.get("type") == "around":
             self._send_neighbours(frames, i, content)
 
-    def _send_tile(self, frames: _Frames, i: int, content: dict[str, Any]) -> None:
+    def _send_tile(self, frames: _Frames | _Steps, i: int, content: dict[str, Any]) -> None:
         """The region rows × cols (half-open) of frame i, with exact values where it is small."""
         rows, columns = (
             _span(content.get(axis), size)
@@ -275,13 +436,15 @@ class MatrixView(BrowserWidget):
         part = frames.window(i, rows, columns)
         step = codec.factors((part.shape[0], part.shape[1]), _TILE)
         small = codec.reduce_matrix(part, step, frames.reduce)
-        indices = codec.encode(small, *frames.ranges[i])
+        span = frames.range(i, content.get("range"))
+        indices = codec.encode(small, *span)
         exact = part.size <= _VALUES
         answer = {
             "type": "tile",
             "id": content.get("id"),
             "version": frames.version,
             "frame": i,
+            "range": list(span),
             "rows": [rows.start, rows.stop],
             "cols": [columns.start, columns.stop],
             "step": list(step),
@@ -293,7 +456,7 @@ class MatrixView(BrowserWidget):
                 buffers.append(np.ascontiguousarray(part, dtype=np.float32).tobytes())
         self.send(answer, buffers)
 
-    def _send_neighbours(self, frames: _Frames, i: int, content: dict[str, Any]) -> None:
+    def _send_neighbours(self, frames: _Frames | _Steps, i: int, content: dict[str, Any]) -> None:
         """The cells around the cursor as text, for the table below the picture."""
         at = [content.get("row"), content.get("column")]
         if not all(isinstance(v, int) for v in at):
