@@ -13,6 +13,7 @@ _HOME = {
     "Calibration": "qviz.core.calibration",
     "Granularity": "qviz.core.granularity",
     "QuantizedTensor": "qviz.core.tensor",
+    "Sequential": "qviz.models.sequential",
     "Trace": "qviz.core.trace",
     "capture": "qviz.models.capture",
     "generate": "qviz.models.text",

@@ -45,13 +45,14 @@ class QuantizedLinear(ABC):
 
     def folded(self) -> "QuantizedLinear":
         """The same layer for inputs that the layer before divided already."""
-        return self._with(self.weight.folded())
+        return self.with_weight(self.weight.folded())
 
     def unfolded(self) -> "QuantizedLinear":
         """The same, with input scales that are stored because no layer takes them up."""
-        return self._with(self.weight.unfolded())
+        return self.with_weight(self.weight.unfolded())
 
-    def _with(self, weight: QuantizedTensor) -> "QuantizedLinear":
+    def with_weight(self, weight: QuantizedTensor) -> "QuantizedLinear":
+        """The same layer with another quantized weight."""
         twin = copy.copy(self)
         object.__setattr__(twin, "weight", weight)  # such layers are frozen
         return twin

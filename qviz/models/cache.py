@@ -78,7 +78,7 @@ def read(key: Mapping[str, Any], layer: str) -> Calibration | None:
 
 def _tensor(file: Any, name: str, header: Mapping[str, Any]) -> torch.Tensor:
     tensor: torch.Tensor = file.get_tensor(name)
-    if _checksum(tensor) != header["checksums"][name]:
+    if checksum(tensor) != header["checksums"][name]:
         raise ValueError(f"the checksum of {name} is wrong")
     return tensor
 
@@ -86,7 +86,6 @@ def _tensor(file: Any, name: str, header: Mapping[str, Any]) -> torch.Tensor:
 def write(key: Mapping[str, Any], calibrations: Mapping[str, Calibration]) -> None:
     """Store a run. A cache that cannot be written is reported to the log and otherwise harmless."""
     from safetensors import SafetensorError
-    from safetensors.torch import save_file
 
     path = path_of(key)
     groups: dict[int, str] = {}  # layers that share a Hessian share everything
@@ -97,22 +96,36 @@ def write(key: Mapping[str, Any], calibrations: Mapping[str, Calibration]) -> No
         layers[name] = {"group": group, "tokens": calibration.tokens}
         for part in TENSORS:
             tensors[f"{group}.{part}"] = getattr(calibration, part).cpu().contiguous()
-    checksums = {name: _checksum(tensor) for name, tensor in tensors.items()}
+    checksums = {name: checksum(tensor) for name, tensor in tensors.items()}
     source = next(iter(calibrations.values())).source
     header = {"layers": layers, "checksums": checksums, "source": source, "key": dict(key)}
+    try:
+        write_whole(path, tensors, json.dumps(header))
+        _evict(path)
+    except (OSError, SafetensorError) as error:  # disk full, read-only …
+        log.warning("the calibration cache %s cannot be written: %s", path.parent, error)
+
+
+def write_whole(path: Path, tensors: Mapping[str, torch.Tensor], header: str) -> None:
+    """Write a safetensors file under another name and rename it: it is there whole, or not at all.
+
+    The header is found under "qviz" in its metadata. Raises OSError or SafetensorError where the
+    file cannot be written.
+    """
+    from safetensors.torch import save_file
+
     temporary = path.with_name(f"{uuid.uuid4().hex}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
         mode = temporary.stat().st_mode
-        save_file(tensors, temporary, metadata={"qviz": json.dumps(header)})
+        save_file(dict(tensors), temporary, metadata={"qviz": header})
         temporary.chmod(mode)  # as the umask says: save_file lets nobody else read its files
         os.replace(temporary, path)
-        _evict(path)
-    except (OSError, SafetensorError) as error:  # disk full, read-only …
-        log.warning("the calibration cache %s cannot be written: %s", path.parent, error)
+    except BaseException:  # also when the user interrupts
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        raise
 
 
 def _evict(newest: Path) -> None:
@@ -126,5 +139,6 @@ def _evict(newest: Path) -> None:
         total -= stat.st_size
 
 
-def _checksum(tensor: torch.Tensor) -> int:
-    return zlib.crc32(tensor.numpy().data)
+def checksum(tensor: torch.Tensor) -> int:
+    """CRC-32 of a tensor's bytes."""
+    return zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
@@ -74,10 +75,7 @@ def capture(
     >>> calibration["model.layers.0.mlp.down_proj"].hessian.shape
     torch.Size([1024, 1024])
     """
-    if hessian_dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"hessian_dtype must be torch.float32 or float64, got {hessian_dtype}")
-    require_int(keep_inputs, "keep_inputs", 1, 1_000_000)
-    require_int(batch_size, "batch_size", 1, 4096)
+    require_collecting(hessian_dtype, keep_inputs, batch_size)
     require_loaded(model)
     wanted = choose_layers(model, layers)
     windows = token_windows(model, texts, max_tokens, sequence_length)
@@ -85,22 +83,90 @@ def capture(
     widths = {(name.rpartition(".")[0], one.in_features) for name, one in wanted.items()}
     needed = sum(width**2 for _, width in widths) * hessian_dtype.itemsize
     require_memory(needed, f"Hessians for {len(wanted)} layers", "Name fewer layers at a time")
-    collector = Collector(hessian_dtype, keep_inputs, seed)
-    runner = _smallest_runner(model, wanted)
-    with input_hooks(wanted, collector.see), torch.no_grad():
-        for start in range(0, len(windows), batch_size):
-            ids, mask = _pad(windows[start : start + batch_size], model.device)
-            collector.begin(mask, start)
-            options = {"use_cache": False} if model.kind == "decoder" else {}
-            runner(input_ids=ids, attention_mask=mask.long(), **options)
-            collector.flush()
-            if progress is not None:
-                progress(min(start + batch_size, len(windows)), len(windows))
-    results = collector.results(wanted, source)
+    results = collect(
+        wanted,
+        padded_batches(windows, batch_size, model.device),
+        runner_of(model, wanted),
+        keep_inputs=keep_inputs,
+        hessian_dtype=hessian_dtype,
+        source=source,
+        seed=seed,
+        progress=progress,
+    )
     silent = [name for name in wanted if name not in results]
     if silent and layers is not None:
         raise ValueError(f"the model never ran {', '.join(silent)} on this text; leave it out")
     return results
+
+
+def require_collecting(hessian_dtype: torch.dtype, keep_inputs: int, batch_size: int) -> None:
+    """TypeError or ValueError for what no statistics can be collected with."""
+    if hessian_dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"hessian_dtype must be torch.float32 or float64, got {hessian_dtype}")
+    require_int(keep_inputs, "keep_inputs", 1, 1_000_000)
+    require_int(batch_size, "batch_size", 1, 4096)
+
+
+@dataclass(frozen=True, eq=False)
+class WindowBatch:
+    """Some windows as a model reads them.
+
+    ids    [batch, longest] token ids
+    mask   [batch, longest] bool, True where there is a token
+    first  the number of the first window
+    """
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    first: int
+
+
+def padded_batches(
+    windows: list[list[int]], batch_size: int, device: torch.device
+) -> list[WindowBatch]:
+    """All windows, `batch_size` at a time."""
+    starts = range(0, len(windows), batch_size)
+    return [WindowBatch(*_pad(windows[i : i + batch_size], device), i) for i in starts]
+
+
+def runner_of(
+    model: LoadedModel, layers: Mapping[str, LinearLayer]
+) -> Callable[[WindowBatch], None]:
+    """A function that runs the model on a batch, as much of it as has these layers."""
+    runner = _smallest_runner(model, layers)
+    options = {"use_cache": False} if model.kind == "decoder" else {}
+
+    def run(batch: WindowBatch) -> None:
+        runner(input_ids=batch.ids, attention_mask=batch.mask.long(), **options)
+
+    return run
+
+
+def collect(
+    layers: Mapping[str, LinearLayer],
+    batches: Sequence[WindowBatch],
+    run: Callable[[WindowBatch], None],
+    *,
+    keep_inputs: int,
+    hessian_dtype: torch.dtype,
+    source: str,
+    seed: int,
+    progress: Progress | None = None,
+) -> dict[str, Calibration]:
+    """Layer → statistics of its inputs while `run` is called with each batch.
+
+    Layers that never ran are not in it.
+    """
+    collector = Collector(hessian_dtype, keep_inputs, seed)
+    total = batches[-1].first + len(batches[-1].ids)
+    with input_hooks(layers, collector.see), torch.no_grad():
+        for batch in batches:
+            collector.begin(batch.mask, batch.first)
+            run(batch)
+            collector.flush()
+            if progress is not None:
+                progress(batch.first + len(batch.ids), total)
+    return collector.results(layers, source)
 
 
 @contextmanager

@@ -163,10 +163,15 @@ def linear_layers(model: LoadedModel | nn.Module) -> dict[str, LinearLayer]:
     for name, child in module.named_modules():
         if not _is_linear(child) or f"{name}.weight" in missing or id(child.weight) in tied:
             continue
-        rows, columns = child.weight.shape
-        out_in = (columns, rows) if is_conv1d(child) else (rows, columns)
-        layers[name] = LinearLayer(name, child, in_features=out_in[1], out_features=out_in[0])
+        layers[name] = linear_layer(name, child)
     return layers
+
+
+def linear_layer(name: str, module: nn.Module) -> LinearLayer:
+    """One module as a linear layer, which it must be."""
+    rows, columns = module.weight.shape  # type: ignore[misc]
+    out_in = (columns, rows) if is_conv1d(module) else (rows, columns)
+    return LinearLayer(name, module, in_features=out_in[1], out_features=out_in[0])
 
 
 def choose_layers(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from qviz.core.linear import QuantizedLinear
 from qviz.core.tensor import QuantizedTensor
 from qviz.core.transform import InputScale
 from qviz.methods import registry
+from qviz.methods.smoothquant import SmoothLinear
 from qviz.models.capture import Progress
 from qviz.models.checkpoint import HEAD
 from qviz.models.fold import Feed, feeds, fold_in_place, transforms
@@ -23,10 +24,13 @@ from qviz.models.load import (
     LoadedModel,
     choose_layers,
     copy_of,
+    linear_layer,
     linear_layers,
     skipped_layers,
 )
+from qviz.models.resume import Checkpoint, describe
 from qviz.models.rotate import put_in_place
+from qviz.models.sequential import Sequential, follow, noted, run_key
 
 Quantized = QuantizedTensor | QuantizedLinear
 
@@ -40,11 +44,13 @@ class QuantizedModel:
     tensors  layer → QuantizedTensor or QuantizedLinear: codes, scales and what they cost; in the
              coordinates of the model given, whatever was folded into the copy
     skipped  layer → why it was left as it was
+    notes    what was taken from a checkpoint, and what of it was damaged and made again
     """
 
     model: LoadedModel
     tensors: Mapping[str, Quantized]
     skipped: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
     @property
     def bits_per_weight(self) -> float:
@@ -66,7 +72,7 @@ def quantize_model(
     method: str = "affine",
     *,
     layers: Sequence[str] | None = None,
-    calibration: Mapping[str, Calibration] | None = None,
+    calibration: Mapping[str, Calibration] | Sequential | None = None,
     per_layer: Mapping[str, Mapping[str, Any]] | None = None,
     fold: bool = True,
     on_error: str = "raise",
@@ -76,9 +82,11 @@ def quantize_model(
     """Quantize a model's linear layers with one method; the model given stays as it is.
 
     layers=None takes all linear layers except an output head, which practice leaves in 16 bits;
-    name it to have it quantized. `calibration` is what qviz.capture returned, for methods that
-    need it. `options` are the method's own, and `per_layer` has those of single layers, by name,
-    which go before them: a GGUF file's mix of types, or more bits where they matter.
+    name it to have it quantized. `calibration`, for methods that need it, is what qviz.capture
+    returned, all from the unquantized model; or qviz.Sequential(texts), and each layer is
+    calibrated on what the layers quantized before it give out. `options` are the method's own, and
+    `per_layer` has those of single layers, by name, which go before them: a GGUF file's mix of
+    types, or more bits where they matter.
 
     A method that scales inputs (AWQ, SmoothQuant) finds factors for all linears of one input
     together, and the layer before is divided by them; linears whose inputs no layer can take up go
@@ -104,29 +112,105 @@ def quantize_model(
         raise TypeError("transform is one layer's; quantize_model finds each layer's own")
     chosen, skipped = layers_to_quantize(model, layers)
     single = _single_options(method, per_layer or {}, chosen, fold)
+    if not chosen:
+        raise ValueError(f"{model.name} has no linear layers to quantize")
+    if isinstance(calibration, Sequential):
+        recipe = _Recipe(method, options, single, fold, on_error)
+        return _sequential(model, recipe, list(chosen), skipped, calibration, progress)
     given, shared = _by_layer(calibration), registry.get(method).shared
     scales = _factors(model, shared, chosen, given, on_error, options) if shared and fold else {}
-    changed = transforms(model, scales)
+    recipe = _Recipe(method, options, single, fold, on_error, transforms(model, scales))
     tensors: dict[str, Quantized] = {}
-    failure: Exception | None = None
+    failed: dict[str, str] = {}
     for done, (name, layer) in enumerate(chosen.items()):
-        own = {**options, **single.get(name, {})}
-        if shared and fold:
-            ones = torch.ones(layer.in_features, device=layer.weight.device)
-            own["transform"] = changed.get(name, InputScale(ones))
-        try:
-            made = registry.quantize(layer.weight, method, given.get(name), **own)
-            tensors[name] = made if fold or not shared else made.unfolded()
-        except ValueError as error:
-            if on_error == "raise":
-                raise ValueError(f"{name}: {error}") from error
-            failure = failure or ValueError(f"{name}: {error}")
-            skipped[name] = str(error)
+        made = recipe.make(name, layer, given.get(name))
+        if isinstance(made, str):
+            failed[name] = made
+        else:
+            one = given.get(name) if registry.get(method).needs else None
+            tensors[name] = made if one is None else noted(made, one, order="one shot")
         if progress is not None:
             progress(done + 1, len(chosen))
+    _require_some(tensors, failed)
+    return QuantizedModel(with_weights(model, tensors, scales), tensors, skipped | failed)
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """How each layer is quantized; `changed` is what folding did to the weights of some."""
+
+    method: str
+    options: Mapping[str, Any]
+    single: Mapping[str, Mapping[str, Any]]
+    fold: bool
+    on_error: str
+    changed: Mapping[str, InputScale] = field(default_factory=dict)
+
+    def make(
+        self, name: str, layer: LinearLayer, calibration: Calibration | None
+    ) -> Quantized | str:
+        """The layer quantized, or why it could not be, unless that is an error."""
+        own = {**self.options, **self.single.get(name, {})}
+        shared = registry.get(self.method).shared
+        if shared and self.fold:
+            ones = torch.ones(layer.in_features, device=layer.weight.device)
+            own["transform"] = self.changed.get(name, InputScale(ones))
+        try:
+            made: Quantized = registry.quantize(layer.weight, self.method, calibration, **own)
+            return made if self.fold or not shared else made.unfolded()
+        except ValueError as error:
+            if self.on_error == "raise":
+                raise ValueError(f"{name}: {error}") from error
+            return str(error)
+
+    def key(self) -> dict[str, Any]:
+        """Everything in it that determines results, defaults included, as JSON holds it."""
+        defaults = registry.get(self.method).defaults
+        return {
+            "method": self.method,
+            "options": describe({**defaults, **self.options}),
+            "per_layer": describe(self.single),
+            "fold": self.fold,
+            "on_error": self.on_error,
+        }
+
+
+def _require_some(tensors: Mapping[str, Quantized], failed: Mapping[str, str]) -> None:
+    """ValueError with the first reason where no layer could be quantized."""
     if not tensors:
-        raise failure or ValueError(f"{model.name} has no linear layers to quantize")
-    return QuantizedModel(with_weights(model, tensors, scales), tensors, skipped)
+        name, reason = next(iter(failed.items()))
+        raise ValueError(f"{name}: {reason}")
+
+
+def _sequential(
+    model: LoadedModel,
+    recipe: _Recipe,
+    layers: Sequence[str],
+    skipped: Mapping[str, str],
+    how: Sequential,
+    progress: Progress | None,
+) -> QuantizedModel:
+    """Each layer calibrated on what the layers quantized before it give out."""
+    method = registry.get(recipe.method)
+    if not method.needs:
+        raise ValueError(f"{method.name} looks at weights alone: leave calibration out")
+    if method.shared and recipe.fold:
+        raise ValueError(
+            f"{method.name} finds factors for all linears of one input together and divides the "
+            f"layer before by them, all on the unquantized model as its reference does; a layer "
+            f"that is quantized by then cannot take them up. Take fold=False, which gives each "
+            f"linear factors of its own, or calibration=qviz.capture(model, texts)"
+        )
+    checkpoint = None
+    if how.checkpoint is not None:
+        key = {**recipe.key(), **run_key(model, layers, how)}
+        classes = (SmoothLinear,)
+        checkpoint = Checkpoint(how.checkpoint, key, layers, classes, model.device)
+    twin = copy_of(model)
+    found = follow(twin, layers, how, recipe.make, _put, checkpoint=checkpoint, progress=progress)
+    _require_some(found.tensors, found.skipped)
+    tensors = {name: found.tensors[name] for name in layers if name in found.tensors}
+    return QuantizedModel(twin, tensors, {**skipped, **found.skipped}, tuple(found.notes))
 
 
 def _single_options(
@@ -153,8 +237,8 @@ def _by_layer(calibration: object) -> Mapping[str, Calibration]:
     if calibration is None or isinstance(calibration, Mapping):
         return calibration or {}
     raise TypeError(
-        f"calibration must be layer → Calibration, all that qviz.capture(model, texts) returned; "
-        f"got {type(calibration).__name__}"
+        f"calibration must be layer → Calibration, all that qviz.capture(model, texts) returned, "
+        f"or qviz.Sequential(texts); got {type(calibration).__name__}"
     )
 
 
@@ -212,15 +296,19 @@ def with_weights(
     """
     twin = copy_of(model)
     fold_in_place(twin, scales or {})
-    layers = linear_layers(twin)
-    with torch.no_grad():
-        for name, made in tensors.items():
-            tensor = made.folded() if scales else made
-            if isinstance(tensor, QuantizedLinear):
-                put_in_place(twin.model, name, Product(tensor, layers[name]))
-            else:
-                layers[name].set_weight(tensor.dequantize())
+    for name, made in tensors.items():
+        _put(twin, name, made.folded() if scales else made)
     return twin
+
+
+def _put(model: LoadedModel, name: str, made: Quantized) -> None:
+    """Let a layer of the model compute with what became of it, in place."""
+    module = model.model.get_submodule(name)
+    layer = linear_layer(name, module)
+    if isinstance(made, QuantizedLinear):
+        put_in_place(model.model, name, Product(made, layer))
+    else:
+        layer.set_weight(made.dequantize())
 
 
 def layers_to_quantize(

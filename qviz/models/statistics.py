@@ -64,6 +64,53 @@ class Statistics:
         return Calibration(self.rows, hessian, self.absmax, absmean, self.tokens, source=source)
 
 
+class LastInput:
+    """The input that came last, held so that its address cannot be reused in the meantime."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        self.x: torch.Tensor | None = None
+        self.version = -1
+
+    def hold(self, x: torch.Tensor) -> None:
+        self.x, self.version = x, x._version
+
+    def is_again(self, x: torch.Tensor) -> bool:
+        """Whether x is that tensor, still unchanged."""
+        last = self.x
+        if last is None or x._version != self.version:
+            return False
+        same_place = x.data_ptr() == last.data_ptr() and x.stride() == last.stride()
+        return x is last or (same_place and x.shape == last.shape and x.dtype == last.dtype)
+
+
+class Sharing:
+    """Learns which layers always receive the same tensor, without looking into it."""
+
+    def __init__(self) -> None:
+        self.last, self.count = LastInput(), 0
+        self.received: dict[str, list[int]] = {}  # layer → the numbers of its inputs
+
+    def begin(self) -> None:
+        """A new batch."""
+        self.last.forget()
+
+    def see(self, layer: str, x: torch.Tensor) -> None:
+        if not self.last.is_again(x):
+            self.count += 1
+            self.last.hold(x)
+        self.received.setdefault(layer, []).append(self.count)
+
+    def groups(self) -> list[list[str]]:
+        """The layers of each input, in the order in which they first ran."""
+        groups: dict[tuple[int, ...], list[str]] = {}
+        for layer, numbers in self.received.items():
+            groups.setdefault(tuple(numbers), []).append(layer)
+        return list(groups.values())
+
+
 class Collector:
     """Gathers what the hooks see. One Statistics serves all layers that always got the same X."""
 
@@ -72,11 +119,11 @@ class Collector:
         self.statistics: dict[str, Statistics] = {}
         self.mask = torch.empty(0, 0, dtype=torch.bool)
         self.window = 0
+        self.last = LastInput()
         self._forget()
 
     def _forget(self) -> None:
-        self.x: torch.Tensor | None = None
-        self.version = -1
+        self.last.forget()
         self.batch: Batch | None = None
         self.members: list[str] = []
 
@@ -86,20 +133,11 @@ class Collector:
         self._forget()  # an earlier forward may have raised half-way
 
     def see(self, layer: str, x: torch.Tensor) -> None:
-        if not self._is_current(x) or layer in self.members:
+        if not self.last.is_again(x) or layer in self.members:
             self.flush()
             self.batch = self._measure(layer, x)
-            self.x, self.version = x, x._version
+            self.last.hold(x)
         self.members.append(layer)
-
-    def _is_current(self, x: torch.Tensor) -> bool:
-        """Whether x is the tensor that the layer before got, still unchanged. That one is held
-        here until another comes, so its address cannot have been reused in the meantime."""
-        last = self.x
-        if last is None or x._version != self.version:
-            return False
-        same_place = x.data_ptr() == last.data_ptr() and x.stride() == last.stride()
-        return x is last or (same_place and x.shape == last.shape and x.dtype == last.dtype)
 
     def flush(self) -> None:
         """Add the pending batch to the statistics of the layers that received it."""
