@@ -419,11 +419,30 @@ def _flatters(second: Walk) -> str:
     return f"On its own calibration the run shows {word}{own:.3g}{tail}"
 
 
+def _from_one_channel(walk: Walk) -> str:
+    """Where one input alone makes most of the judge's error: which, and how the calibration saw it.
+
+    Of the error Σ_jk H_jk·(Δᵀ·Δ)_jk, an input's own part is H_jj·|Δ_j|².
+    """
+    lost = walk.original.double() - walk.result.dequantize().double()
+    own = walk.judge.hessian.diagonal().double() * lost.square().sum(0)
+    worst = int(own.argmax())
+    if float(own[worst]) <= 0.5 * output_energy(lost, walk.judge):
+        return ""
+    loud, seen = (float(c.act_absmax[worst]) for c in (walk.judge, walk.calibration))
+    tail = ", so that its weights were set to zero" if worst in walk.dead else ""
+    return (
+        f" Most of that is input {worst} alone, which reaches {loud:.3g} for the judge and "
+        f"{seen:.3g} in this calibration{tail}."
+    )
+
+
 def _say_few(first: Walk, second: Walk) -> str:
     tokens = second.calibration.tokens
     return (
         f"{tokens} tokens know at most {tokens} directions of {second.n}. "
-        f"{_errors(first, second)}, and {_against_rounding(second)}. {_flatters(second)}. "
+        f"{_errors(first, second)}, and {_against_rounding(second)}."
+        f"{_from_one_channel(second)} {_flatters(second)}. "
         f"Take more tokens than the layer has inputs, and measure on others."
     )
 
@@ -435,8 +454,8 @@ def _say_text(first: Walk, second: Walk) -> str:
         "calibrate on what the model will read",
     )  # fmt: skip
     return (
-        f"{_errors(first, second)}, and {_against_rounding(second)}. {_flatters(second)}. "
-        f"Here {advice}."
+        f"{_errors(first, second)}, and {_against_rounding(second)}."
+        f"{_from_one_channel(second)} {_flatters(second)}. Here {advice}."
     )
 
 

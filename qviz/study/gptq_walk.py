@@ -133,6 +133,7 @@ class Walk:
     recording    the run, step by step; result: the QuantizedTensor that it returned
     n, rows      columns, and so steps; rows of the weight
     grid         the result's levels
+    dead         the columns whose input was always 0
     perm         [in] the column that each step rounds; turn: [in] the step that rounds each column
     original     [out, in] the weight, in its own order, in the dtype computed in
     nearest      the QuantizedTensor of round-to-nearest by the same rule for levels: bits,
@@ -168,7 +169,7 @@ class Walk:
         self.original = matrix.to(self.recording.errors.dtype)
         self.grid = _affine_grid(self.result)
         self._columns = self.perm.cpu().numpy()
-        self._dead = set(self.result.info["dead_columns"])
+        self.dead = frozenset(self.result.info["dead_columns"])
 
     # ------------------------------------------------------------------------------- the matrices
 
@@ -250,9 +251,9 @@ class Walk:
         h = self._judges_hessian
         parts = _leading_sums(e, _Sandwich(u, h))
         first = 0.0
-        if self._dead:
+        if self.dead:
             zeroed = torch.zeros_like(e)  # Δ before the first step
-            dead = torch.isin(self.perm, torch.tensor(sorted(self._dead), device=e.device))
+            dead = torch.isin(self.perm, torch.tensor(sorted(self.dead), device=e.device))
             zeroed[dead] = self.original.T[self.perm[dead]].double()
             pull = h @ zeroed  # [in, out]
             first = float((pull * zeroed).sum())
@@ -393,7 +394,7 @@ class Walk:
         at = self.column(step)
         u, errors = self.recording.hinv_chol, self.recording.errors
         error = float(errors[step, row])
-        dead = column in self._dead
+        dead = column in self.dead
         original, live = float(at.original[row]), float(at.live[row])
         start = 0.0 if dead else original
         position = float(at.position[row])

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +22,18 @@ from qviz.core.agreement import LOSS, Agreement, agreement
 from qviz.methods.affine import fit_levels
 from qviz.methods.gptq_record import record
 
-BUNDLED = ("layers.0.self_attn.q_proj", "layers.0.mlp.up_proj", "layers.1.mlp.down_proj")
-MINILM = ("encoder.layer.3.intermediate.dense", "encoder.layer.3.output.dense")
+BUNDLED = (
+    "layers.0.self_attn.q_proj",
+    "layers.0.mlp.up_proj",
+    "layers.1.mlp.down_proj",
+    "layers.3.self_attn.o_proj",
+)
+MINILM = (
+    "encoder.layer.3.intermediate.dense",
+    "encoder.layer.3.output.dense",
+    "encoder.layer.0.attention.self.query",
+)
+BLOCKS = (1, 16, 32, 48, 128, 256)
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
@@ -115,7 +126,7 @@ def beside_llmcompressor(
     )
 
 
-@against("llmcompressor", method="gptq", what="codes, ties apart; 3 bundled layers", slow=True)
+@against("llmcompressor", method="gptq", what="codes, ties apart; 4 bundled layers", slow=True)
 def bundled_layers() -> Tally:
     return tally(
         beside_llmcompressor(*problem(None, layer), llmcompressor_run, settings)
@@ -124,7 +135,7 @@ def bundled_layers() -> Tally:
     )
 
 
-@against("llmcompressor", method="gptq", what="codes, ties apart; 2 layers of MiniLM", slow=True)
+@against("llmcompressor", method="gptq", what="codes, ties apart; 3 layers of MiniLM", slow=True)
 def minilm_layers() -> Tally:
     return tally(
         beside_llmcompressor(*problem("minilm", layer), llmcompressor_run, settings)
@@ -188,26 +199,42 @@ def nearest_codes(values: torch.Tensor, q: qviz.QuantizedTensor) -> torch.Tensor
 
 
 def explicit_obq(
-    w: torch.Tensor, h: torch.Tensor, *, bits: int, symmetric: bool, group: int
+    w: torch.Tensor,
+    h: torch.Tensor,
+    *,
+    bits: int,
+    symmetric: bool,
+    group_size: int | None,
+    act_order: bool = False,
+    static_groups: bool = False,
 ) -> torch.Tensor:
     """Codes of OBQ with a fixed order: H⁻¹ itself is updated at every step, no factor, no blocks.
 
-    After a column is rounded it leaves the problem: H⁻¹ ← H⁻¹ − H⁻¹_:j·H⁻¹_j: / H⁻¹_jj.
+    After a column is rounded it leaves the problem: H⁻¹ ← H⁻¹ − H⁻¹_:j·H⁻¹_j: / H⁻¹_jj. Columns
+    stay where they are in the weight, whatever the order in which they are rounded.
     """
-    w, h = w.double().clone(), h.double().clone()
+    original, w, h = w.double(), w.double().clone(), h.double().clone()
+    n = len(h)
+    group = group_size or n
+    order = list(range(n))
+    if act_order:
+        order = h.diagonal().argsort(descending=True, stable=True).tolist()
     h.diagonal().add_(0.01 * h.diagonal().mean())
     inverse = torch.linalg.inv(h)
     codes = torch.empty(w.shape, dtype=torch.int32)
-    for j in range(w.shape[1]):
-        if j % group == 0:
-            part = w[:, j : j + group]
-            levels = fit_levels(
-                part.amin(1, keepdim=True),
-                part.amax(1, keepdim=True),
-                bits=bits,
-                symmetric=symmetric,
-                convention="gptq",
-            )
+    for step, j in enumerate(order):
+        if static_groups or group_size is None:
+            first = j // group * group
+            part = original[:, first : first + group]
+        elif step % group == 0:
+            part = w[:, order[step : step + group]]
+        levels = fit_levels(
+            part.amin(1, keepdim=True),
+            part.amax(1, keepdim=True),
+            bits=bits,
+            symmetric=symmetric,
+            convention="gptq",
+        )
         position = w[:, j, None] / levels.grid.scale
         code = (position.round() + levels.grid.zero_point).clamp(0, 2**bits - 1)
         codes[:, j] = code[:, 0].int()
@@ -215,6 +242,15 @@ def explicit_obq(
         w -= move * inverse[j]
         inverse -= torch.outer(inverse[:, j], inverse[j]) / inverse[j, j]
     return codes
+
+
+def beside_explicit_updates(
+    w: torch.Tensor, c: qviz.Calibration, blocks: tuple[int, ...], **options: Any
+) -> Iterator[Agreement]:
+    theirs = explicit_obq(w, c.hessian, **options)
+    for block in blocks:
+        ours = record(w, c, block_size=block, **options)
+        yield agreement(ours.result.codes, theirs, ours.positions(), perm=ours.perm, tolerance=1e-9)
 
 
 @against(
@@ -227,11 +263,30 @@ def explicit_updates() -> Tally:
         w, c = problem(None, BUNDLED[1])
         w = w[:96].double()
         for bits, symmetric, group in product((2, 3, 4), (True, False), (32, 128)):
-            theirs = explicit_obq(w, c.hessian, bits=bits, symmetric=symmetric, group=group)
-            for block in (1, 16, 32, 48, 128, 256):
-                ours = record(
-                    w, c, bits=bits, symmetric=symmetric, group_size=group, block_size=block
-                )
-                yield agreement(ours.result.codes, theirs, ours.positions(), tolerance=1e-9)
+            options = {"bits": bits, "symmetric": symmetric, "group_size": group}
+            yield from beside_explicit_updates(w, c, BLOCKS, **options)
+
+    return tally(found())
+
+
+@against(
+    "explicit updates of the inverse in float64",
+    method="gptq",
+    what="codes, ties within 1e-9 steps apart; two models, every order and kind of group",
+    slow=True,
+)
+def explicit_updates_everywhere() -> Tally:
+    layers = ((None, BUNDLED[0]), (None, BUNDLED[3]), ("minilm", MINILM[0]), ("minilm", MINILM[2]))
+
+    def found() -> Iterator[Agreement]:
+        for model, layer in layers:
+            w, c = problem(model, layer)
+            w = w[:32].double()
+            for bits, symmetric, group, order, static in product(
+                (2, 3, 4, 8), (True, False), (32, 64, 128, None), (False, True), (False, True)
+            ):
+                options = {"bits": bits, "symmetric": symmetric, "group_size": group}
+                ways = {"act_order": order, "static_groups": static}
+                yield from beside_explicit_updates(w, c, (16, 128), **options, **ways)
 
     return tally(found())

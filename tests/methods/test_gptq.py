@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from inputs import adversarial, calibration_for
 
 import qviz
-from qviz.core.agreement import agreement
+from qviz.core.agreement import TIE, agreement
 from qviz.core.metrics import output_error
 from qviz.methods import gptq as module
 from qviz.methods.affine import CONVENTIONS
@@ -114,6 +114,32 @@ def test_block_size_changes_nothing(group, order):
         again = gptq(w, c, block_size=block, **options)
         assert torch.equal(again.codes, first.codes), block
         torch.testing.assert_close(again.grid.scale, first.grid.scale, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    ("model", "layer"),
+    [
+        (None, "layers.0.self_attn.q_proj"),
+        (None, "layers.0.mlp.up_proj"),
+        ("minilm", "encoder.layer.3.intermediate.dense"),
+    ],
+)
+def test_block_size_changes_nothing_on_real_layers(model, layer, dtype):
+    """In float64 up to ties that are exact, in float32 up to those that rounding error decides."""
+    w, c = qviz.load_layer(model, layer)[:48].to(dtype), qviz.load_calibration(model, layer)
+    tolerance = 1e-9 if dtype == torch.float64 else TIE
+    for bits, group, order in [(2, 32, True), (3, 128, False), (4, 64, True), (8, None, False)]:
+        options = {"bits": bits, "group_size": group, "act_order": order}
+        one = record(w, c, **options)
+        for block in (1, 16, 32, 256):
+            other = gptq(w, c, block_size=block, **options)
+            losses = (one.result.info["loss"], other.info["loss"])
+            found = agreement(
+                one.result.codes, other.codes, one.positions(),
+                perm=one.perm, losses=losses, tolerance=tolerance,
+            )  # fmt: skip
+            assert found.holds, (options, block, str(found))
 
 
 def test_a_symmetric_extreme_lies_on_a_tie():

@@ -202,6 +202,23 @@ def test_few_tokens_flatter_themselves():
     assert f"({second.rtn_error[-1]:.3g})" in text
 
 
+def test_a_channel_that_makes_most_of_the_error_is_named():
+    """As happens in MiniLM: an input is exactly 0 but at special tokens, where it is the loudest."""
+    plan, texts = problem()
+    quiet = plan.calibration.inputs.clone()
+    quiet[:, 7] = 0
+    judge = plan.judge.inputs.double()
+    judge[::20, 7] = 500
+    plan = replace(plan, calibration=calibration_for(quiet), judge=calibration_for(judge))
+    _, first, second = run("few_tokens", plan, texts)
+    text = NAMES["few_tokens"].diagnose(first, second)
+    assert "input 7 alone, which reaches 500 for the judge and 0 in this calibration" in text
+    assert "its weights were set to zero" in text
+    plan, texts = problem()
+    _, first, second = run("few_tokens", plan, texts)
+    assert "alone" not in NAMES["few_tokens"].diagnose(first, second)
+
+
 @pytest.mark.parametrize(("better", "word"), [(0.5, "better than"), (2.0, "worse than"), (1, "as")])
 def test_words_follow_the_numbers(better, word):
     """The same two runs, with the second's error made up."""
