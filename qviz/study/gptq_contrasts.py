@@ -420,20 +420,21 @@ def _flatters(second: Walk) -> str:
 
 
 def _from_one_channel(walk: Walk) -> str:
-    """Where one input alone makes most of the judge's error: which, and how the calibration saw it.
-
-    Of the error Σ_jk H_jk·(Δᵀ·Δ)_jk, an input's own part is H_jj·|Δ_j|².
-    """
+    """Where the weights of one input make most of the judge's error: which, and how the calibration
+    saw that input. Were they exact, tr(Δ·H·Δᵀ) would fall by 2·Δ_j·(Δ·H)_j − H_jj·|Δ_j|²."""
     lost = walk.original.double() - walk.result.dequantize().double()
-    own = walk.judge.hessian.diagonal().double() * lost.square().sum(0)
-    worst = int(own.argmax())
-    if float(own[worst]) <= 0.5 * output_energy(lost, walk.judge):
+    h = walk.judge.hessian.double()
+    pull = lost @ h
+    fall = 2 * (lost * pull).sum(0) - h.diagonal() * lost.square().sum(0)
+    worst, whole = int(fall.argmax()), float((lost * pull).sum())
+    if float(fall[worst]) <= 0.5 * whole:
         return ""
+    rest = max(1 - float(fall[worst]) / whole, 0.0) ** 0.5 * _end(walk)
     loud, seen = (float(c.act_absmax[worst]) for c in (walk.judge, walk.calibration))
     tail = ", so that its weights were set to zero" if worst in walk.dead else ""
     return (
-        f" Most of that is input {worst} alone, which reaches {loud:.3g} for the judge and "
-        f"{seen:.3g} in this calibration{tail}."
+        f" Most of that is input {worst} alone, without which it would be {rest:.3g}: it reaches "
+        f"{loud:.3g} for the judge and {seen:.3g} in this calibration{tail}."
     )
 
 
