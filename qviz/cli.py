@@ -69,7 +69,8 @@ def layers_command(args: argparse.Namespace) -> None:
 def cache_command(args: argparse.Namespace) -> None:
     from qviz.models.capture import warm_cache
 
-    say(warm_cache())
+    for line in warm_cache():
+        say(line)
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -21,6 +21,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import webbrowser
 from collections.abc import Callable
@@ -559,44 +560,58 @@ class LessonServer(Voila):  # type: ignore[misc]
 
 
 class CacheFiller:
-    """Captures the bundled model's calibration data once, in a process of its own.
+    """Captures the models' calibration data once, in a process of its own; `done` is called when
+    the bundled model's are there, which lessons open on.
 
     It needs transformers, which would add 150 MB to the server for as long as that runs.
     """
 
-    CODE = "from qviz.models.capture import warm_cache; print(warm_cache())"
+    CODE = (
+        "from qviz.models.capture import warm_cache\n"
+        "for line in warm_cache(): print(line, flush=True)"
+    )
 
     def __init__(self, say: Say, done: Callable[[], None]) -> None:
         self._say = say
         self._done = done
         self._stopped = False
+        self._complaints = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-c", self.CODE],
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._complaints,  # a file: nobody empties a pipe while stdout is read
             text=True,
             start_new_session=True,  # Ctrl-C in the terminal is for the server, which stops this
         )
         threading.Thread(target=self._wait, daemon=True).start()
 
     def _wait(self) -> None:
-        assert self._process is not None
-        stdout, stderr = self._process.communicate()
+        process = self._process
+        assert process is not None
+        assert process.stdout is not None
+        ready = False
+        for line in process.stdout:
+            text = line.strip()
+            if text and not self._stopped:
+                self._say(f"{text[0].upper()}{text[1:]}.")
+                if not ready:
+                    ready = True
+                    self._done()
+        process.wait()
         if self._stopped:
             return
-        if self._process.returncode == 0:
-            text = (stdout.strip().splitlines() or ["calibration data ready"])[-1]
-            self._say(f"{text[0].upper()}{text[1:]}.")
-        else:
-            reason = (stderr.strip().splitlines() or ["no reason given"])[-1]
+        if process.returncode != 0:
+            self._complaints.seek(0)
+            reason = (self._complaints.read().strip().splitlines() or ["no reason given"])[-1]
             self._say(
                 f"The calibration data could not be prepared ({reason}). "
                 "Lessons that need it will try again themselves."
             )
-        self._done()
+        if not ready:
+            self._done()
 
     def stop(self) -> None:
         self._stopped = True

@@ -40,7 +40,8 @@ from qviz.models.texts import calibration_texts, evaluation_texts, find_text
 
 Progress = Callable[[int, int], None]  # called with (done, total)
 
-MAX_TOKENS, SEQUENCE_LENGTH, KEEP_INPUTS = 4096, 512, 512
+MAX_TOKENS, SEQUENCE_LENGTH, KEEP_INPUTS = 4096, 512, 1024
+BUNDLED_TOKENS = 16384  # of the bundled model, which is small: 1024 channels want that many
 FIRST_TEXT = "python"  # what is captured where nobody names a text
 STORE_ALL_BELOW = 2**30  # bytes of Hessians up to which a run keeps every layer, not only one
 
@@ -293,7 +294,7 @@ def load_calibration(
     layer: str,
     *,
     text: str = FIRST_TEXT,
-    max_tokens: int = MAX_TOKENS,
+    max_tokens: int | None = None,
     sequence_length: int | None = None,
     keep_inputs: int = KEEP_INPUTS,
     progress: Progress | None = None,
@@ -301,16 +302,19 @@ def load_calibration(
     """The Calibration of one layer, from the cache on disk if it has been computed before.
 
     `text` is the name of a text that comes with qviz, or a text of your own (anything with a
-    space or a line break in it). The first call for a model and text runs the model once and
+    space or a line break in it), of which at most `max_tokens` are read (None: 16384 for the bundled
+    model, 4096 for others). The first call for a model and text runs the model once and
     stores all its layers (only this one where the Hessians together would exceed 1 GiB); later
     calls read one layer in milliseconds, without the model and without transformers. The cache is
     the user's cache directory, or $QVIZ_CACHE. A damaged file in it is computed again, which the
     logger "qviz" says.
 
     >>> qviz.load_calibration(None, "model.layers.0.mlp.down_proj").inputs.shape
-    torch.Size([512, 1024])
+    torch.Size([1024, 1024])
     """
     source, content = find_text(text)
+    if max_tokens is None:
+        max_tokens = BUNDLED_TOKENS if name_or_path is None else MAX_TOKENS
     max_tokens = require_int(max_tokens, "max_tokens", 1, 10**9)
     keep_inputs = require_int(keep_inputs, "keep_inputs", 1, 1_000_000)
     if sequence_length is not None:
@@ -360,14 +364,14 @@ def _look_up(key: dict[str, Any], layer: str) -> Calibration | None:
     return None
 
 
-def warm_cache(progress: Progress | None = None) -> str:
-    """Fill the cache for the bundled model, and MiniLM where it is installed, and say so.
+def warm_cache(progress: Progress | None = None) -> Iterator[str]:
+    """Fill the cache for the bundled model, then for MiniLM where it is installed; a line of words
+    when either is ready.
 
     The lessons calibrate the bundled model on each of the texts; MiniLM's files are large, so of
     it only the text that lessons begin with, and the one they measure on. Takes seconds the first
     time and milliseconds afterwards. For the start of a server.
     """
-    start = time.perf_counter()
     wanted: dict[str | None, list[str]] = {None: [*calibration_texts(), *evaluation_texts()]}
     try:
         find_checkpoint("minilm")
@@ -375,10 +379,11 @@ def warm_cache(progress: Progress | None = None) -> str:
     except ImportError:
         pass  # optional: without it the lessons use the bundled model only
     for name, texts in wanted.items():
+        start = time.perf_counter()
         for text in texts:
             load_calibration(name, list_layers(name)[0].name, text=text, progress=progress)
-    megabytes = sum(f.stat().st_size for f in cache.directory().glob("*.safetensors")) / 1e6
-    return (
-        f"calibration data of {' and '.join(n or 'the bundled model' for n in wanted)} ready in "
-        f"{time.perf_counter() - start:.1f} s ({cache.directory()}, {megabytes:.0f} MB)"
-    )
+        megabytes = sum(f.stat().st_size for f in cache.directory().glob("*.safetensors")) / 1e6
+        yield (
+            f"calibration data of {name or 'the bundled model'} ready in "
+            f"{time.perf_counter() - start:.1f} s ({cache.directory()}, {megabytes:.0f} MB)"
+        )
