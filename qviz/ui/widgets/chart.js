@@ -59,7 +59,12 @@ export default widget(({ model, el, signal }) => {
   numbers.setAttribute("role", "region");
   numbers.setAttribute("aria-label", "Numbers of the chart");
   more.append(elem("summary", "", "As numbers"), numbers);
-  el.append(plot, words, more);
+  const box = elem("div", "qv-plot-box");
+  const line = elem("div", "qv-mark");
+  line.setAttribute("aria-hidden", "true");
+  line.hidden = true;
+  box.append(plot, line);
+  el.append(box, words, more);
   let figures = [];
   let shown = null;
   let Plotly = null;
@@ -112,10 +117,25 @@ export default widget(({ model, el, signal }) => {
         model.set("clicked", [point.curveNumber, point.pointIndex ?? point.pointNumber ?? -1]);
         model.save_changes();
       });
+      plot.on("plotly_afterplot", placeMark);
+      plot.on("plotly_relayouting", placeMark);
     }
     shown = f;
+    placeMark();
     words.hidden = true;
     painted(el, f);
+  }
+  /** The line at `mark` moves over the plot; plotly knows where its axis has that value. */
+  function placeMark() {
+    const value = model.get("mark");
+    const layout = plot._fullLayout;
+    const axis = shown === null || value === null ? null : layout?.xaxis;
+    const x = axis ? axis.d2p(value) : NaN;
+    line.hidden = !(x >= -0.5 && x <= axis?._length + 0.5);
+    if (line.hidden) return;
+    const { t, h } = layout._size;
+    line.style.height = `${h}px`;
+    line.style.transform = `translate(${axis._offset + x - 1}px, ${t}px)`;
   }
   const key = uid("chart");
   const schedule = () => later(key, draw);
@@ -166,6 +186,7 @@ export default widget(({ model, el, signal }) => {
     schedule();
   });
   watch(model, signal, ["label"], describe);
+  watch(model, signal, ["mark"], placeMark);
   onTheme(signal, () => {
     colours = new Map();
     schedule();

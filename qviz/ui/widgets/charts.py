@@ -153,6 +153,9 @@ def _answer_plotly(widget: Any, content: Any, _buffers: Any) -> None:
 class Chart(BrowserWidget):
     """One of several plotly figures; `frame` says which. `clicked` is [trace, point] of a click.
 
+    `mark` draws a vertical line at this x, in the data's units, without drawing the chart again;
+    None, or a value outside the axis, draws none. Link it to what steps through the x axis.
+
     Colours may be written `var(--qv-original)` and so on; the page's theme gives fonts, grid and
     background. `summaries` says in words what each figure shows.
     """
@@ -167,6 +170,7 @@ class Chart(BrowserWidget):
     buffers = traitlets.Bytes().tag(sync=True)
     summaries = traitlets.List(traitlets.Unicode()).tag(sync=True)
     version = traitlets.Int(0).tag(sync=True)
+    mark = traitlets.Float(None, allow_none=True).tag(sync=True)
     clicked = traitlets.List(traitlets.Int(), [-1, -1]).tag(sync=True)
 
     def __init__(

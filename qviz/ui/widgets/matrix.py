@@ -326,7 +326,7 @@ class MatrixView(BrowserWidget):
         - `labels`: a name per step; `describe`: an additional sentence.
 
         Finished, current and waiting columns are marked; `column_mark` has no effect. A later
-        `replay.set_run` shows the new run; `window` must then answer for it.
+        `replay.set_run` shows the new run; `window` must answer for it from that call on.
         """
         if not isinstance(replay, Replay) or not isinstance(minus, Replay | None):
             raise TypeError("replay and minus must be Replay widgets")

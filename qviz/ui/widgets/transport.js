@@ -57,8 +57,17 @@ export default widget(({ model, el, signal }) => {
     if (jump.value !== "") stopAnd(Number(jump.value));
     jump.selectedIndex = 0;
   }, { signal });
+  const keys = elem("p", "qv-sr");
+  keys.id = uid("keys");
+  scrub.setAttribute("aria-describedby", keys.id);
   bar.append(first, back, play, forward, last, scrub, count, speed, jump);
-  el.append(caption, bar);
+  el.append(caption, bar, keys);
+  /** To the nearest step of the first events before (−1) or after (1) this one. */
+  const seek = (way) => {
+    const steps = Object.values(get("events"))[0] ?? [];
+    const there = steps.filter((step) => (step - get("index")) * way > 0);
+    if (there.length) stopAnd(way * Math.min(...there.map((step) => step * way)));
+  };
 
   const textNow = () => get("captions")[get("index")] ?? get("caption");
   const show = painter(() => {
@@ -84,6 +93,10 @@ export default widget(({ model, el, signal }) => {
     speed.hidden = get("speeds").length < 2;
     const all = Object.entries(get("events"));
     jump.hidden = !all.length;
+    const event = all.length ? all[0][0] : "";
+    keys.textContent = "Keys: Space plays and pauses, arrows step, with Shift by ten, Home and End go to the ends"
+      + (event ? `, [ and ] or Page Down and Page Up to the previous and next ${event}.` : ".");
+    scrub.title = keys.textContent;
     const pick = elem("option", "", "Jump to …");
     pick.value = "";
     jump.replaceChildren(pick, ...all.map(([name, steps]) => {
@@ -135,10 +148,15 @@ export default widget(({ model, el, signal }) => {
   signal.addEventListener("abort", () => cancelAnimationFrame(timer));
 
   el.addEventListener("keydown", (event) => {
-    if (event.altKey || event.metaKey || event.ctrlKey || event.target.tagName === "SELECT") return;
+    // many keyboards write brackets with AltGr, which also reads as Ctrl and Alt
+    const plain = !(event.altKey || event.metaKey || event.ctrlKey) || event.getModifierState("AltGraph");
+    if (!plain || event.target.tagName === "SELECT") return;
     const far = event.shiftKey ? 10 : 1;
     const onButton = event.target.tagName === "BUTTON";
+    const some = Object.keys(get("events")).length > 0; // else a slider's own paging
     const act = {
+      "[": () => seek(-1), "]": () => seek(1),
+      PageDown: some && (() => seek(-1)), PageUp: some && (() => seek(1)),
       " ": onButton && event.target !== play ? null : toggle,
       ArrowLeft: () => stopAnd(get("index") - far), ArrowDown: () => stopAnd(get("index") - far),
       ArrowRight: () => stopAnd(get("index") + far), ArrowUp: () => stopAnd(get("index") + far),

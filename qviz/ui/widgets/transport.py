@@ -13,7 +13,8 @@ class Transport(BrowserWidget):
     """To start, back, play or pause, forward, to end, scrub, speed, jump to an event, caption.
 
     Playing happens in the browser; `index` (0 … n − 1) follows and can be linked. Keys, when the
-    transport has the focus: space plays, arrows step (Shift: by ten), Home and End go to the ends.
+    transport has the focus: space plays, arrows step (Shift: by ten), Home and End go to the ends,
+    [ and ] or Page Down and Page Up to the previous and the next step of the first events.
 
     `captions`, one per step, are shown without the kernel; else `caption` is. `events` name steps:
     {"outlier": [37, 80]}.
