@@ -133,7 +133,7 @@ def error_curves(
         for b, value in zip(bits, curves[chosen], strict=True)
     ]
     # The upper right corner is free: every curve falls.
-    figure.updateaxes_layout(
+    figure.update_layout(
         showlegend=drawn,
         legend={
             "orientation": "v",

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import plotly.graph_objects as go
 
-from qviz.ui.figures.common import CODES, ERROR, INK, NOW, ORIGINAL, WAIT, axes_layout
+from qviz.ui.figures.common import CODES, ERROR, NOW, ORIGINAL, WAIT, axes_layout
 
 LINES = {"first": (ERROR, "solid"), "second": (CODES, "dash"), "rtn": (WAIT, "dot")}
 
@@ -29,19 +29,15 @@ def errors_so_far(curves: Mapping[str, tuple[str, np.ndarray]]) -> go.Figure:
             name=label,
             hovertemplate=f"%{{y:.3g}} % after %{{x}} columns<extra>{label}</extra>",
         )
-        figure.add_annotation(
-            x=len(errors) - 1,
-            y=100 * float(errors[-1]),
-            text=label,
-            showarrow=False,
-            xanchor="right",
-            yanchor="bottom",
-            font={"size": 11, "color": INK if role == "rtn" else color},
-        )
     last = max(len(errors) for _, errors in curves.values()) - 1
     top = max(float(100 * errors.max()) for _, errors in curves.values())
     figure.update_xaxes(range=[0, last])
-    figure.update_yaxes(range=[0, (top or 1.0) * 1.18])
+    figure.update_yaxes(range=[0, (top or 1.0) * 1.25])
+    # errors grow from the lower left, so that the upper left is free
+    figure.update_layout(
+        showlegend=True,
+        legend={"orientation": "v", "x": 0.02, "y": 1, "yanchor": "top", "font": {"size": 11}},
+    )
     return figure
 
 

@@ -2,5 +2,6 @@
 
 from qviz.ui.views.bit_width import BitWidthLesson
 from qviz.ui.views.gallery import Gallery
+from qviz.ui.views.gptq import GptqLesson
 
-__all__ = ["BitWidthLesson", "Gallery"]
+__all__ = ["BitWidthLesson", "Gallery", "GptqLesson"]

@@ -85,7 +85,7 @@ class BitWidthLesson(LayerPage):
     layer   the name of one of its linear layers
     """
 
-    number = 1
+    lesson_number = 1
     kept = ("calibration", "tensors", "rows", "_spread")
 
     def __init__(self, source: str | None = None, layer: str | None = None) -> None:

@@ -24,12 +24,14 @@ EXPECTED = (ValueError, TypeError, OSError, ImportError, MemoryError)
 class LayerPage:
     """A lesson on one linear layer of a model. `.widget` is the page.
 
-    number    of the lesson in LESSONS
-    kept      attributes that go back to their last good value when something fails; `source`,
-              `layers` and `weight` always do
+    lesson_number  its number in LESSONS
+    first_layer    the layer to begin with, of a model that has it
+    kept           attributes that go back to their last good value when something fails;
+                   `source`, `layers` and `weight` always do
     """
 
-    number: int
+    lesson_number: int
+    first_layer = FIRST_LAYER
     kept: tuple[str, ...] = ()
 
     def __init__(self) -> None:
@@ -54,7 +56,7 @@ class LayerPage:
 
     @property
     def lesson(self) -> Lesson:
-        return next(one for one in LESSONS if one.number == self.number)
+        return next(one for one in LESSONS if one.number == self.lesson_number)
 
     @property
     def layer(self) -> str:
@@ -146,7 +148,7 @@ class LayerPage:
             raise ValueError(f"{source or 'the model'} has no linear layers to show")
         if layer is not None and layer not in names:
             raise ValueError(unknown("layer", layer, names))
-        first = layer or (FIRST_LAYER if FIRST_LAYER in names else names[0])
+        first = layer or (self.first_layer if self.first_layer in names else names[0])
         weight = load_layer(source, first)
         self.source = source
         try:
@@ -157,6 +159,7 @@ class LayerPage:
         except Exception:
             self._restore()
             raise
+        self.status.clear()
 
     def _open_own(self) -> None:
         source = str(self.source_control.value).strip()

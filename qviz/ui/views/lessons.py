@@ -27,4 +27,13 @@ LESSONS = (
         "Drag a slider from 8 bits to 2 on a layer of a trained model. Watch every weight jump to "
         "its nearest level, the error grow, and what the bits cost.",
     ),
+    Lesson(
+        7,
+        "gptq",
+        "GPTQ, column by column",
+        "How can the rest of a layer make good for a rounding error?",
+        "Step through GPTQ on a trained layer and the inputs it really gets, forwards and "
+        "backwards. See what each column hands on, click a weight for its whole story, and set a "
+        "second run beside the first.",
+    ),
 )

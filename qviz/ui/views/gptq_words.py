@@ -1,0 +1,185 @@
+"""What the GPTQ lesson says: its equation, a sentence for each moment, one weight's story."""
+
+from qviz.study.gptq_walk import Story, Walk
+from qviz.ui.widgets import number
+
+MOMENTS = ("levels", "round", "divide", "hand on")
+
+EQUATION = """
+<math display="block"><mrow>
+  <msup><mi data-term="H">H</mi><mrow><mo>−</mo><mn>1</mn></mrow></msup><mo>=</mo>
+  <msup><mi data-term="U">U</mi><mi>T</mi></msup><mi data-term="U">U</mi>
+</mrow></math>
+<math display="block"><mrow>
+  <mi data-term="q">q</mi><mo>=</mo><mi data-term="round">round</mi><mo>(</mo>
+  <msub><mi data-term="w">w</mi><mi>j</mi></msub><mo>/</mo><mi data-term="s">s</mi>
+  <mo>+</mo><mi data-term="z">z</mi><mo>)</mo>
+</mrow></math>
+<math display="block"><mrow>
+  <mover accent="true"><mi data-term="what">w</mi><mo>^</mo></mover><mo>=</mo>
+  <mi data-term="s">s</mi><mo>·</mo><mo>(</mo><mi data-term="q">q</mi><mo>−</mo>
+  <mi data-term="z">z</mi><mo>)</mo>
+</mrow></math>
+<math display="block"><mrow>
+  <mi data-term="e">e</mi><mo>=</mo><mfrac>
+  <mrow data-term="gap"><msub><mi>w</mi><mi>j</mi></msub><mo>−</mo>
+  <mover accent="true"><mi>w</mi><mo>^</mo></mover></mrow>
+  <msub data-term="Ujj"><mi>U</mi><mrow><mi>j</mi><mi>j</mi></mrow></msub></mfrac>
+</mrow></math>
+<math display="block"><mrow>
+  <msub data-term="wk"><mi>w</mi><mi>k</mi></msub><mo>←</mo>
+  <msub data-term="wk"><mi>w</mi><mi>k</mi></msub><mo>−</mo>
+  <mi data-term="e">e</mi><mo>·</mo><msub data-term="Ujk"><mi>U</mi>
+  <mrow><mi>j</mi><mi>k</mi></mrow></msub><mo>,</mo><mi>k</mi><mo>&gt;</mo><mi>j</mi>
+</mrow></math>
+"""
+SPOKEN = (
+    "H inverse is U transposed times U. q is w j over s plus z, rounded; w hat is s times q minus "
+    "z. e is w j minus w hat, over U j j. Each later w k is lessened by e times U j k."
+)
+TERMS = {
+    "H": "H: how inputs move together, 2·XᵀX / tokens, with damping on its diagonal",
+    "U": "U: the upper Cholesky factor of H⁻¹. Its row j knows how the columns after j can make "
+    "good for an error in column j",
+    "w": "w_{j}: the column of this step, with all it has received so far",
+    "s": "s: the step between two levels, shared by the group",
+    "z": "z: the code of 0",
+    "round": "round: to the nearest level; a code beyond the last level becomes the last",
+    "q": "q: the code that is stored",
+    "what": "ŵ: what the code stands for",
+    "gap": "w_{j} − ŵ: what rounding lost",
+    "Ujj": "U_{jj}: small where other columns cannot stand in for this one",
+    "e": "e: the error, divided once by U_{jj}",
+    "wk": "w_{k}: a column that still waits",
+    "Ujk": "U_{jk}: how far column k can make good for column j",
+}
+LIT = {
+    "levels": ["s", "z"],
+    "round": ["q", "round", "w", "what"],
+    "divide": ["e", "gap", "Ujj"],
+    "hand on": ["wk", "Ujk", "e"],
+}
+
+Row = tuple[str, str, str]
+
+
+def percent(share: float) -> str:
+    return f"{number(100 * share, 3)} %"
+
+
+def signed(value: float, digits: int = 3) -> str:
+    return f"+{number(value, digits)}" if value > 0 else number(value, digits)
+
+
+def counted(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def sentence(walk: Walk, step: int, moment: str, row: int) -> str:
+    """What this moment of step `step` does to one row; step n is the end of the run."""
+    if step == walk.n:
+        return (
+            f"All {walk.n} columns are rounded. The layer's output is off by "
+            f"{percent(walk.error[-1])}; rounding each weight to its nearest level leaves "
+            f"{percent(walk.rtn_error[-1])}."
+        )
+    column = int(walk.perm[step])
+    story = walk.story(row, column)
+    where = f"Step {step}, column {column}, row {row}"
+    says = {
+        "levels": _levels(walk, step, story),
+        "round": _rounding(story),
+        "divide": (
+            f"rounding lost w − ŵ = {number(story.rounding_error, 3)}. Divided once by "
+            f"U_{{jj}} = {number(story.diagonal, 3)} this is e = {number(story.error, 3)}."
+        ),
+        "hand on": _handing_on(walk, step, story),
+    }
+    return f"{where}: {says[moment]}"
+
+
+def _levels(walk: Walk, step: int, story: Story) -> str:
+    s = f"s = {number(story.scale, 3)}"
+    if not walk.recording.plan.upfront:
+        size = walk.recording.plan.size
+        first = step // size * size
+        if step == first:
+            return (
+                f"a group begins. The range of its {counted(size, 'weight')} in this row, as they "
+                f"are by now, gives the step between levels, {s}."
+            )
+        return f"its group's levels were found at step {first}; here {s}."
+    if walk.options["group_size"] is None:
+        return f"the whole row shares levels, found before the first step; here {s}."
+    return f"group {story.group} has its levels from the original weights; here {s}."
+
+
+def _rounding(story: Story) -> str:
+    text = (
+        f"w = {number(story.live)} is {number(story.live / story.scale)} steps from 0. "
+        f"It becomes {number(story.value)}, code {number(story.code)}"
+    )
+    if story.clipped:
+        text += ", the last level: w lies beyond it"
+    if story.nearest_code != story.code:
+        text += f". Without compensation it would have been code {number(story.nearest_code)}"
+    return f"{text}."
+
+
+def _handing_on(walk: Walk, step: int, story: Story) -> str:
+    left = walk.n - step - 1
+    if not left:
+        return "no column is left that could make good for the last error."
+    ((column, amount),) = story.receivers(1)
+    if amount == 0:
+        return "there is no error to hand on, or no column that moves together with this one."
+    return (
+        f"the {counted(left, 'waiting column')} of this row move by −e·U_{{jk}}, most of all "
+        f"column {column}, by {signed(amount)}. The {counted(step, 'column')} before stay as they "
+        f"are."
+    )
+
+
+def story_rows(walk: Walk, story: Story, step: int) -> list[Row]:
+    """One weight's whole arithmetic, for a table; `step` is the one the page stands at."""
+    turn = story.step
+    state = "done" if turn < step else "its turn now" if turn == step else "waiting"
+    rows: list[Row] = [
+        ("row, column", f"{story.row}, {story.column}", ""),
+        ("its turn", f"step {turn} ({state})", "now" if turn == step else ""),
+        ("trained weight", number(story.original), "original"),
+    ]
+    if story.dead:
+        rows.append(("its input was always 0", "set to 0", "error"))
+    rows += [
+        (f"moved by {counted(turn, 'column')}", signed(story.compensation), ""),
+        ("w when its turn came", number(story.live), "original"),
+        ("step between levels s", number(story.scale), ""),
+    ]
+    if story.zero:
+        rows.append(("zero point z", number(story.zero), ""))
+    clipped = ", clipped" if story.clipped else ""
+    return [
+        *rows,
+        ("w/s + z", number(story.position), ""),
+        (
+            "code q",
+            f"{number(story.code)} (of {number(story.qmin)} … {number(story.qmax)}{clipped})",
+            "codes",
+        ),
+        ("ŵ", number(story.value), "codes"),
+        ("w − ŵ", number(story.rounding_error), "error"),
+        ("divided by U_{jj}", f"{number(story.diagonal, 3)} → {number(story.error, 3)}", "error"),
+        (f"handed to {counted(walk.n - turn - 1, 'column')}", _most(story.receivers(2)), ""),
+        ("received most from", _most(story.contributors(2)), ""),
+        (
+            "round to nearest alone",
+            f"{number(story.nearest_code)} → {number(story.nearest_value)}",
+            "wait",
+        ),
+    ]
+
+
+def _most(amounts: list[tuple[int, float]]) -> str:
+    named = [f"{column}: {signed(amount, 2)}" for column, amount in amounts if amount]
+    return ", ".join(named) or "none"
