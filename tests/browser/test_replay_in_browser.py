@@ -60,8 +60,8 @@ asked = []
 
 def window(kind):
     def part(s, rows, columns):
-        asked.append(s)
         if kind == "big":
+            asked.append(s)
             return after(RUNS["big"], s)[rows, columns]
         return value(kind, s)[rows, columns]
     return part
@@ -238,7 +238,7 @@ def test_a_screen_reader_is_told_the_step(tab: Tab) -> None:
     values = KNOWN["value"]("now", 17)
     said = re.compile(
         rf"now: step 17 of 40: 17 inputs finished, input {column} is next, "
-        r"22 inputs wait after it; shown values from −(\S+) to (\S+)\. Told\."
+        r"22 inputs wait after that; shown values from −(\S+) to (\S+)\. Told\."
     )
     text = lambda: said.search(str(tab.page.text_content(".t-now p[aria-live=polite].qv-sr")))  # noqa: E731
     found = eventually(text)
@@ -294,6 +294,26 @@ def test_a_value_is_not_shown_at_another_step(tab: Tab) -> None:
     near = float(text.split("≈")[1].replace("−", "-"))
     assert near == pytest.approx(KNOWN["value"]("now", 7)[3, 8], rel=1e-2)
     tab.page.mouse.move(2, 2)
+
+
+def test_the_numbers_around_the_cursor_are_those_of_the_step(tab: Tab) -> None:
+    tab.page.click(".t-moved summary")
+    here = tab.page.locator(".t-moved td.qv-here")
+    for step in (7, 28):
+        go(tab, step)
+        want = number(KNOWN["value"]("moved", step)[3, 8], 4)
+        eventually(lambda want=want: here.count() == 1 and here.inner_text() == want)
+        assert tab.page.locator(".t-moved .qv-stale").count() == 0
+        assert f"step {step}" in str(tab.page.text_content(".t-moved caption"))
+    tab.page.evaluate(  # before the kernel answers, the old numbers are not shown as current
+        """() => { const view = document.querySelector('.t-moved');
+            view.addEventListener('qv-painted', () => Promise.resolve().then(() => {
+                view.dataset.stale = view.querySelector('.qv-stale') !== null;
+            }), {once: true}); }"""
+    )
+    go(tab, 29)
+    assert tab.page.get_attribute(".t-moved", "data-stale") == "true"
+    tab.page.click(".t-moved summary")
 
 
 def test_zooming_in_asks_for_the_shown_step_alone(tab: Tab) -> None:

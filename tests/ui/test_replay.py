@@ -327,6 +327,13 @@ def test_what_cannot_be_shown_is_refused(
     assert (view.replay, view.version) == (None, 1)
 
 
+def test_a_closed_run_is_refused() -> None:
+    replay, view = loaded(some_run(6, 9)), MatrixView("W")
+    replay.close()
+    with pytest.raises(ValueError, match="closed"):
+        view.set_replay(replay, show="now", window=lambda *_: 0, limits=1)
+
+
 # ---------------------------------------------------------------------- what is linked to steps
 
 

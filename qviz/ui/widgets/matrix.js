@@ -175,7 +175,9 @@ export default widget(({ model, el, signal }) => {
   let valuesDirty = true;
 
   const sent = sentFrames(model);
-  const replayed = replayedFrames(model, signal, () => onData());
+  const replayed = replayedFrames(model, signal, () => onData(), (error) => {
+    readout.textContent = `The run of this picture cannot be found; compute it again. (${error?.message ?? error})`;
+  });
   const source = () => (get("replay") ? replayed : sent);
   const frame = () => clamp(get("frame"), 0, Math.max(0, source().count() - 1));
   const ready = () => W > 0 && source().count() > 0;
@@ -309,6 +311,7 @@ export default widget(({ model, el, signal }) => {
   // ---- grid lines, printed values, cursor, column mark ----------------------------------------
   function paintOver() {
     top.clearRect(0, 0, W, H);
+    paintVeil();
     const { sx, sy, x0, y0 } = geo;
     const [ra, rb, ca, cb] = visible();
     const line = Math.max(1, Math.round(dpr));
@@ -361,25 +364,27 @@ export default widget(({ model, el, signal }) => {
     }
   }
 
-  /** A veil over the columns that wait, outlines around the column and the row of now. */
+  /** A veil over the columns that wait. */
+  function paintVeil() {
+    const [f, of] = [frame(), source()];
+    if (!of.veiled()) return;
+    top.fillStyle = colours.wait;
+    for (let x = 0, from = 0, part = 0; x <= W; x += 1) {
+      const here = x < W ? of.waits(f, shownColumn[x]) : -1;
+      if (here === part) continue;
+      top.globalAlpha = 0.28 * part;
+      if (part > 0) top.fillRect(from, 0, x - from, H);
+      [from, part] = [x, here];
+    }
+    top.globalAlpha = 1;
+  }
+  /** Outlines around the columns and the row of now. */
   function paintMarks() {
     const { sx, sy, x0, y0 } = geo;
-    const [f, of] = [frame(), source()];
-    if (of.veiled()) {
-      top.fillStyle = colours.wait;
-      for (let x = 0, from = 0, part = 0; x <= W; x += 1) {
-        const here = x < W ? of.waits(f, shownColumn[x]) : -1;
-        if (here === part) continue;
-        top.globalAlpha = 0.28 * part;
-        if (part > 0) top.fillRect(from, 0, x - from, H);
-        [from, part] = [x, here];
-      }
-      top.globalAlpha = 1;
-    }
     const line = Math.max(1, Math.round(dpr));
     top.strokeStyle = top.fillStyle = colours.now;
     top.lineWidth = 2 * line;
-    for (const mark of of.marks(f)) {
+    for (const mark of source().marks(frame())) {
       const [x, w] = [Math.round((mark - x0) * sx), Math.max(2 * line, Math.round(sx))];
       if (sx < 6 * dpr) top.fillRect(x, 0, w, H);
       else top.strokeRect(x, -9, w, H + 18);
@@ -528,6 +533,7 @@ export default widget(({ model, el, signal }) => {
       summary.textContent = `${get("label")}: ${text}`;
       base.setAttribute("aria-label", `${get("label")}, ${text}`);
     }, 400);
+    table.classList.toggle("qv-stale", table.dataset.frame !== String(f)); // until the answer comes
     legendText();
     stage.classList.toggle("qv-zoomed", geo.t > 0);
   }
@@ -563,8 +569,10 @@ export default widget(({ model, el, signal }) => {
       return tr;
     });
     const caption = elem("caption", "qv-sr",
-      `${get("label")} ${source().label(frame())}: values around row ${msg.row}, column ${msg.column}`);
+      `${get("label")} ${source().label(msg.frame) || (get("replay") ? `step ${msg.frame}` : "")}: values around row ${msg.row}, column ${msg.column}`);
     table.replaceChildren(caption, head, ...body);
+    table.classList.remove("qv-stale");
+    table.dataset.frame = msg.frame;
     const here = table.querySelector(".qv-here");
     if (here) tableBox.scrollLeft = here.offsetLeft + here.offsetWidth / 2 - tableBox.clientWidth / 2;
   }

@@ -330,6 +330,8 @@ class MatrixView(BrowserWidget):
         """
         if not isinstance(replay, Replay) or not isinstance(minus, Replay | None):
             raise TypeError("replay and minus must be Replay widgets")
+        if replay.comm is None or (minus is not None and minus.comm is None):
+            raise ValueError("a replay that was closed cannot be shown; make another one")
         if show not in ("now", "moved", "handed"):
             raise ValueError(f"unknown show {show!r}: use 'now', 'moved' or 'handed'")
         if colormap == "categorical":

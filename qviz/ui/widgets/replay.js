@@ -1,6 +1,6 @@
 // Runs in the browser: the picture of any step, from the vectors that each step hands on.
 
-const MARKS = 32; // kept sums along a run; a jump replays at most half of the way between two
+const MARKS = 48; // kept sums along a run; a jump replays at most half of the way between two
 const LOOK = 30; // milliseconds of one animation frame that a jump into unknown steps may take
 
 /** What has been handed on after any step, in integers: sums that are exact can be run backwards,
@@ -138,8 +138,9 @@ function quantile(values, low, high, share) {
   return low + (k + (bins[k] ? (wanted - below) / bins[k] : 0)) / fit;
 }
 
-/** The frames of a matrix view as steps of a run. `changed` is called when there is another one. */
-function replayedFrames(model, signal, changed) {
+/** The frames of a matrix view as steps of a run. `changed` is called when there is another one,
+ *  `failed` with the error when the page does not know it. */
+function replayedFrames(model, signal, changed, failed) {
   const get = (name) => model.get(name);
   let models = [];
   let runs = []; // [run] or [run, the run to subtract]
@@ -154,7 +155,9 @@ function replayedFrames(model, signal, changed) {
     ticket += 1;
     const mine = ticket;
     const names = [get("replay"), get("minus")].filter(Boolean);
-    const found = await Promise.all(names.map((name) => model.widget_manager.get_model(name.slice("IPY_MODEL_".length))));
+    const manager = model.widget_manager;
+    const found = await Promise.all(names.map((name) => manager.get_model(name.slice("IPY_MODEL_".length))))
+      .catch((error) => failed(error) ?? []);
     if (mine !== ticket || signal.aborted) return;
     for (const one of models) one.off("change:version", changed);
     models = found;
@@ -259,9 +262,10 @@ function replayedFrames(model, signal, changed) {
     sentence(s) {
       const name = get("axes")[1];
       const n = runs[0].n;
-      const now = [...new Set(runs.map((run) => run.columnOf[s]))].join(" and ");
+      const now = this.marks(s);
+      const next = now.length > 1 ? `${name}s ${now.join(" and ")} are next` : `${name} ${now[0]} is next`;
       const where = s < n
-        ? `${s} ${name}s finished, ${name} ${now} is next, ${n - s - 1} ${name}s wait after it`
+        ? `${s} ${name}s finished, ${next}, ${n - s - 1} ${name}s wait after that`
         : `all ${n} ${name}s finished`;
       const [low, high] = extent();
       return `step ${s} of ${n}: ${where}; shown values from ${fmt(low)} to ${fmt(high)}. ${get("summaries")[0] ?? ""}`.trim();
