@@ -159,9 +159,13 @@ class _Recipe:
             made: Quantized = registry.quantize(layer.weight, self.method, calibration, **own)
             return made if self.fold or not shared else made.unfolded()
         except ValueError as error:
-            if self.on_error == "raise":
-                raise ValueError(f"{name}: {error}") from error
-            return str(error)
+            return self.left(name, str(error), error)
+
+    def left(self, name: str, reason: str, error: Exception | None = None) -> str:
+        """The reason why a layer is left as it is, unless that is an error."""
+        if self.on_error == "raise":
+            raise ValueError(f"{name}: {reason}") from error
+        return reason
 
     def key(self) -> dict[str, Any]:
         """Everything in it that determines results, defaults included, as JSON holds it."""
@@ -206,8 +210,14 @@ def _sequential(
         key = {**recipe.key(), **run_key(model, layers, how)}
         classes = (SmoothLinear,)
         checkpoint = Checkpoint(how.checkpoint, key, layers, classes, model.device)
+
+    def make(name: str, layer: LinearLayer, seen: Calibration | None) -> Quantized | str:
+        if seen is None:
+            return recipe.left(name, "the model never ran it on these texts; leave it out")
+        return recipe.make(name, layer, seen)
+
     twin = copy_of(model)
-    found = follow(twin, layers, how, recipe.make, _put, checkpoint=checkpoint, progress=progress)
+    found = follow(twin, layers, how, make, _put, checkpoint=checkpoint, progress=progress)
     _require_some(found.tensors, found.skipped)
     tensors = {name: found.tensors[name] for name in layers if name in found.tensors}
     return QuantizedModel(twin, tensors, {**skipped, **found.skipped}, tuple(found.notes))
