@@ -25,6 +25,7 @@ _HOME = {
     "quantize": "qviz.methods.registry",
     "quantize_model": "qviz.models.quantize",
     "rotate_model": "qviz.models.rotate",
+    "step_through": "qviz.exercises.step_through",
     "sweep": "qviz.study.sweep",
     "train_quantized": "qviz.study.training",
 }

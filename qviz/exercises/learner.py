@@ -1,0 +1,276 @@
+"""A learner's function: how it is called, and what its answer is taken to mean.
+
+It gets copies, so that whatever it does in place harms nothing; it gets the options that it has
+parameters for; what it raises is kept, with the line of its own source; and what it returns is read
+as generously as it can be told apart: codes from 0 or around 0, values, a QuantizedTensor.
+"""
+
+import inspect
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from qviz.core.check import unknown
+from qviz.core.grids import Affine
+from qviz.core.tensor import QuantizedTensor
+from qviz.core.trace import Event, Trace
+from qviz.exercises.mistakes import Seen, nearest_codes
+from qviz.methods.gptq import EVENTS
+
+KNOWN_EVENTS = {event.name: event for event in EVENTS}
+
+
+class Listener:
+    """What a learner's function is given as `emit`; it takes arrays and numbers as well."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.trace, self._device = Trace(), device
+        self.strange: dict[str, str] = {}  # event that GPTQ does not have → what is said of it
+
+    def __call__(self, event: str, /, **tensors: Any) -> None:
+        if event not in KNOWN_EVENTS:
+            self.strange.setdefault(event, unknown("event", event, KNOWN_EVENTS))
+        self.trace(event, **{name: self._tensor(event, name, x) for name, x in tensors.items()})
+
+    def _tensor(self, event: str, name: str, x: Any) -> torch.Tensor:
+        if isinstance(x, torch.Tensor):
+            return x.to(self._device)
+        if isinstance(x, bool | int | float | np.ndarray | np.generic):
+            return torch.tensor(np.array(x), device=self._device)
+        raise TypeError(f"emit({event!r}, {name}=…) takes a tensor or an array, not {type(x)!r}")
+
+    def columns(self) -> dict[int, Event]:
+        """Step → what was emitted there; without `step`, they are counted."""
+        found: dict[int, Event] = {}
+        for i, event in enumerate(self.trace.named("gptq.column")):
+            step = event.tensors.get("step")
+            found[i if step is None else int(step)] = event
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Attempt:
+    """One call of a learner's function.
+
+    result     what it returned
+    exception  what it raised instead, or None
+    listener   what it emitted
+    mutated    whether it changed the weight that it was given (a copy), and `weight` that copy
+    ignored    options of value other than GPTQ's default for which it has no parameter
+    """
+
+    result: Any
+    exception: Exception | None
+    listener: Listener
+    mutated: bool
+    weight: torch.Tensor | np.ndarray
+    ignored: tuple[str, ...]
+
+    def failure(self, function: Callable[..., Any]) -> str:
+        """What it raised, in words, with the line of its own source."""
+        assert self.exception is not None
+        frames = traceback.extract_tb(self.exception.__traceback__)
+        code = getattr(inspect.unwrap(function), "__code__", None)
+        own = [f for f in frames if code is not None and f.filename == code.co_filename]
+        at = f" in line {own[-1].lineno}, `{own[-1].line}`" if own else ""
+        text = str(self.exception).split("\n")[0]
+        return f"your function raised {type(self.exception).__name__}{at}: {text}"
+
+
+def call(
+    function: Callable[..., Any],
+    weight: torch.Tensor,
+    hessian: torch.Tensor,
+    options: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    as_numpy: bool,
+) -> Attempt:
+    """Call a learner's function with copies of the weight and the Hessian, and what it accepts.
+
+    TypeError for what cannot be called so.
+    """
+    listener = Listener(weight.device)
+    accepted = _accepted(function, {**options, "emit": listener})
+    w, h = weight.clone(), hessian.clone()
+    given: list[Any] = [w.numpy(), h.numpy()] if as_numpy else [w, h]
+    result, exception = None, None
+    try:
+        result = function(*given, **accepted)
+    except Exception as raised:  # noqa: BLE001 - whatever it is, the report says it
+        exception = raised
+    ignored = [name for name, value in options.items()
+               if name not in accepted and value != defaults[name]]  # fmt: skip
+    return Attempt(
+        result, exception, listener, not torch.equal(w, weight), given[0], tuple(ignored)
+    )
+
+
+def _accepted(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a function has parameters for, beyond its first two."""
+    if not callable(function):
+        raise TypeError(f"my_gptq must be a function, got {type(function).__name__}")
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except ValueError:  # functions in C tell nothing about themselves
+        return {}
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        accepted = dict(options)
+    else:
+        accepted = {p.name: options[p.name] for p in parameters[2:] if p.name in options}
+    places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(places) < 2 and not any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        raise TypeError(
+            "my_gptq must take the weight and the Hessian first: def my_gptq(weight, hessian, …)"
+        )
+    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    for p in parameters:
+        needed = p.default is p.empty and p.kind not in optional and p not in places[:2]
+        if needed and (p.name not in accepted or p.kind is p.POSITIONAL_ONLY):
+            raise TypeError(
+                f"my_gptq needs {p.name!r}, which is not known here: give it a default. "
+                + unknown("option", p.name, options)
+            )
+    return accepted
+
+
+# ---------------------------------------------------------------------------- what was answered
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a learner's function returned, as far as it can be compared.
+
+    seen       its matrix; None if there is nothing to compare
+    offset     what was added to its codes so that they count as the true run's
+    findings   what is wrong with it, in words
+    notes      what was taken into account, in words
+    """
+
+    seen: Seen | None
+    offset: int = 0
+    findings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    transposed: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Levelled:
+    """The true run's levels for each weight, all [out, in] in the weight's order of columns."""
+
+    codes: torch.Tensor
+    value: torch.Tensor
+    scale: torch.Tensor
+    qmin: int
+    qmax: int
+
+    @classmethod
+    def of(cls, truth: QuantizedTensor) -> "Levelled":
+        grid = truth.grid
+        assert isinstance(grid, Affine)
+        n = truth.shape[1]
+        groups = torch.arange(n, device=grid.scale.device) // (n // grid.scale.shape[1])
+        if truth.g_idx is not None:
+            groups = truth.g_idx.long()
+        value = truth.dequantize().double()
+        scale = grid.scale.double()[:, groups]
+        return cls(truth.codes.int(), value, scale, grid.qmin, grid.qmax)
+
+    def codes_of(self, values: torch.Tensor) -> torch.Tensor:
+        """The codes that values [out, in] stand for; OFF_GRID where they are no level."""
+        return nearest_codes(values, self.value, self.scale, self.codes)
+
+
+def read(attempt: Attempt, truth: Levelled) -> Answer:
+    """What was returned, compared in shape and kind with what the true run gave."""
+    result = attempt.result
+    notes: list[str] = []
+    if isinstance(result, QuantizedTensor):
+        result = result.codes if isinstance(result.grid, Affine) else result.dequantize()
+    if result is attempt.weight:
+        notes.append("it returned the weight that it was given, changed in place: work on a copy")
+    elif attempt.mutated:
+        notes.append("it changed the weight that it was given, in place: work on a copy")
+    if result is None:
+        said = "your function returned None: is `return` missing at its end?"
+        return Answer(None, findings=(said,), notes=tuple(notes))
+    if isinstance(result, np.ndarray) and result.dtype.kind in "fiub":
+        result = torch.from_numpy(np.array(result))  # a copy: its strides may be negative
+    if not isinstance(result, torch.Tensor) or result.is_complex():
+        kind = getattr(result, "dtype", type(result).__name__)
+        said = (
+            f"your function returned {kind}: return one matrix [out, in], of integer codes or of "
+            f"the values they stand for"
+        )
+        return Answer(None, findings=(said,), notes=tuple(notes))
+    matrix = result.detach().clone().to(truth.codes.device)
+    return _read_matrix(matrix, truth, notes)
+
+
+def _read_matrix(matrix: torch.Tensor, truth: Levelled, notes: list[str]) -> Answer:
+    """A matrix of any shape, brought to [out, in] if it can be told what it was meant as."""
+    rows, columns = truth.codes.shape
+    shape, wanted = tuple(matrix.shape), (rows, columns)
+    findings, transposed, known = [], False, torch.ones(columns, dtype=torch.bool)
+    if shape == (columns, rows) and rows != columns:
+        findings.append(f"the matrix is transposed: {shape} instead of [out, in] = {wanted}")
+        matrix, transposed = matrix.T, True
+    elif len(shape) == 2 and shape[0] == rows and 0 < shape[1] < columns:
+        findings.append(f"columns are missing: {shape[1]} of {columns} came back")
+        known[shape[1] :] = False
+        missing = matrix.new_zeros(rows, columns - shape[1])
+        matrix = torch.cat([matrix, missing], 1)
+    elif shape != wanted:
+        said = f"the matrix has shape {shape}, expected [out, in] = {wanted}"
+        return Answer(None, findings=(said,), notes=tuple(notes))
+    if matrix.is_floating_point():
+        matrix, bad = matrix.double(), ~torch.isfinite(matrix)
+        if bool(bad.any()):
+            first = int(bad.any(0).int().argmax())
+            findings.append(
+                f"{int(bad.sum())} of its numbers are NaN or infinite, the first in column {first}"
+            )
+        whole = bool((matrix[~bad] == matrix[~bad].round()).all()) and bool((~bad).any())
+        if not whole or bool((truth.value == truth.value.round()).all()):
+            notes.append("it returned values, which are compared on the true run's levels")
+            return Answer(
+                Seen(None, matrix, known.to(matrix.device)),
+                0, tuple(findings), tuple(notes), transposed,
+            )  # fmt: skip
+        notes.append("it returned codes as floating-point numbers")
+        matrix = matrix.nan_to_num(-1e6, -1e6, -1e6).clamp(-(2**30), 2**30)
+    codes, offset, how = read_codes(matrix, truth)
+    seen = Seen(codes, None, known.to(codes.device))
+    return Answer(seen, offset, tuple(findings), (*notes, *how), transposed)
+
+
+def read_codes(
+    matrix: torch.Tensor, truth: Levelled, columns: torch.Tensor | None = None
+) -> tuple[torch.Tensor, int, list[str]]:
+    """Codes (int32) counted as the true run counts its own, what was added for that, and notes.
+
+    columns  of the weight that these are; None: all
+    Whether codes count from 0 or around 0 shows in which keeps them in range and nearest to true.
+    """
+    levels = truth.qmax - truth.qmin + 1
+    notes = []
+    if matrix.dtype == torch.uint8 and int(matrix.max()) > 2 * levels:
+        matrix = matrix.view(torch.int8)
+        notes.append("negative codes have wrapped around in uint8: −1 became 255")
+    codes = matrix.int()
+    true = truth.codes if columns is None else truth.codes[:, columns]
+
+    def strangeness(offset: int) -> float:
+        moved = codes + offset
+        outside = (moved < truth.qmin) | (moved > truth.qmax)
+        away = (moved - true).abs().clamp(max=levels)
+        return float(outside.double().mean() * levels + away.double().mean())
+
+    half = (levels + 1) // 2  # a restricted range has one level less
+    offset = min((0, half, -half), key=strangeness)
+    low = truth.qmin - offset
+    notes.append(f"its codes are read as {low}…{low + levels - 1}")
+    return codes + offset, offset, notes

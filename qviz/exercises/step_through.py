@@ -1,0 +1,385 @@
+"""The learner's own GPTQ beside the true one: where do they first part, and by which mistake?
+
+Both run on the same weight and Hessian. Codes are compared by the first difference in each row,
+ties apart (`core.agreement`); what the learner's function emits is compared
+too; and known mistakes are run, to see which give what the learner got (`mistakes`).
+"""
+
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from qviz.core.agreement import Agreement, Difference, agreement
+from qviz.core.calibration import Calibration, require_fit
+from qviz.core.check import as_matrix
+from qviz.core.trace import Event, Trace
+from qviz.exercises.emitted import Divergence, Truth, collected, first_wrong
+from qviz.exercises.learner import Answer, Attempt, Levelled, Listener, call, read
+from qviz.exercises.mistakes import EXPLANATIONS, OFF_GRID, Bench, Mistake, Seen, diagnose
+from qviz.methods.affine import affine
+from qviz.methods.gptq import METHOD, gptq
+from qviz.methods.gptq_record import Recording, record
+
+
+@dataclass(frozen=True, eq=False)
+class StepReport:
+    """What a learner's function did, beside the true run.
+
+    passed         all codes agree, ties apart, and nothing else is wrong
+    summary        one or two sentences
+    first          the first divergence; None if there is none
+    mistakes       the known mistakes that give the same; empty if none does
+    findings       what else is wrong: an exception, a wrong shape, NaN, missing columns
+    notes          what was taken into account and is no mistake
+    agreement      of the codes with the true run's; None if none could be compared. Codes of −10⁶
+                   stand for values that are no level
+    steps_equal    steps before the first wrong code; `steps` in all
+    loss           ½·tr((W − Q)·H·(W − Q)ᵀ) of the learner's Q, the mean over tokens of the squared
+                   output error; None if columns are missing. Codes are read with the true scales
+    true_loss, rtn_loss   the same of the true run, and of rounding to nearest
+    recording      the true run
+    events         all that the learner's function emitted, and `columns`: step → its event
+    codes          [out, in] int32 the learner's codes, counted as the true run's; None without any
+    exception      what the function raised, and `trace` its traceback
+    """
+
+    passed: bool
+    summary: str
+    first: Divergence | None
+    mistakes: tuple[Mistake, ...]
+    findings: tuple[str, ...]
+    notes: tuple[str, ...]
+    agreement: Agreement | None
+    steps_equal: int
+    steps: int
+    loss: float | None
+    true_loss: float
+    rtn_loss: float
+    recording: Recording
+    events: Trace
+    columns: Mapping[int, Event]
+    codes: torch.Tensor | None
+    exception: Exception | None
+
+    @property
+    def trace(self) -> str:
+        if self.exception is None:
+            return ""
+        return "".join(traceback.format_exception(self.exception))
+
+    def __str__(self) -> str:
+        loss = "" if self.loss is None else f"yours {self.loss:.4g}, "
+        lines = [
+            self.summary,
+            *(f"Looks like: {mistake}." for mistake in self.mistakes),
+            *(f"Note: {note}." for note in self.notes),
+            f"Output error: {loss}GPTQ {self.true_loss:.4g}, round to nearest {self.rtn_loss:.4g}.",
+        ]
+        return "\n".join(lines)
+
+
+def step_through(
+    my_gptq: Callable[..., Any],
+    weight: torch.Tensor | np.ndarray,
+    hessian: torch.Tensor | np.ndarray | Calibration,
+    **options: Any,
+) -> StepReport:
+    """Run a learner's GPTQ beside the true one and say where they part.
+
+    my_gptq  called as my_gptq(weight, hessian, **options) with copies, and with those of the
+             options, and `emit`, that it has parameters for. Both are of the kind of `weight`,
+             NumPy or torch, in the dtype of the true run: float64 for a float64 weight, else
+             float32. It returns codes [out, in], from 0 or around 0, or the values they stand for
+             (within 0.01 of a step of a true level), or a QuantizedTensor; and it may
+             emit("gptq.column", step=…, codes=…, error=…, …), all or some of `gptq`'s events
+    weight   [out, in], as for `gptq`
+    hessian  [in, in], of which a positive factor changes no code, or a Calibration
+    options  those of `gptq` but `variant`: bits=4, symmetric=True, group_size=128, act_order=False,
+             damp=0.01, static_groups=False, block_size=128, …
+
+    TypeError for a function that cannot be called so, and for what `gptq` refuses; what the
+    function raises is in the report.
+
+    >>> report = qviz.step_through(lambda w, h: w.round(), weight, calibration)
+    >>> print(report)
+    """
+    if "variant" in options:
+        raise TypeError("leave variant out: the true run is GPTQ, and mistakes are looked for")
+    as_numpy = isinstance(weight, np.ndarray)
+    matrix = as_matrix(weight)
+    dtype = torch.float64 if matrix.dtype == torch.float64 else torch.float32
+    matrix = matrix.to(dtype).contiguous().clone()
+    calibration = _calibration(hessian, matrix)
+    truth = _true_run(matrix, calibration, options)
+    asked = {name: default for name, default in METHOD.defaults.items() if name != "variant"}
+    attempt = call(
+        my_gptq, matrix, calibration.hessian.to(dtype), {**asked, **options}, asked, as_numpy
+    )
+    return _Judge(matrix, calibration, {**METHOD.defaults, **options}, truth).report(
+        attempt, my_gptq
+    )
+
+
+def _calibration(
+    hessian: torch.Tensor | np.ndarray | Calibration, weight: torch.Tensor
+) -> Calibration:
+    """As gptq takes it. Of a bare Hessian there are no inputs to tell of, and gptq uses none."""
+    if not isinstance(hessian, Calibration):
+        h = as_matrix(hessian, "hessian").to(weight.device)
+        none = h.new_zeros(0, h.shape[1])
+        unknown = h.new_zeros(h.shape[1])
+        hessian = Calibration(none, h.clone(), unknown, unknown, tokens=1)
+    require_fit(hessian, weight.shape[1])
+    return hessian
+
+
+def _true_run(weight: torch.Tensor, calibration: Calibration, options: Mapping[str, Any]) -> Truth:
+    recording = record(weight, calibration, **options)
+    fixed = Trace("gptq.hessian", "gptq.group")
+    gptq(weight, calibration, emit=fixed, **options)
+    given = {**METHOD.defaults, **options}
+    return Truth(
+        recording=recording,
+        levelled=Levelled.of(recording.result),
+        hessian=fixed.named("gptq.hessian")[0]["hessian"],
+        groups={int(event["group"]): event for event in fixed.named("gptq.group")},
+        live=recording.live(),
+        position=recording.positions(),
+        upfront=bool(given["static_groups"]) or given["group_size"] is None,
+        group_size=int(given["group_size"] or weight.shape[1]),
+    )
+
+
+class _Judge:
+    """One comparison."""
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        calibration: Calibration,
+        options: Mapping[str, Any],
+        truth: Truth,
+    ) -> None:
+        self.weight, self.options, self.truth = weight, options, truth
+        self.hessian = calibration.hessian.double().to(weight.device)
+
+    def report(self, attempt: Attempt, function: Callable[..., Any]) -> StepReport:
+        answer, findings, notes = self._answer(attempt, function)
+        listener, seen = attempt.listener, answer.seen
+        found = None if seen is None else self._agreement(seen)
+        parted = self._parted(found)
+        wrong, said = first_wrong(listener, self.truth, parted, answer.offset)
+        notes += said
+        bad_codes = found.unexplained if found is not None else ()
+        if not bad_codes and wrong is not None and not findings and seen is not None:
+            notes.append(f"all codes agree, but what was emitted does not, {wrong}")
+            wrong = None
+        first = self._first(bad_codes, wrong, answer)
+        mistakes = self._mistakes(answer, bad_codes, listener, attempt)
+        steps = len(self.truth.perm)
+        equal = bad_codes[0].step if bad_codes else self._known_steps(seen)
+        loss = self._loss_of(seen)
+        passed = seen is not None and not bad_codes and not findings
+        return StepReport(
+            passed=passed,
+            summary=_summary(passed, first, tuple(findings), mistakes, equal, steps, found),
+            first=first,
+            mistakes=mistakes,
+            findings=tuple(findings),
+            notes=tuple(notes),
+            agreement=found,
+            steps_equal=equal,
+            steps=steps,
+            loss=loss,
+            true_loss=self._loss(self.truth.levelled.value),
+            rtn_loss=self._loss(self._nearest()),
+            recording=self.truth.recording,
+            events=listener.trace,
+            columns=listener.columns(),
+            codes=None if seen is None else self._codes(seen),
+            exception=attempt.exception,
+        )
+
+    def _answer(
+        self, attempt: Attempt, function: Callable[..., Any]
+    ) -> tuple[Answer, list[str], list[str]]:
+        """What can be compared: what was returned, else what was emitted until then."""
+        notes = [f"your function has no parameter {name}" for name in attempt.ignored]
+        answer = Answer(None)
+        findings = []
+        if attempt.exception is not None:
+            findings.append(attempt.failure(function))
+        else:
+            answer = read(attempt, self.truth.levelled)
+            findings += answer.findings
+            notes += answer.notes
+        codes, values, known, offset = collected(attempt.listener, self.truth)
+        if answer.seen is None and (codes is not None or values is not None):
+            answer = Answer(Seen(codes, values, known), offset)
+        elif answer.seen is not None and codes is not None and bool(known.all()):
+            emitted, returned = (
+                self._agreement(Seen(codes, None, known)),
+                self._agreement(answer.seen),
+            )
+            if not emitted.unexplained and returned.unexplained:
+                findings.append("the codes that were emitted agree, those returned do not")
+        return answer, findings, notes
+
+    def _codes(self, seen: Seen) -> torch.Tensor:
+        if seen.codes is not None:
+            return seen.codes
+        assert seen.values is not None
+        return self.truth.levelled.codes_of(seen.values)
+
+    def _agreement(self, seen: Seen) -> Agreement:
+        """Of the codes given; columns that are not known count as equal."""
+        ours = self.truth.levelled.codes
+        theirs = torch.where(seen.known, self._codes(seen), ours)
+        found = agreement(ours, theirs, self.truth.position, perm=self.truth.perm)
+        if not found.unexplained:
+            return found
+        ties = self._zero_ties()
+        explained = tuple(
+            replace(d, explained=True)
+            if abs(d.ours - d.theirs) == 1 and ties[d.row, d.column]
+            else d
+            for d in found.differences
+        )
+        return replace(found, differences=explained)
+
+    def _zero_ties(self) -> torch.Tensor:
+        """[out, in] bool: weights whose group's zero point was itself rounded at a tie.
+
+        It may go either way, and moves all codes of its group by one.
+        """
+        near = torch.zeros(self.weight.shape, dtype=torch.bool, device=self.weight.device)
+        result = self.truth.recording.result
+        index = torch.arange(near.shape[1], device=near.device) // self.truth.group_size
+        if result.g_idx is not None:
+            index = result.g_idx.long()
+        for group in self.truth.groups:
+            near[:, index == group] = self.truth.zero_tie(group).unsqueeze(1)
+        return near
+
+    def _parted(self, found: Agreement | None) -> torch.Tensor:
+        """[out] the step at which each row's codes part from the true run's; in where not."""
+        rows, n = self.weight.shape
+        parted = torch.full((rows,), n, device=self.weight.device)
+        for difference in found.differences if found is not None else ():
+            parted[difference.row] = difference.step
+        return parted
+
+    def _first(
+        self, bad: tuple[Difference, ...], wrong: Divergence | None, answer: Answer
+    ) -> Divergence | None:
+        """The earliest divergence: an emitted quantity, or a code."""
+        if not bad:
+            return wrong
+        code = bad[0]
+        if wrong is not None and (wrong.step is None or wrong.step <= code.step):
+            return wrong
+        if code.theirs == OFF_GRID and answer.seen is not None and answer.seen.values is not None:
+            truth, got = self.truth.levelled.value, answer.seen.values
+            return Divergence(
+                code.step, code.column, code.row, "value",
+                float(truth[code.row, code.column]), float(got[code.row, code.column]),
+            )  # fmt: skip
+        return Divergence(
+            code.step, code.column, code.row, "codes",
+            code.ours - answer.offset, code.theirs - answer.offset, code.distance,
+        )  # fmt: skip
+
+    def _mistakes(
+        self,
+        answer: Answer,
+        bad: tuple[Difference, ...],
+        listener: Listener,
+        attempt: Attempt,
+    ) -> tuple[Mistake, ...]:
+        bench = Bench(self.weight, self.hessian, self.options, self.truth.recording.result)
+        seen = answer.seen
+        square = seen is not None and self.weight.shape[0] == self.weight.shape[1]
+        if seen is not None and (answer.transposed or (bad and square)):
+            turned = seen if answer.transposed else _turned(seen)
+            found = self._agreement(turned)
+            if not found.unexplained:
+                return (Mistake("transposed", EXPLANATIONS["transposed"], (), found),)
+        if seen is None or not bad:
+            return ()
+        affected = torch.zeros(len(self.weight), dtype=torch.bool, device=self.weight.device)
+        affected[[d.row for d in bad]] = True
+        factors = [e["hinv_chol"].double() for e in listener.trace.named("gptq.cholesky")
+                   if "hinv_chol" in e.tensors]  # fmt: skip
+        return diagnose(bench, replace(seen, factor=factors[-1] if factors else None), affected)
+
+    def _known_steps(self, seen: Seen | None) -> int:
+        """Steps that were given without a gap."""
+        if seen is None:
+            return 0
+        unknown = (~seen.known[self.truth.perm]).nonzero().flatten()
+        return int(unknown[0]) if len(unknown) else len(self.truth.perm)
+
+    def _nearest(self) -> torch.Tensor:
+        o = self.options
+        return affine(
+            self.weight,
+            bits=o["bits"],
+            symmetric=o["symmetric"],
+            granularity="channel" if o["group_size"] is None else "group",
+            group_size=o["group_size"],
+            convention=o["convention"],
+            scale_dtype=o["scale_dtype"],
+        ).dequantize()
+
+    def _loss_of(self, seen: Seen | None) -> float | None:
+        if seen is None or not bool(seen.known.all()):
+            return None
+        values = seen.values
+        if values is None:
+            assert seen.codes is not None
+            level = self.truth.levelled
+            values = level.value + (seen.codes - level.codes) * level.scale
+        loss = self._loss(values)
+        return loss if np.isfinite(loss) else None
+
+    def _loss(self, values: torch.Tensor) -> float:
+        error = self.weight.double() - values.double()
+        return float(((error @ self.hessian) * error).sum()) / 2
+
+
+def _turned(seen: Seen) -> Seen:
+    codes, values = seen.codes, seen.values
+    return replace(
+        seen,
+        codes=None if codes is None else codes.T,
+        values=None if values is None else values.T,
+    )
+
+
+def _summary(
+    passed: bool,
+    first: Divergence | None,
+    findings: tuple[str, ...],
+    mistakes: tuple[Mistake, ...],
+    equal: int,
+    steps: int,
+    found: Agreement | None,
+) -> str:
+    """One or two sentences."""
+    if passed:
+        ties = len(found.differences) if found is not None else 0
+        more = f" ({ties} rows part at a tie, which is no mistake)" if ties else ""
+        return f"Equal in all {steps} columns{more}."
+    parts = [f"{text[0].upper()}{text[1:]}." for text in findings]
+    if first is not None:
+        until = f"Equal until step {equal}; first difference " if equal else "First difference "
+        parts.append(f"{until}{first}.")
+    elif found is not None:
+        parts.append(f"What can be compared agrees ({equal} of {steps} columns).")
+    if first is not None and not mistakes:
+        parts.append("No known mistake gives this.")
+    return " ".join(parts)
