@@ -29,7 +29,7 @@ def lesson(shared: GptqLesson) -> GptqLesson:
     shared._own_text = ""
     shared.judge_control.set_options(shared._judges(), 0)
     shared._revealed = False
-    shared._drawn = (None, None)
+    shared._drawn, shared._drawn_weight = (None, None), None
     defaults = {
         "bits_control": "3", "order_control": "left to right", "scheme_control": "symmetric",
         "static_control": "when a group is reached", "range_control": "the whole range",
@@ -221,6 +221,18 @@ def test_every_contrast_can_be_chosen(lesson, name):
     assert lesson.second is not None
     assert lesson.diagnosis.texts[0]
     assert lesson.beside_control.value == offered[0]
+
+
+def test_other_settings_leave_the_page_at_its_step_and_weight(lesson):
+    lesson.transport.index = 70
+    lesson.now_view.cursor = [9, 90]
+    lesson.now_view.pinned = True
+    choose(lesson.bits_control, "2")
+    assert lesson.step == 70
+    assert rows(lesson.cell_table)["row, column"] == "9, 90"
+    assert "of 0 … 3" in rows(lesson.cell_table)["code q"]
+    choose(lesson.layer_control, lesson.layer_control.options[4])
+    assert lesson.step == 0
 
 
 def test_a_run_can_be_kept_and_compared_with(lesson):

@@ -100,6 +100,7 @@ class GptqLesson(LayerPage):
         self._cell = (0, 0)  # row and column of the weight
         self._following = True  # the cell moves on with the steps
         self._drawn: tuple[Walk | None, Walk | None] = (None, None)  # what the pictures show
+        self._drawn_weight: torch.Tensor | None = None
         self._revealed = False
         self._build_controls()
         self._build_views()
@@ -412,7 +413,8 @@ class GptqLesson(LayerPage):
 
     def _draw_first(self, walk: Walk) -> None:
         """The pictures of the first run, columns in the order of its steps."""
-        same_layer = self._drawn[0] is not None and self._drawn[0].original is walk.original
+        same_layer = self._drawn_weight is self.weight
+        self._drawn_weight = self.weight
         steps = torch.arange(walk.n)
         limits = _reach(walk.original)
         self._fill(self.replay, walk, steps)
