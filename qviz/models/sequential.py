@@ -160,7 +160,7 @@ def follow(
     run = _Run(model, layers, how, make, put, checkpoint, progress)
     if run.left:
         run.through_the_model()
-    run.unit(tuple(run.waiting), lambda batch: None)  # found in the checkpoint, or never run
+    run.unit(tuple(run.waiting))  # found in the checkpoint, or never run
     return run.outcome
 
 
@@ -217,13 +217,14 @@ class _Run:
                 self.unit([name for name in self.waiting if name in rest])
                 break
             hidden = hidden or [_entering(block, whole, batch) for batch in self.batches]
-            self._block(block, hidden)
+            self._block(block, hidden, last=block is survey.blocks[-1])
         hidden.clear()
         for names in _units(survey.after, self.how.order):
             self.unit(names, whole)
 
-    def _block(self, block: _Block, hidden: list[torch.Tensor]) -> None:
-        """Quantize a block's layers, and put in place of its inputs what it then gives out."""
+    def _block(self, block: _Block, hidden: list[torch.Tensor], last: bool) -> None:
+        """Quantize a block's layers, and put in place of its inputs what it then gives out, unless
+        nobody needs it."""
 
         def run(batch: WindowBatch) -> torch.Tensor:
             i = batch.first // self.how.batch_size
@@ -232,7 +233,7 @@ class _Run:
         for names in _units(block.groups, self.how.order):
             self.unit(names, run)
         with torch.no_grad():
-            for i, batch in enumerate(self.batches):
+            for i, batch in enumerate([] if last else self.batches):
                 hidden[i] = run(batch)
         block.calls.clear()
 
