@@ -388,6 +388,19 @@ def test_a_run_that_is_interrupted_again_and_again_comes_to_its_end(loaded, word
     assert_same(whole, quantize(loaded["bert"], words, tmp_path))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_run_goes_on_where_it_was_on_a_gpu(checkpoints, words, tmp_path):
+    model = load_model(checkpoints["llama"], device="cuda")
+    whole = quantize(model, words, None)
+    with pytest.raises(KeyboardInterrupt):
+        quantize(model, words, tmp_path, progress=interrupt_after(6))
+    again = quantize(model, words, tmp_path)
+    assert all(q.codes.is_cuda and q.grid.scale.is_cuda for q in again.tensors.values())
+    assert_same(whole, again)
+    with pytest.raises(ValueError, match="device was cuda, is cpu"):
+        quantize(load_model(checkpoints["llama"]), words, tmp_path)
+
+
 def test_reasons_are_stored_too(loaded, words, tmp_path):
     """Else a layer that does not fit would be tried, and perhaps fail elsewhere, each time."""
     changes = {"group_size": 32, "on_error": "skip"}
