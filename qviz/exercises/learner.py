@@ -76,7 +76,8 @@ class Attempt:
         frames = traceback.extract_tb(self.exception.__traceback__)
         code = getattr(inspect.unwrap(function), "__code__", None)
         own = [f for f in frames if code is not None and f.filename == code.co_filename]
-        at = f" in line {own[-1].lineno}, `{own[-1].line}`" if own else ""
+        at = f" in line {own[-1].lineno}" if own else ""
+        at += f", `{own[-1].line}`" if own and own[-1].line else ""
         text = str(self.exception).split("\n")[0]
         return f"your function raised {type(self.exception).__name__}{at}: {text}"
 

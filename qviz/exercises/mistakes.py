@@ -92,17 +92,23 @@ class Mistake:
     name         a key of `EXPLANATIONS`
     explanation  what happens, and what to change
     details      what was varied, where the mistake has several forms (conventions, block sizes)
-    agreement    of the mistake's run with the learner's, in the rows that were tried
+    agreement    of the mistake's run with the learner's, in the rows that were tried; None where
+                 it gives no codes but an error
     """
 
     name: str
     explanation: str
     details: tuple[str, ...]
-    agreement: Agreement
+    agreement: Agreement | None
 
     def __str__(self) -> str:
         more = f" ({', '.join(self.details)})" if self.details else ""
         return f"{self.name.replace('_', ' ')}{more}: {self.explanation}"
+
+
+def named(name: str, found: Agreement | None = None, details: tuple[str, ...] = ()) -> Mistake:
+    """The mistake of this name."""
+    return Mistake(name, EXPLANATIONS[name], details, found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,6 +237,11 @@ class Bench:
         h = h[perm][:, perm]
         u = inverse_cholesky(h)
         return None if u is None else (perm, h, u)
+
+    def factors_undamped(self) -> bool:
+        """Whether H has a factor without damping, in float64 and in float32."""
+        found = self.setup(Variant(damping="none"))
+        return found is not None and inverse_cholesky(found[1].float()) is not None
 
     def factor(self, v: Variant) -> torch.Tensor | None:
         """[in, in] the matrix that this variant would take as U."""
@@ -508,7 +519,7 @@ def diagnose(bench: Bench, seen: Seen, affected: torch.Tensor) -> tuple[Mistake,
     if len(bad) == 0:
         return ()
     rows = torch.cat([bad, good])
-    named: dict[str, Mistake] = {}
+    mistakes: dict[str, Mistake] = {}
     kept: list[tuple[Variant, Agreement]] = []
     for v in bench.candidates():
         found = bench.follow(v, seen, rows, MISSES)
@@ -518,10 +529,10 @@ def diagnose(bench: Bench, seen: Seen, affected: torch.Tensor) -> tuple[Mistake,
         if missed <= MISSES * len(bad):
             kept.append((v, found))
     for v, found in _closest(bench, kept, seen):
-        before = named[v.name].details if v.name in named else ()
+        before = mistakes[v.name].details if v.name in mistakes else ()
         details = (*before, v.detail) if v.detail else before
-        named[v.name] = Mistake(v.name, EXPLANATIONS[v.name], details, found)
-    return tuple(named.values())
+        mistakes[v.name] = named(v.name, found, details)
+    return tuple(mistakes.values())
 
 
 def _closest(

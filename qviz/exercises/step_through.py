@@ -19,10 +19,13 @@ from qviz.core.check import as_matrix
 from qviz.core.trace import Event, Trace
 from qviz.exercises.emitted import Divergence, Truth, collected, first_wrong
 from qviz.exercises.learner import Answer, Attempt, Levelled, Listener, call, read
-from qviz.exercises.mistakes import EXPLANATIONS, OFF_GRID, Bench, Mistake, Seen, diagnose
+from qviz.exercises.mistakes import OFF_GRID, Bench, Mistake, Seen, diagnose, named
 from qviz.methods.affine import affine
 from qviz.methods.gptq import METHOD, gptq
 from qviz.methods.gptq_record import Recording, record
+
+# What NumPy and torch raise where a matrix has no factor.
+FACTOR_ERRORS = (np.linalg.LinAlgError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, eq=False)
@@ -307,7 +310,9 @@ class _Judge:
             turned = seen if answer.transposed else _turned(seen)
             found = self._agreement(turned)
             if not found.unexplained:
-                return (Mistake("transposed", EXPLANATIONS["transposed"], (), found),)
+                return (named("transposed", found),)
+        if isinstance(attempt.exception, FACTOR_ERRORS):
+            return () if bench.factors_undamped() else (named("no_damping"),)
         if seen is None or not bad:
             return ()
         affected = torch.zeros(len(self.weight), dtype=torch.bool, device=self.weight.device)
@@ -374,12 +379,17 @@ def _summary(
         ties = len(found.differences) if found is not None else 0
         more = f" ({ties} rows part at a tie, which is no mistake)" if ties else ""
         return f"Equal in all {steps} columns{more}."
-    parts = [f"{text[0].upper()}{text[1:]}." for text in findings]
+    parts = [_sentence(text) for text in findings]
     if first is not None:
-        until = f"Equal until step {equal}; first difference " if equal else "First difference "
-        parts.append(f"{until}{first}.")
+        until = f"Codes equal until step {equal}; " if equal else ""
+        early = first.step is None or first.step < equal
+        parts.append(_sentence(f"{until}{'but ' if until and early else ''}{first}"))
     elif found is not None:
         parts.append(f"What can be compared agrees ({equal} of {steps} columns).")
-    if first is not None and not mistakes:
+    if found is not None and found.unexplained and not mistakes:
         parts.append("No known mistake gives this.")
     return " ".join(parts)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."

@@ -310,7 +310,7 @@ def test_the_place_is_that_of_a_code_changed_by_hand():
     assert (first.expected, first.got) == (true - 8, (true ^ 3) - 8)
     assert report.steps_equal == 200
     assert report.mistakes == ()
-    assert report.summary.startswith("Equal until step 200")
+    assert report.summary.startswith("Codes equal until step 200; at column 200, row 7: code, ")
 
 
 # -------------------------------------------------------------------------------- what is emitted
@@ -557,3 +557,13 @@ def test_every_explained_mistake_is_tried_somewhere():
 def test_live_groups_where_static_ones_are_asked():
     report = run(learner(PLAIN), "key", static_groups=True, bits=3)
     assert [m.name for m in report.mistakes] == ["live_groups"]
+
+
+def test_a_factorization_that_fails_without_damping_is_named():
+    w, _ = layer("small")
+    x = torch.randn(100, 256, generator=torch.Generator().manual_seed(8))
+    h = 2 * x.T @ x / 100  # of rank 100
+    assert qviz.step_through(learner(PLAIN), w.numpy(), h).passed
+    report = qviz.step_through(learner(PLAIN, (DAMP, "pass")), w.numpy(), h)
+    assert isinstance(report.exception, np.linalg.LinAlgError)
+    assert [m.name for m in report.mistakes] == ["no_damping"]
