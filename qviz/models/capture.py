@@ -302,8 +302,8 @@ def load_calibration(
     """The Calibration of one layer, from the cache on disk if it has been computed before.
 
     `text` is the name of a text that comes with qviz, or a text of your own (anything with a
-    space or a line break in it), of which at most `max_tokens` are read (None: 16384 for the bundled
-    model, 4096 for others). The first call for a model and text runs the model once and
+    space or a line break in it), of which at most `max_tokens` are read (None: 16384 for the
+    bundled model, 4096 for others). The first call for a model and text runs the model once and
     stores all its layers (only this one where the Hessians together would exceed 1 GiB); later
     calls read one layer in milliseconds, without the model and without transformers. The cache is
     the user's cache directory, or $QVIZ_CACHE. A damaged file in it is computed again, which the
