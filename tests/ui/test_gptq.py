@@ -231,7 +231,7 @@ def test_other_settings_leave_the_page_at_its_step_and_weight(lesson):
     assert lesson.step == 70
     assert rows(lesson.cell_table)["row, column"] == "9, 90"
     assert "of 0 … 3" in rows(lesson.cell_table)["code q"]
-    choose(lesson.layer_control, lesson.layer_control.options[4])
+    choose(lesson.layer_control, "layers.0.self_attn.k_proj")
     assert lesson.step == 0
 
 
