@@ -52,10 +52,17 @@ def delaying_proxy(target_port: int, round_trip: float) -> Iterator[int]:
         asyncio.set_event_loop(loop)
         loop.run_until_complete(main(asyncio.start_server))
         loop.run_forever()
+        open_ends = asyncio.all_tasks(loop)  # pages that are closed while data is on its way
+        for task in open_ends:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*open_ends, return_exceptions=True))
+        loop.close()
 
-    threading.Thread(target=run, daemon=True).start()
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
     started.wait()
     try:
         yield ports[0]
     finally:
         loop.call_soon_threadsafe(loop.stop)
+        thread.join()

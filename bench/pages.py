@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 from statistics import median, quantiles
 from typing import Any
 
@@ -80,6 +81,30 @@ WATCH = """
   });
   return drawn.length;
 }
+"""
+
+
+# Resolves with milliseconds from an input event of the steps' bar, or a key on it, to the frame
+# after both pictures of the run showed that step.
+STEPS = """
+([key, value]) => new Promise((resolve) => {
+  const bar = document.querySelector(".qv-transport .qv-range");
+  const waiting = new Set([...document.querySelectorAll(".qv-matrix")].slice(0, 2));
+  const target = key ? Number(bar.value) + 1 : value;
+  let start = 0;
+  const seen = (e) => {
+    if (e.detail.frame !== target || !waiting.delete(e.target) || waiting.size) return;
+    removeEventListener("qv-painted", seen);
+    requestAnimationFrame(() => setTimeout(() => resolve(performance.now() - start)));
+  };
+  addEventListener("qv-painted", seen);
+  start = performance.now();
+  if (key) bar.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+  else {
+    bar.value = value;
+    bar.dispatchEvent(new Event("input", { bubbles: true }));
+  }
+})
 """
 
 
@@ -167,6 +192,37 @@ def latencies(browser: Browser, presses: int) -> list[dict[str, Any]]:
                             row = {"what": name, "added round trip": trip, **spread(times)}
                             rows.append({**row, "presses": len(times)})
                             print(rows[-1], flush=True)
+    return rows
+
+
+def walking(browser: Browser, repeats: int) -> list[dict[str, Any]]:
+    """Rows of input-to-paint of the GPTQ lesson, whose layer has 1024 columns: one step, a scrub
+    in small moves at 60 a second, and jumps to anywhere; near and far."""
+    rows = []
+    lessons = Path(__file__).parents[1] / "notebooks"
+    random = Random(0)
+    with server(lessons) as (port, _):
+        wait_for_warm_kernels()
+        with delaying_proxy(port, ROUND_TRIP) as far:
+            for at, trip in ((port, "none"), (far, "150 ms")):
+                page = open_page(browser, at, "07_gptq", ".qv-transport .qv-range", ".qv-matrix")
+                page.wait_for_selector(".qv-chart .js-plotly-plot", timeout=120_000)
+                steps = [("ArrowRight", 0)] * repeats
+                scrub = [(None, 100 + 7 * i) for i in range(repeats)]
+                jumps = [(None, random.randrange(1024)) for _ in range(repeats)]
+                for what, moves, pause in (
+                    ("one step, at rest", steps, 250),
+                    ("scrub", scrub, 16),
+                    ("jump", jumps, 250),
+                ):
+                    times = []
+                    for move in moves:
+                        times.append(page.evaluate(STEPS, list(move)))
+                        page.wait_for_timeout(pause)
+                    row = {"what": f"GPTQ lesson, {what}", "added round trip": trip}
+                    rows.append({**row, **spread(times[2:]), "presses": len(times) - 2})
+                    print(rows[-1], flush=True)
+                page.close()
     return rows
 
 
@@ -259,12 +315,13 @@ def main() -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=CHROMIUM)
         opened = openings(browser, 2 if quick else 5)
+        walked = walking(browser, 12 if quick else 60)
         pressed = latencies(browser, 12 if quick else 48)
         browser.close()
     if quick:
-        print(json.dumps([opened, pressed], indent=1))
+        print(json.dumps([opened, walked, pressed], indent=1))
         return
-    print(save("pages_latency", "Keypress to paint in Chromium", pressed).read_text())
+    print(save("pages_latency", "Keypress to paint in Chromium", pressed + walked).read_text())
     notes = (
         "From a warm server, empty browser cache, to the first slider and painted matrix (median). "
         "PSS of the page's kernel after opening; HTTP counts compressed bytes, plotly.js too."
