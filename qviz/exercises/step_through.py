@@ -47,6 +47,9 @@ class StepReport:
     recording      the true run
     events         all that the learner's function emitted, and `columns`: step → its event
     codes          [out, in] int32 the learner's codes, counted as the true run's; None without any
+    values         [out, in] what was given instead of codes, if it was values; else None
+    known          [in] bool: columns of which there is a code or a value
+    weight, calibration, options   what both runs were made of
     exception      what the function raised, and `trace` its traceback
     """
 
@@ -66,6 +69,11 @@ class StepReport:
     events: Trace
     columns: Mapping[int, Event]
     codes: torch.Tensor | None
+    values: torch.Tensor | None
+    known: torch.Tensor
+    weight: torch.Tensor
+    calibration: Calibration
+    options: Mapping[str, Any]
     exception: Exception | None
 
     @property
@@ -168,6 +176,7 @@ class _Judge:
         truth: Truth,
     ) -> None:
         self.weight, self.options, self.truth = weight, options, truth
+        self.calibration = calibration
         self.hessian = calibration.hessian.double().to(weight.device)
 
     def report(self, attempt: Attempt, function: Callable[..., Any]) -> StepReport:
@@ -204,6 +213,11 @@ class _Judge:
             events=listener.trace,
             columns=listener.columns(),
             codes=None if seen is None else self._codes(seen),
+            values=None if seen is None else seen.values,
+            known=torch.zeros(steps, dtype=torch.bool) if seen is None else seen.known,
+            weight=self.weight,
+            calibration=self.calibration,
+            options=self.options,
             exception=attempt.exception,
         )
 

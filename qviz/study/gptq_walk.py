@@ -248,7 +248,7 @@ class Walk:
         inputs: √(tr(Δ_s·H·Δ_sᵀ) / tr(W·H·Wᵀ)), H without damping."""
         u = self.recording.hinv_chol.double()
         e = self.recording.errors.double()  # [in, out]
-        h = self._judges_hessian
+        h = self.judges_hessian
         parts = _leading_sums(e, _Sandwich(u, h))
         first = 0.0
         if self.dead:
@@ -264,7 +264,7 @@ class Walk:
     def rtn_error(self) -> np.ndarray:
         """[n + 1] float64: the same for round-to-nearest, columns in the same order."""
         lost = self.original.double() - self.nearest.dequantize().double()
-        return self._relative(_leading_sums(lost.T[self.perm], self._judges_hessian), 0.0)
+        return self._relative(_leading_sums(lost.T[self.perm], self.judges_hessian), 0.0)
 
     @cached_property
     def nearest(self) -> QuantizedTensor:
@@ -280,13 +280,14 @@ class Walk:
         return gptq(self.original, independent, mse=True, **options)
 
     @cached_property
-    def _judges_hessian(self) -> torch.Tensor:
+    def judges_hessian(self) -> torch.Tensor:
+        """[in, in] float64: the judge's H in the order of the steps, without damping."""
         h = self.judge.hessian.to(self.original.device)
         return h[self.perm][:, self.perm].double()
 
     @cached_property
     def _energy(self) -> float:
-        parts = _leading_sums(self.original.T[self.perm].double(), self._judges_hessian)
+        parts = _leading_sums(self.original.T[self.perm].double(), self.judges_hessian)
         self._require_energies(parts)
         return max(float(parts.sum()), 0.0)
 
@@ -306,7 +307,7 @@ class Walk:
         these are slightly negative: a share of its trace. So are the sums where no energy is.
         """
         sums, sizes = parts.cumsum(0), parts.abs().cumsum(0)
-        h, w = self._judges_hessian, self.original.double()
+        h, w = self.judges_hessian, self.original.double()
         slack = sizes + h.diagonal().abs().sum() * w.square().sum()
         if bool((sums < -ROUNDING * slack).any()):
             raise ValueError(
