@@ -250,7 +250,9 @@ def tornado_settings(host: str) -> dict[str, Any]:
         "log_function": log_failures,
         "websocket_max_message_size": 64 << 20,
         "ws_ping_interval": 30_000,
-        "ws_ping_timeout": 30_000,
+        # Jupyter looks for an answer one interval after a page has come, before it has asked for
+        # one: with no more time than that, it closes every connection after 30 seconds.
+        "ws_ping_timeout": 90_000,
     }
 
 

@@ -1,9 +1,11 @@
 """The lesson server: what it says, what it lets through, what it leaves behind."""
 
+import asyncio
 import contextlib
 import gzip
 import http.client
 import json
+import logging
 import os
 import re
 import signal
@@ -15,9 +17,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+from jupyter_server.base.websocket import WebSocketMixin
+from tornado.ioloop import IOLoop
 
 from qviz import server
 from qviz.server import ServeError, ServeOptions
@@ -211,6 +216,36 @@ def test_only_the_loopback_interface_checks_the_host_name() -> None:
         assert server.tornado_settings(host)["allow_remote_access"] is False
     for host in ("0.0.0.0", "192.168.0.7", "lab.example"):
         assert server.tornado_settings(host)["allow_remote_access"] is True
+
+
+def test_a_page_is_asked_for_a_sign_of_life_before_it_is_cut_off() -> None:
+    """Jupyter's own rule, one interval after a page has come, whose connection lives on."""
+    settings = server.tornado_settings("127.0.0.1")
+
+    class Connection(WebSocketMixin):  # type: ignore[misc]
+        log = logging.getLogger("test")
+        ws_connection = SimpleNamespace(client_terminated=False)
+
+        def __init__(self) -> None:
+            self.settings = settings
+            self.done: list[str] = []
+
+        def ping(self, data: bytes) -> None:
+            self.done.append("asked")
+
+        def close(self) -> None:
+            self.done.append("cut off")
+
+    async def silent_for(milliseconds: int, asked: int) -> list[str]:
+        page, now = Connection(), IOLoop.current().time()
+        page.last_pong = now - milliseconds / 1000 - 0.01
+        page.last_ping = now - asked / 1000
+        page.send_ping()
+        return page.done
+
+    interval, patience = settings["ws_ping_interval"], settings["ws_ping_timeout"]
+    assert asyncio.run(silent_for(interval, asked=interval)) == ["asked"]
+    assert asyncio.run(silent_for(patience, asked=interval)) == ["cut off"]
 
 
 def test_tokens_are_long_and_new_unless_named(monkeypatch: pytest.MonkeyPatch) -> None:
