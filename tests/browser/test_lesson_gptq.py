@@ -129,7 +129,7 @@ def test_any_column_is_reached_at_once(tab, walk):
     eventually(lambda: rows(tab).get("row, column") == f"{story.row}, 300")
     table = rows(tab)
     assert table["code q"].startswith(str(story.code))
-    assert float(table["w when its turn came"].replace("−", "-")) == pytest.approx(
+    assert float(table["w at its turn"].replace("−", "-")) == pytest.approx(
         story.live, rel=1e-3
     )
 
@@ -163,7 +163,7 @@ def test_moments_light_their_terms(tab):
         tab.until(
             "t => document.querySelector(`.qv-math [data-term=${t}]`).matches('.qv-lit')", term
         )
-    eventually(lambda: "waiting columns of this row move" in caption(tab))
+    eventually(lambda: "weights that wait move" in caption(tab))
 
 
 def test_a_clicked_weight_keeps_its_story_while_steps_go_on(tab, walk):
@@ -173,14 +173,14 @@ def test_a_clicked_weight_keeps_its_story_while_steps_go_on(tab, walk):
     box = stage.bounding_box()
     where = {"x": box["width"] * 0.8, "y": box["height"] * 0.5}
     stage.click(position=where)
-    eventually(lambda: "(waiting)" in rows(tab).get("its turn", ""))
+    eventually(lambda: "waiting" in rows(tab).get("its turn", ""))
     held = rows(tab)["row, column"]
     row, column = (int(v) for v in held.split(", "))
     jump(tab, column + 1)
-    eventually(lambda: rows(tab)["its turn"] == f"step {column} (done)")
+    eventually(lambda: rows(tab)["its turn"] == f"step {column}, done")
     assert rows(tab)["row, column"] == held
     story = walk.story(row, column)
-    moved = rows(tab)[f"moved by {column} columns"].replace("−", "-")
+    moved = rows(tab)[f"moved {column} times by"].replace("−", "-")
     assert float(moved) == pytest.approx(story.compensation, rel=1e-2, abs=1e-9)
     stage.click(position=where)  # and let go
 

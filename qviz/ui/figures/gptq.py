@@ -51,7 +51,7 @@ def column_codes(
     levels    the first and the last code
     row       the chosen one
     """
-    figure = go.Figure(layout=axes_layout("w before rounding, in steps", "code q"))
+    figure = go.Figure(layout=axes_layout("w/s + z before rounding", "code q"))
     low, high = levels
     reach = [min(low, float(position.min())) - 0.5, max(high, float(position.max())) + 0.5]
     figure.add_scatter(

@@ -6,6 +6,7 @@ arithmetic and the column's chart follow from the kernel a moment later. A secon
 beside the first, at the same step.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ from qviz.ui.views.gptq_words import (
     TERMS,
     percent,
     sentence,
+    side_by_side,
+    spoken_text,
     story_rows,
 )
 from qviz.ui.views.layer_page import COMPUTING, LayerPage
@@ -70,6 +73,7 @@ SHOWN = (
 )  # weights; of a larger layer the first rows are shown, which do not depend on others
 GUESSES = ((1.0, "more than all of it"), (0.75, "three quarters or more"), (0.5, "half or more"),
            (0.25, "a quarter or more"), (0.0, "less than a quarter"))  # fmt: skip
+TEXT_NAMES = {spoken_text(n): n for n in [*calibration_texts(), *evaluation_texts()]}
 FAMILIES = {"setting": "setting", "honest": "does it still win", "failure": "failure"}
 AXES = ("row", "step")
 ASPECT = 4 / 3  # of all pictures, so that they stand in line
@@ -93,12 +97,14 @@ class GptqLesson(LayerPage):
         self.held: Walk | None = None
         self.rows = 0  # of the layer, of which the weight shown may be a part
         self._contrast: Contrast | None = None
+        self._left_out = ""  # the contrast that the present settings leave no room for
         self._own_text = ""
         self._texts: dict[str, Calibration] = {}  # of this layer
         self._parts: dict[tuple[str, int], Calibration] = {}  # of some of a text's tokens
         self._runs: list[tuple[Plan, Walk]] = []  # the first run and what it was made of
         self._cell = (0, 0)  # row and column of the weight
         self._following = True  # the cell moves on with the steps
+        self._apart = np.zeros(0)  # [in] share of each column in which the two runs differ
         self._drawn: tuple[Walk | None, Walk | None] = (None, None)  # what the pictures show
         self._drawn_weight: torch.Tensor | None = None
         self._revealed = False
@@ -143,7 +149,7 @@ class GptqLesson(LayerPage):
     def _calibration(self, text: str) -> Calibration:
         """The layer's inputs on a text, by its name on the page."""
         if text not in self._texts:
-            content = self._own_text if text == OWN_TEXT else text
+            content = self._own_text if text == OWN_TEXT else TEXT_NAMES[text]
             self._texts[text] = load_calibration(
                 self.source, self.layer, text=content, progress=self._say_progress
             )
@@ -169,7 +175,7 @@ class GptqLesson(LayerPage):
         self.range_control = Choice("From", ["the whole range", "the best range (MSE search)"])
         self.damp_control = Slider("Damping", [percent(d) for d in DAMPS], DAMPS.index(0.01))
         self.block_control = Slider("Block size", [str(b) for b in BLOCKS], BLOCKS.index(128))
-        self.text_control = Choice("Calibration text", list(calibration_texts()))
+        self.text_control = Choice("Calibration text", _spoken(calibration_texts()))
         self.own_text_control = TextField("Your own text", placeholder="paste some text")
         self.own_text_button = Button("Calibrate on it")
         self.tokens_control = Slider("Tokens", ["1"])
@@ -201,9 +207,10 @@ class GptqLesson(LayerPage):
         )
         self.cell_table = Readout("The chosen weight")
         self.note = Text("", role="wait")
-        self.verdict = Caption()
-        self.diagnosis = Caption()
-        self.diagnosis.add_class("qv-aside")
+        self.verdict, self.diagnosis = Caption(), Caption()
+        for words in (self.verdict, self.diagnosis):
+            words.add_class("qv-aside")
+        self.compared = Text("", "h3")  # which second run is shown
         self.code = Code()
 
     def _wire(self) -> None:
@@ -245,7 +252,7 @@ class GptqLesson(LayerPage):
         )
         self._pair = figures_row(*self.pair_views, self.between_view)
         self._column = stack(Text(self.column_chart.label, "h3"), self.column_chart)
-        self._comparison = stack(Text("What the second run shows", "h3"), self.diagnosis)
+        self._comparison = stack(self.compared, self.diagnosis)
         more = details(
             "More settings",
             self.order_control, self.scheme_control, self.static_control, self.range_control,
@@ -261,6 +268,7 @@ class GptqLesson(LayerPage):
             f"{lesson.number} · {lesson.title}",
             lesson.question,
             controls=[
+                section("Predict", self.guess_control, self.verdict),
                 self.bits_control,
                 self.unit_control,
                 self.layer_control,
@@ -270,8 +278,6 @@ class GptqLesson(LayerPage):
                 data,
                 own,
                 details("Show the code", self.code),
-                self.status,
-                section("Predict", self.guess_control, self.verdict),
             ],
             main=[
                 section(
@@ -291,7 +297,7 @@ class GptqLesson(LayerPage):
                 section("What happens here", self.moment_control, self.equation),
                 section("", self.cell_table, self.exchange_chart),
             ],
-            foot=self.transport,
+            foot=[self.status, self.transport],  # in sight wherever the reader is
         )
 
     # ---------------------------------------------------------------- opening a layer
@@ -333,7 +339,7 @@ class GptqLesson(LayerPage):
         self._own_text = text
         self._texts, self._parts, self._runs = {}, {}, []
         with self._quietly():
-            names = [*calibration_texts(), OWN_TEXT]
+            names = [*_spoken(calibration_texts()), OWN_TEXT]
             self.text_control.set_options(names, len(names) - 1)
             self.judge_control.set_options(self._judges())
             self._fit_tokens()
@@ -341,7 +347,9 @@ class GptqLesson(LayerPage):
 
     def _judges(self) -> list[str]:
         own = [OWN_TEXT] if self._own_text else []
-        return [*evaluation_texts(), SAME_TEXT, *calibration_texts(), *own]
+        return [
+            *_spoken(evaluation_texts()), SAME_TEXT, *_spoken(calibration_texts()), *own,
+        ]  # fmt: skip
 
     # ---------------------------------------------------------------- computing
 
@@ -353,6 +361,10 @@ class GptqLesson(LayerPage):
         first = self._walk(plan)
         chosen = self.beside_control.value
         contrast = {_named(contrast): contrast for contrast in CONTRASTS}.get(chosen)
+        self._left_out = ""
+        if contrast is not None and not contrast.fits(plan):
+            self._left_out = contrast.title
+            contrast = None
         second = None
         if contrast is not None:
             second = contrast.apply(plan, self._calibration).walk()
@@ -382,8 +394,12 @@ class GptqLesson(LayerPage):
     def _offer_contrasts(self, plan: Plan) -> None:
         names = [_named(contrast) for contrast in contrasts_for(plan)]
         held = [HELD] if self.held is not None else []
+        options = [NOTHING, *held, *names]
+        now = HELD if self.second is not None else NOTHING
+        if self._contrast is not None:
+            now = _named(self._contrast)
         with self._quietly():
-            self.beside_control.set_options([NOTHING, *held, *names])
+            self.beside_control.set_options(options, options.index(now))
 
     def _hold(self) -> None:
         """Keep the present run; what is changed from now on is compared with it."""
@@ -401,6 +417,7 @@ class GptqLesson(LayerPage):
         if first is not self._drawn[0]:
             self._draw_first(first)
         if second is not None and (first, second) != self._drawn:
+            self._apart = _apart(first, second)
             self._draw_pair(first, second)
         self._drawn = (first, second)
         for box in (self._single, self._column):
@@ -432,7 +449,7 @@ class GptqLesson(LayerPage):
         )
         self.handed_view.set_replay(
             self.replay, show="handed", window=walk.handed_window, limits=_handed_reach(walk),
-            role="error", axes=AXES, cells="movements",
+            role="error", axes=AXES, cells="amounts",
         )  # fmt: skip
         u, h = walk.recording.hinv_chol, walk.hessian
         self.factor_view.set_frames(
@@ -492,12 +509,18 @@ class GptqLesson(LayerPage):
                 f"other, so this is what a run of the whole layer does to them."
             )
         parts += _adapted(first)
+        if self._left_out:
+            parts.append(
+                f"“{self._left_out}” has no meaning with these settings; no second run is shown."
+            )
         self.note.text = " ".join(parts)
         if second is not None:
             contrast = self._contrast
             if contrast is None:
-                text = _side_by_side(first, second)
+                self.compared.text = "Second run: the one you kept"
+                text = side_by_side(first, second)
             else:
+                self.compared.text = f"Second run: {contrast.title}"
                 text = f"{contrast.why} {contrast.diagnose(first, second)}"
             self.diagnosis.set_texts(text)
         self._judge_guess()
@@ -506,19 +529,24 @@ class GptqLesson(LayerPage):
     def _snippet(self) -> str:
         """The library calls behind the page at this moment."""
         o = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
-        text = "your_text" if self.text_control.value == OWN_TEXT else self.text_control.value
+        named = self._in_code(self.text_control.value)
         tokens = int(self.tokens_control.value)
         whole = self._calibration(self.text_control.value)
         part = f".sample({tokens})" if tokens < whole.tokens else ""
-        named = text if text == "your_text" else repr(text)
+        judged = self.judge_control.value
+        judge = self._in_code(self.text_control.value if judged == SAME_TEXT else judged)
         return (
             "import qviz\n"
             "from qviz.study.gptq_walk import Walk\n\n"
             f"weight = qviz.load_layer({self.source!r}, {self.layer!r}).float()\n"
             f"inputs = qviz.load_calibration({self.source!r}, {self.layer!r}, text={named}){part}\n"
-            f"walk = Walk(weight, inputs, {o})\n"
+            f"judge = qviz.load_calibration({self.source!r}, {self.layer!r}, text={judge})\n"
+            f"walk = Walk(weight, inputs, judge, {o})\n"
             f"walk.now({self.step}), walk.error[{self.step}], walk.story{self._cell}"
         )
+
+    def _in_code(self, text: str) -> str:
+        return "your_text" if text == OWN_TEXT else repr(TEXT_NAMES[text])
 
     # ---------------------------------------------------------------- drawing a step, a weight
 
@@ -539,8 +567,16 @@ class GptqLesson(LayerPage):
         assert first is not None
         text = sentence(first, self.step, self.moment_control.value, self._cell[0])
         if second is not None:
-            text += f" {_differing(first, second, self.step)}"
+            text += f" {self._differing(first, second)}"
         self.transport.caption = text
+
+    def _differing(self, first: Walk, second: Walk) -> str:
+        """How many of the weights that both runs have rounded came out differently."""
+        both = ((first.turn < self.step) & (second.turn < self.step)).numpy()
+        if not both.any():
+            return ""
+        share = percent(float(self._apart[both].mean()))
+        return f"Of the weights that both runs have rounded, {share} differ by s/2 or more."
 
     def _draw_column(self) -> None:
         first = self.first
@@ -626,6 +662,10 @@ def _named(contrast: Contrast) -> str:
     return f"{FAMILIES[contrast.family]}: {contrast.title}"
 
 
+def _spoken(texts: Mapping[str, Any]) -> list[str]:
+    return [spoken_text(name) for name in texts]
+
+
 def _show_only(box: Any, shown: bool) -> None:
     (box.remove_class if shown else box.add_class)("qv-gone")
 
@@ -669,25 +709,13 @@ def _adapted(walk: Walk) -> list[str]:
     return said
 
 
-def _side_by_side(first: Walk, second: Walk) -> str:
-    changed = [
-        f"{name} {first.options[name]} beside {second.options[name]}"
-        for name in first.options
-        if first.options[name] != second.options[name]
-    ]
-    what = ", ".join(changed) or "the same settings; calibration or judge may differ"
-    return (
-        f"{what}. The layer's output is off by {percent(first.error[-1])} in the first run and by "
-        f"{percent(second.error[-1])} in the second."
-    )
+def _apart(first: Walk, second: Walk) -> np.ndarray:
+    """[in] per column, the share of weights that the two runs put s/2 or more from each other.
 
-
-def _differing(first: Walk, second: Walk, step: int) -> str:
-    """How many of the weights that both runs have rounded came out differently."""
-    both = (first.turn < step) & (second.turn < step)
-    count = int(both.sum())
-    if not count:
-        return ""
-    a, b = first.now(first.n)[:, first.turn], second.now(second.n)[:, second.turn]
-    share = float((a[:, both] != b[:, both]).double().mean())
-    return f"Of the weights that both runs have rounded, {percent(share)} differ."
+    Values that differ by less are the same level, found from slightly different weights.
+    """
+    a, b = first.result.dequantize(), second.result.dequantize()
+    groups = [first.group_of(int(step)) for step in first.turn]
+    half = first.grid.scale.reshape(first.rows, -1)[:, groups] / 2
+    far = (a - b).abs() >= half * (1 - 1e-6)
+    return np.asarray(far.double().mean(0))

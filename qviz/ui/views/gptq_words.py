@@ -1,5 +1,8 @@
 """What the GPTQ lesson says: its equation, a sentence for each moment, one weight's story."""
 
+from typing import Any
+
+from qviz.core.calibration import Calibration
 from qviz.study.gptq_walk import Story, Walk
 from qviz.ui.widgets import number
 
@@ -116,8 +119,8 @@ def _levels(walk: Walk, step: int, story: Story) -> str:
 
 def _rounding(story: Story) -> str:
     text = (
-        f"w = {number(story.live)} is {number(story.live / story.scale)} steps from 0. "
-        f"It becomes {number(story.value)}, code {number(story.code)}"
+        f"w = {number(story.live)}, so w/s + z = {number(story.position)}. It is rounded to code "
+        f"{number(story.code)}, which stands for ŵ = {number(story.value)}"
     )
     if story.clipped:
         text += ", the last level: w lies beyond it"
@@ -133,28 +136,29 @@ def _handing_on(walk: Walk, step: int, story: Story) -> str:
     ((column, amount),) = story.receivers(1)
     if amount == 0:
         return "there is no error to hand on, or no column that moves together with this one."
-    return (
-        f"the {counted(left, 'waiting column')} of this row move by −e·U_{{jk}}, most of all "
-        f"column {column}, by {signed(amount)}. The {counted(step, 'column')} before stay as they "
-        f"are."
+    moves = "weight that waits moves" if left == 1 else "weights that wait move"
+    text = (
+        f"the {left} {moves} by −e·U_{{jk}}, most of all the one in column {column}, by "
+        f"{signed(amount)}."
     )
+    return f"{text} What is rounded stays as it is." if step else text
 
 
 def story_rows(walk: Walk, story: Story, step: int) -> list[Row]:
     """One weight's whole arithmetic, for a table; `step` is the one the page stands at."""
     turn = story.step
-    state = "done" if turn < step else "its turn now" if turn == step else "waiting"
+    state = "done" if turn < step else "now" if turn == step else "waiting"
     rows: list[Row] = [
         ("row, column", f"{story.row}, {story.column}", ""),
-        ("its turn", f"step {turn} ({state})", "now" if turn == step else ""),
+        ("its turn", f"step {turn}, {state}", "now" if turn == step else ""),
         ("trained weight", number(story.original), "original"),
     ]
     if story.dead:
         rows.append(("its input was always 0", "set to 0", "error"))
     rows += [
-        (f"moved by {counted(turn, 'column')}", signed(story.compensation), ""),
-        ("w when its turn came", number(story.live), "original"),
-        ("step between levels s", number(story.scale), ""),
+        (f"moved {counted(turn, 'time')} by", signed(story.compensation), ""),
+        ("w at its turn", number(story.live), "original"),
+        ("between levels, s", number(story.scale), ""),
     ]
     if story.zero:
         rows.append(("zero point z", number(story.zero), ""))
@@ -169,17 +173,79 @@ def story_rows(walk: Walk, story: Story, step: int) -> list[Row]:
         ),
         ("ŵ", number(story.value), "codes"),
         ("w − ŵ", number(story.rounding_error), "error"),
-        ("divided by U_{jj}", f"{number(story.diagonal, 3)} → {number(story.error, 3)}", "error"),
-        (f"handed to {counted(walk.n - turn - 1, 'column')}", _most(story.receivers(2)), ""),
-        ("received most from", _most(story.contributors(2)), ""),
         (
-            "round to nearest alone",
+            "e = that / U_{jj}",
+            f"{number(story.error, 3)} (U_{{jj}} {number(story.diagonal, 3)})",
+            "error",
+        ),
+        ("hands on most", _most(story.receivers(1), "to"), ""),
+        ("received most", _most(story.contributors(1), "from"), ""),
+        (
+            "nearest alone",
             f"{number(story.nearest_code)} → {number(story.nearest_value)}",
             "wait",
         ),
     ]
 
 
-def _most(amounts: list[tuple[int, float]]) -> str:
-    named = [f"{column}: {signed(amount, 2)}" for column, amount in amounts if amount]
-    return ", ".join(named) or "none"
+def _most(amounts: list[tuple[int, float]], way: str) -> str:
+    named = [f"{signed(amount, 2)} {way} {column}" for column, amount in amounts if amount]
+    return ", ".join(named) or "nothing"
+
+
+# ---------------------------------------------------------------------------- two runs, and texts
+
+NAMES = {
+    "bits": "bits", "symmetric": "symmetric levels", "group_size": "scale per",
+    "act_order": "act-order", "static_groups": "levels found beforehand", "mse": "range search",
+    "damp": "damping", "block_size": "block size",
+}  # fmt: skip
+
+
+def side_by_side(first: Walk, second: Walk) -> str:
+    """What is different in the run that was kept, and what comes of it."""
+    changed = [
+        f"{NAMES.get(name, name)} {_setting(name, first.options[name])} beside "
+        f"{_setting(name, second.options[name])}"
+        for name in first.options
+        if first.options[name] != second.options[name]
+    ]
+    a, b = first.calibration, second.calibration
+    if (a.source, a.tokens) != (b.source, b.tokens):
+        changed.append(f"calibrated on {_sample(a)} beside {_sample(b)}")
+    if first.judge.source != second.judge.source:
+        changed.append(f"measured on {_sample(first.judge)} beside {_sample(second.judge)}")
+    ends = percent(first.error[-1]), percent(second.error[-1])
+    if not changed:
+        return (
+            f"Both runs are the same so far: the layer's output is off by {ends[0]}. Change a "
+            f"setting, and the first run changes while this one stays."
+        )
+    what = "; ".join(changed)
+    return (
+        f"{what[0].upper()}{what[1:]}. The layer's output is off by {ends[0]} in the first run "
+        f"and by {ends[1]} in the second."
+    )
+
+
+def _setting(name: str, value: Any) -> str:
+    if name == "group_size":
+        return "row" if value is None else f"group of {value}"
+    if name == "damp":
+        return percent(value)
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return str(value)
+
+
+def _sample(calibration: Calibration) -> str:
+    return f"{counted(calibration.tokens, 'token')} of {spoken_text(calibration.source)}"
+
+
+def spoken_text(name: str) -> str:
+    """The name of one of the package's texts as a reader writes it.
+
+    >>> spoken_text("heldout_python")
+    'held-out python'
+    """
+    return name.replace("heldout", "held-out").replace("_", " ")

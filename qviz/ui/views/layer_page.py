@@ -6,6 +6,7 @@ input appear in the page in words, and controls and pictures go back to what was
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import RLock
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ class LayerPage:
         self.weight = torch.zeros(1, 1)
         self._remembered: tuple[dict[str, Any], list[tuple[Any, list[str], int]]] | None = None
         self._quiet = False
+        self._one_at_a_time = RLock()  # JupyterLab answers controls on another thread than cells
         self.layer_control = Choice("Layer", ["…"])
         self.source_control = TextField("Model", placeholder="Hub id, folder or .safetensors file")
         self.open_button = Button("Open it")
@@ -84,11 +86,12 @@ class LayerPage:
         handle = self._handler(action, busy)
 
         def changed(change: Any) -> None:
-            if self._quiet:
-                return
-            if lights and self.equation is not None:
-                self.equation.active = lights
-            handle(change)
+            with self._one_at_a_time:
+                if self._quiet:
+                    return
+                if lights and self.equation is not None:
+                    self.equation.active = lights
+                handle(change)
 
         control.observe(changed, trait)
 
@@ -97,21 +100,25 @@ class LayerPage:
         and controls and pictures go back to what was last computed, so that they agree."""
 
         def handle(_event: Any) -> None:
-            if busy:
-                self.status.busy(busy)
-            try:
-                action()
-            except Exception as error:
-                self._restore()
-                if isinstance(error, EXPECTED):
-                    self.status.show_error(str(error))
-                else:
-                    self.status.show_error(f"this is a defect of qviz: {error!r}")
-                    raise
-            else:
-                self.status.clear()
+            with self._one_at_a_time:
+                self._act(action, busy)
 
         return handle
+
+    def _act(self, action: Callable[[], None], busy: str) -> None:
+        if busy:
+            self.status.busy(busy)
+        try:
+            action()
+        except Exception as error:
+            self._restore()
+            if isinstance(error, EXPECTED):
+                self.status.show_error(str(error))
+            else:
+                self.status.show_error(f"this is a defect of qviz: {error!r}")
+                raise
+        else:
+            self.status.clear()
 
     @contextmanager
     def _quietly(self) -> Iterator[None]:
