@@ -13,8 +13,9 @@ import torch
 
 import qviz
 from qviz.methods.gptq_record import record
+from qviz.study.gptq_walk import Walk
 
-PACKAGES = ("qviz.core.", "qviz.methods.", "qviz.models.", "qviz.study.")
+PACKAGES = ("qviz.core.", "qviz.methods.", "qviz.models.", "qviz.study.", "qviz.exercises.")
 LAYER = "model.layers.0.mlp.down_proj"
 
 
@@ -58,6 +59,8 @@ def own_names(name: str) -> dict[str, object]:
         names = {p: f"model.layers.0.self_attn.{p[0]}_proj" for p in ("query", "key", "value")}
         weights = {part: qviz.load_layer(None, layer) for part, layer in names.items()}
         return {**weights, "calibration": qviz.load_calibration(None, names["query"])}
+    if name.endswith(".AttemptWalk"):
+        return {"my_gptq": lambda w, h: w.sign().int(), "Walk": Walk}
     return {}
 
 

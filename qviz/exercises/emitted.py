@@ -94,7 +94,9 @@ class Truth:
         zero = grid.zero_point
         if zero is None or zero.is_floating_point() or self.recording.result.info["symmetric"]:
             return torch.zeros(len(self.live), dtype=torch.bool, device=self.live.device)
-        lo = event["weights"].double().amin(1).clamp(max=0)
+        weights = event["weights"].double()
+        lo = weights.amin(1).clamp(max=0)
+        lo = torch.where((weights == 0).all(1), -1.0, lo)  # levels of a group of zeros: of −1…1
         position = lo / event["scale"].double()
         return (position - position.floor() - 0.5).abs() <= TIE
 
@@ -107,16 +109,34 @@ def first_wrong(
     parted  [out] the step at which the codes of each row part from the true run's (in where not)
     offset  what has to be added to the learner's codes
     """
-    notes = list(listener.strange.values())
+    notes = [*listener.strange.values(), *_misshapen(listener, truth)]
     scale, said = _scale_of(listener.trace, truth)
     notes += said
     fixed = _before(listener.trace, truth, scale)
     later = [*_groups(listener.trace, truth, parted, offset),
-             *_columns(listener.columns(), truth, parted, scale, notes)]  # fmt: skip
+             *_columns(listener.columns(), truth, parted, scale)]  # fmt: skip
     found = next(fixed, None)
     if found is None and later:
         found = min(later, key=lambda pair: pair[0])[1]
     return found, notes
+
+
+def _misshapen(listener: Listener, truth: Truth) -> Iterator[str]:
+    """What cannot be compared because of its shape, or stands at steps that there are not."""
+    n, rows = len(truth.perm), len(truth.live)
+    wanted = {("gptq.hessian", "hessian"): (n, n), ("gptq.hessian", "perm"): (n,),
+              ("gptq.cholesky", "hinv_chol"): (n, n), ("gptq.group", "scale"): (rows,),
+              ("gptq.group", "zero"): (rows,), ("gptq.column", "codes"): (rows,),
+              ("gptq.column", "live"): (rows,), ("gptq.column", "value"): (rows,),
+              ("gptq.column", "error"): (rows,)}  # fmt: skip
+    for (event, name), shape in wanted.items():
+        given = [e[name] for e in listener.trace.named(event) if name in e.tensors]
+        odd = [x for x in given if x.shape != shape and (len(shape) > 1 or x.numel() != shape[0])]
+        if odd:
+            yield f"{event} emits {name} of shape {tuple(odd[0].shape)}, expected {shape}"
+    outside = [step for step in listener.columns() if not 0 <= step < n]
+    if outside:
+        yield f"gptq.column was emitted for step {outside[0]}: steps are 0…{n - 1}"
 
 
 def _scale_of(trace: Trace, truth: Truth) -> tuple[float, list[str]]:
@@ -204,7 +224,6 @@ def _columns(
     truth: Truth,
     parted: torch.Tensor,
     scale: float,
-    notes: list[str],
 ) -> Iterator[tuple[Key, Divergence]]:
     """Tensors of columns that are wrong, the first of each name."""
     n, rows = len(truth.perm), len(truth.live)
@@ -217,8 +236,6 @@ def _columns(
     u = truth.recording.hinv_chol.double() / scale**0.5
     for rank, name in ((3, "live"), (5, "value"), (6, "error")):
         given = {j: e[name].flatten() for j, e in steps.items() if name in e.tensors}
-        if any(len(x) != rows for x in given.values()):
-            notes.append(f"gptq.column emits {name} of another shape than [out] = [{rows}]")
         given = {j: x for j, x in given.items() if len(x) == rows}
         if given:
             yield from _first_column(name, rank, given, truth, parted, u)
@@ -290,8 +307,6 @@ def collected(
             values = values.to(known.device)
             values[:, columns] = stacked.double()
             return None, values, known, 0
-        if stacked.is_floating_point():
-            stacked = stacked.nan_to_num(-1e6).clamp(-(2**30), 2**30)
         read, offset, _ = read_codes(stacked, truth.levelled, columns)
         codes = truth.levelled.codes.clone()
         codes[:, columns] = read

@@ -18,10 +18,39 @@ from qviz.core.check import unknown
 from qviz.core.grids import Affine
 from qviz.core.tensor import QuantizedTensor
 from qviz.core.trace import Event, Trace
-from qviz.exercises.mistakes import Seen, nearest_codes
+from qviz.exercises.mistakes import OFF_GRID, Seen, nearest_codes
 from qviz.methods.gptq import EVENTS
 
 KNOWN_EVENTS = {event.name: event for event in EVENTS}
+
+
+ONE = ("step", "column", "group")  # what is emitted as one whole number
+
+
+def as_tensor(x: Any) -> torch.Tensor | None:
+    """A number, an array, a tensor of any kind, or rows in a list, as a plain tensor of real
+    numbers; None for what is none."""
+    if isinstance(x, list | tuple):
+        rows = [as_tensor(item) for item in x]
+        shapes = {None if row is None else row.shape for row in rows}
+        if len(shapes) != 1 or None in shapes:
+            return None
+        return torch.stack([row for row in rows if row is not None])
+    if isinstance(x, bool | int | float | np.ndarray | np.generic):
+        array = np.array(x)  # a copy: its strides may be negative
+        if array.dtype.kind not in "fiub":
+            return None
+        if not array.dtype.isnative or array.dtype.itemsize > 8:  # torch has no such dtype
+            array = array.astype("float64" if array.dtype.kind == "f" else "int64")
+        return torch.from_numpy(array)
+    if not isinstance(x, torch.Tensor) or x.is_complex() or x.is_meta or x.is_quantized:
+        return None
+    dense = x.detach().to_dense() if x.layout != torch.strided else x.detach()
+    return dense.float() if dense.is_floating_point() and dense.itemsize == 1 else dense
+
+
+def _is_whole(x: torch.Tensor) -> bool:
+    return x.numel() == 1 and bool(torch.isfinite(x).all()) and float(x) == int(x)
 
 
 class Listener:
@@ -31,17 +60,25 @@ class Listener:
         self.trace, self._device = Trace(), device
         self.strange: dict[str, str] = {}  # event that GPTQ does not have → what is said of it
 
-    def __call__(self, event: str, /, **tensors: Any) -> None:
+    def __call__(self, event: str, /, *unnamed: Any, **tensors: Any) -> None:
+        if unnamed:
+            raise TypeError(f"emit({event!r}, …) takes tensors by name: step=j, codes=…")
         if event not in KNOWN_EVENTS:
             self.strange.setdefault(event, unknown("event", event, KNOWN_EVENTS))
+        else:
+            known = KNOWN_EVENTS[event].tensors
+            for name in tensors.keys() - known.keys():
+                said = unknown(f"tensor in {event}", name, known)
+                self.strange.setdefault(f"{event} {name}", said)
         self.trace(event, **{name: self._tensor(event, name, x) for name, x in tensors.items()})
 
     def _tensor(self, event: str, name: str, x: Any) -> torch.Tensor:
-        if isinstance(x, torch.Tensor):
-            return x.to(self._device)
-        if isinstance(x, bool | int | float | np.ndarray | np.generic):
-            return torch.tensor(np.array(x), device=self._device)
-        raise TypeError(f"emit({event!r}, {name}=…) takes a tensor or an array, not {type(x)!r}")
+        found = as_tensor(x)
+        if found is None or (name in ONE and not _is_whole(found)):
+            wanted = "one whole number" if name in ONE else "a tensor or an array of real numbers"
+            kind = type(x).__name__ if found is None else f"{tuple(found.shape)} {found.dtype}"
+            raise TypeError(f"emit({event!r}, {name}=…) takes {wanted}, not {kind}")
+        return found.clone().to(self._device)  # as it is now: a learner goes on with its buffers
 
     def columns(self) -> dict[int, Event]:
         """Step → what was emitted there; without `step`, they are counted."""
@@ -64,7 +101,7 @@ class Attempt:
     """
 
     result: Any
-    exception: Exception | None
+    exception: BaseException | None
     listener: Listener
     mutated: bool
     weight: torch.Tensor | np.ndarray
@@ -78,8 +115,11 @@ class Attempt:
         own = [f for f in frames if code is not None and f.filename == code.co_filename]
         at = f" in line {own[-1].lineno}" if own else ""
         at += f", `{own[-1].line}`" if own and own[-1].line else ""
-        text = str(self.exception).split("\n")[0]
-        return f"your function raised {type(self.exception).__name__}{at}: {text}"
+        if isinstance(self.exception, KeyboardInterrupt):
+            return f"your function was interrupted{at}"
+        lines = [line for line in str(self.exception).splitlines() if line.strip()]
+        text = f": {lines[0].strip()}" if lines else ""
+        return f"your function raised {type(self.exception).__name__}{at}{text}"
 
 
 def call(
@@ -98,10 +138,11 @@ def call(
     accepted = _accepted(function, {**options, "emit": listener})
     w, h = weight.clone(), hessian.clone()
     given: list[Any] = [w.numpy(), h.numpy()] if as_numpy else [w, h]
-    result, exception = None, None
+    result: Any = None
+    exception: BaseException | None = None
     try:
         result = function(*given, **accepted)
-    except Exception as raised:  # noqa: BLE001 - whatever it is, the report says it
+    except (Exception, KeyboardInterrupt, SystemExit) as raised:  # noqa: BLE001 - the report says it
         exception = raised
     ignored = [name for name, value in options.items()
                if name not in accepted and value != defaults[name]]  # fmt: skip
@@ -132,7 +173,7 @@ def _accepted(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[
         needed = p.default is p.empty and p.kind not in optional and p not in places[:2]
         if needed and (p.name not in accepted or p.kind is p.POSITIONAL_ONLY):
             raise TypeError(
-                f"my_gptq needs {p.name!r}, which is not known here: give it a default. "
+                f"my_gptq needs {p.name!r}: give it a default, or the name of an option; "
                 + unknown("option", p.name, options)
             )
     return accepted
@@ -191,24 +232,31 @@ def read(attempt: Attempt, truth: Levelled) -> Answer:
     notes: list[str] = []
     if isinstance(result, QuantizedTensor):
         result = result.codes if isinstance(result.grid, Affine) else result.dequantize()
-    if result is attempt.weight:
+    if result is attempt.weight and not attempt.mutated:
+        notes.append("it returned the weight that it was given, as it was")
+    elif result is attempt.weight:
         notes.append("it returned the weight that it was given, changed in place: work on a copy")
     elif attempt.mutated:
         notes.append("it changed the weight that it was given, in place: work on a copy")
     if result is None:
         said = "your function returned None: is `return` missing at its end?"
         return Answer(None, findings=(said,), notes=tuple(notes))
-    if isinstance(result, np.ndarray) and result.dtype.kind in "fiub":
-        result = torch.from_numpy(np.array(result))  # a copy: its strides may be negative
-    if not isinstance(result, torch.Tensor) or result.is_complex():
-        kind = getattr(result, "dtype", type(result).__name__)
-        said = (
-            f"your function returned {kind}: return one matrix [out, in], of integer codes or of "
-            f"the values they stand for"
-        )
-        return Answer(None, findings=(said,), notes=tuple(notes))
-    matrix = result.detach().clone().to(truth.codes.device)
-    return _read_matrix(matrix, truth, notes)
+    found = as_tensor(result)
+    several = isinstance(result, list | tuple) and (found is None or found.ndim != 2)
+    if found is None or several:
+        return Answer(None, findings=(_of_no_use(result),), notes=tuple(notes))
+    return _read_matrix(found.clone().to(truth.codes.device), truth, notes)
+
+
+def _of_no_use(result: Any) -> str:
+    """What to say of an answer that is no matrix."""
+    wanted = "return one matrix [out, in], of integer codes or of the values they stand for"
+    if isinstance(result, tuple | list):
+        several = f"your function returned {type(result).__name__} of {len(result)}"
+        return f"{several}: {wanted}, and nothing beside it"
+    if inspect.isgenerator(result):
+        return f"your function returned a generator, because it holds `yield`: {wanted}"
+    return f"your function returned {getattr(result, 'dtype', type(result).__name__)}: {wanted}"
 
 
 def _read_matrix(matrix: torch.Tensor, truth: Levelled, notes: list[str]) -> Answer:
@@ -235,17 +283,25 @@ def _read_matrix(matrix: torch.Tensor, truth: Levelled, notes: list[str]) -> Ans
                 f"{int(bad.sum())} of its numbers are NaN or infinite, the first in column {first}"
             )
         whole = bool((matrix[~bad] == matrix[~bad].round()).all()) and bool((~bad).any())
-        if not whole or bool((truth.value == truth.value.round()).all()):
+        if not whole or _are_values(matrix, truth):
             notes.append("it returned values, which are compared on the true run's levels")
             return Answer(
                 Seen(None, matrix, known.to(matrix.device)),
                 0, tuple(findings), tuple(notes), transposed,
             )  # fmt: skip
         notes.append("it returned codes as floating-point numbers")
-        matrix = matrix.nan_to_num(-1e6, -1e6, -1e6).clamp(-(2**30), 2**30)
     codes, offset, how = read_codes(matrix, truth)
     seen = Seen(codes, None, known.to(codes.device))
     return Answer(seen, offset, tuple(findings), (*notes, *how), transposed)
+
+
+def _are_values(matrix: torch.Tensor, truth: Levelled) -> bool:
+    """Whether whole numbers are values rather than codes: only if the true ones are whole too."""
+    if not bool((truth.value == truth.value.round()).all()):
+        return False
+    read, _, _ = read_codes(matrix, truth)
+    as_codes = (read == truth.codes).double().mean()
+    return bool((matrix == truth.value).double().mean() > as_codes)
 
 
 def read_codes(
@@ -255,13 +311,16 @@ def read_codes(
 
     columns  of the weight that these are; None: all
     Whether codes count from 0 or around 0 shows in which keeps them in range and nearest to true.
+    NaN becomes OFF_GRID.
     """
     levels = truth.qmax - truth.qmin + 1
     notes = []
     if matrix.dtype == torch.uint8 and int(matrix.max()) > 2 * levels:
         matrix = matrix.view(torch.int8)
         notes.append("negative codes have wrapped around in uint8: −1 became 255")
-    codes = matrix.int()
+    wide = matrix.double()
+    bad = ~torch.isfinite(wide)
+    codes = wide.nan_to_num().clamp(-(2**30), 2**30).int()  # int alone would wrap around
     true = truth.codes if columns is None else truth.codes[:, columns]
 
     def strangeness(offset: int) -> float:
@@ -274,4 +333,4 @@ def read_codes(
     offset = min((0, half, -half), key=strangeness)
     low = truth.qmin - offset
     notes.append(f"its codes are read as {low}…{low + levels - 1}")
-    return codes + offset, offset, notes
+    return (codes + offset).masked_fill_(bad, OFF_GRID), offset, notes

@@ -26,7 +26,8 @@ MISSES = 0.1  # share of the rows that may part from a mistake that is named all
 
 EXPLANATIONS = {
     "no_compensation": "columns are rounded where they lie, and no error is carried over to later "
-    "columns. After each column: W[:, j+1:] −= outer(e_j, U[j, j+1:])",
+    "columns. After each column: W[:, j+1:] −= outer(e_j, U[j, j+1:]). If that is there, e_j is 0: "
+    "w_j = W[:, j] is a view, which is overwritten with q_j before it is subtracted; copy it",
     "lower_factor": "row j of the lower factor L of H⁻¹ is 0 right of the diagonal, so nothing is "
     "compensated. Take row j of U = Lᵀ (column j of L)",
     "no_update": "H⁻¹ of the whole matrix is used at every step, although the columns already "
@@ -53,6 +54,8 @@ EXPLANATIONS = {
     "inverting",
     "absolute_damping": "`damp` itself is added to the diagonal of H: it is a fraction of the mean "
     "of the diagonal",
+    "damping_everywhere": "the damping is added to all of H: it belongs on the diagonal alone, "
+    "H[j, j] += damp * mean",
     "floor": "codes are rounded down (floor, or a cast to integer) instead of to the nearest level",
     "truncation": "codes are cut towards zero instead of being rounded to the nearest level",
     "ceil": "codes are rounded up instead of to the nearest level",
@@ -63,6 +66,8 @@ EXPLANATIONS = {
     "original ones (static groups)",
     "stale_groups": "a group's levels are taken from weights that lack the compensation of the "
     "current block, as in the reference code: take them from the columns as they are by then",
+    "another_group_size": "the groups have another size than was asked for: is group_size a "
+    "parameter of your function?",
     "whole_row": "one scale is used for a whole row: each group has its own",
     "per_tensor": "a group's range is taken over all rows: each row has its own levels",
     "symmetric": "the levels are symmetric; asymmetric ones were asked for",
@@ -75,6 +80,8 @@ EXPLANATIONS = {
     "codes[:, argsort(perm)]",
     "order_applied_twice": "the permutation was applied again instead of undone: "
     "codes[:, argsort(perm)], not codes[:, perm]",
+    "codes_shifted": "all codes are moved by the same number: count them from 0, or around 0 from "
+    "−2^(bits − 1)",
     "zero_point_off_by_one": "the zero point is off by one",
     "transposed": "the matrix came back transposed: [out, in] is asked, rows are outputs",
     "rounded_moved": "the column just rounded was compensated too, and became 2q − w: move only "
@@ -82,6 +89,9 @@ EXPLANATIONS = {
     "not_rounded": "the compensated weights came back, not what they were rounded to: keep q_j",
     "dead_columns": "columns whose input was always 0 were not set apart: their diag H becomes 1, "
     "and they are rounded as zeros",
+    "dead_in_ranges": "columns whose input was always 0 count in a range where they should not, or "
+    "do not where they should: a whole row's range is taken before they become 0, as in the "
+    "reference code, a group's after",
 }
 
 
@@ -149,7 +159,7 @@ class Variant:
     """The plain loop with its switches; as it is by default it is GPTQ.
 
     order      "asked", "given" (left to right), "descending" or "ascending" diag H
-    damping    "relative", "none" or "absolute"
+    damping    "relative", "none", "absolute" or "everywhere" (on all of H)
     factor     name of the matrix that is used as U, see `Bench.factor`; "none": no compensation
     divide     whether the error is divided by the factor's diagonal
     sign       of the compensation; −1: the wrong one
@@ -163,6 +173,7 @@ class Variant:
     placed     "undone", "steps" or "twice": in which column of the result a step's codes stand
     shown      "value", "live" or "mirrored" (2q − w): what is given back as values
     dead       columns without input are set apart
+    counts     whether they count in ranges that are taken beforehand; None: as in GPTQ
     detail     which form of the mistake this is
     """
 
@@ -182,6 +193,7 @@ class Variant:
     placed: str = "undone"
     shown: str = "value"
     dead: bool = True
+    counts: bool | None = None
     detail: str = ""
 
 
@@ -233,7 +245,8 @@ class Bench:
         if order != "given":
             perm = torch.argsort(diagonal, descending=order == "descending", stable=True)
         mean = float(diagonal.mean())
-        diagonal += {"relative": self.damp * mean, "absolute": self.damp, "none": 0.0}[damping]
+        added = {"absolute": self.damp, "none": 0.0}
+        (h if damping == "everywhere" else diagonal).add_(added.get(damping, self.damp * mean))
         h = h[perm][:, perm]
         u = inverse_cholesky(h)
         return None if u is None else (perm, h, u)
@@ -259,6 +272,9 @@ class Bench:
             eye = torch.eye(len(h), dtype=h.dtype, device=h.device)
             inverse: torch.Tensor = torch.linalg.solve_triangular(lower, eye, upper=False)
             return inverse.T
+        if v.factor == "float32":
+            single = _in_float32(h)
+            return u if single is None else single
         return u.T if v.factor == "lower" else u
 
     def spreading(self, v: Variant) -> torch.Tensor | None:
@@ -271,6 +287,32 @@ class Bench:
 
     # --------------------------------------------------------------------------------- the loop
 
+    def drift(self, rows: torch.Tensor) -> torch.Tensor:
+        """[in] steps of a level by which float32 moves a weight before each step rounds it.
+
+        The most over these rows, as long as their codes are the same with U found in float32, by
+        way of the inverse, as with the exact one. Where H is close to singular the last columns
+        move by more than a tie is wide; 0 where all rows have parted.
+        """
+        found = self.setup(Variant())
+        if found is None:
+            return self.hessian.new_zeros(len(self.hessian))
+        perm, most = found[0], []
+        exact, single = (_Run(self, Variant(factor=f), perm, rows) for f in ("true", "float32"))
+        same = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+        for j in range(len(perm)):
+            exact.step(j)
+            single.step(j)
+            moved = (exact.position[j] - single.position[j]).abs()
+            most.append(torch.where(same, moved, 0.0).amax())
+            same &= exact.codes[j] == single.codes[j]
+        return torch.stack(most)
+
+    def factors_in_float32(self) -> bool:
+        """Whether the inverse of the damped H, found in float32, has a factor."""
+        found = self.setup(Variant())
+        return found is not None and _in_float32(found[1]) is not None
+
     def follow(self, v: Variant, seen: Seen, rows: torch.Tensor, misses: float) -> Agreement | None:
         """Run a variant on some rows beside what was seen; None as soon as more than a share of
         `misses` of these rows has parted from it other than at a tie."""
@@ -278,11 +320,12 @@ class Bench:
         if found is None:
             return None
         perm, n = found[0], len(found[0])
-        run = _Run(self, v, perm, rows)
-        place = {"undone": perm, "steps": run.steps, "twice": torch.argsort(perm)}[v.placed]
+        steps = torch.arange(n, device=perm.device)
+        place = {"undone": perm, "steps": steps, "twice": torch.argsort(perm)}[v.placed]
         theirs = seen.matrix[rows][:, place].T  # [in, rows] in the order of the variant's steps
         check = 16
         try:
+            run = _Run(self, v, perm, rows)
             for j in range(n):
                 run.step(j)
                 if j + 1 == min(check, n):
@@ -294,8 +337,9 @@ class Bench:
             return None
         return found_so_far
 
-    def candidates(self) -> Iterator[Variant]:
-        """Every known mistake that can be made on this layer with these options."""
+    def candidates(self, values: bool) -> Iterator[Variant]:
+        """Every known mistake that can be made on this layer with these options; some can be
+        seen in values alone."""
         o = self.options
         yield from _compensation(int(o["block_size"]), len(self.hessian))
         yield from _order(bool(o["act_order"]))
@@ -304,10 +348,19 @@ class Bench:
         yield from _levels(o)
         for shift in (-1, 1):
             yield Variant("zero_point_off_by_one", shift=shift, detail=f"{shift:+d}")
-        yield Variant("rounded_moved", shown="mirrored")
-        yield Variant("not_rounded", shown="live")
+        if values:
+            yield Variant("rounded_moved", shown="mirrored")
+            yield Variant("not_rounded", shown="live")
         if bool((self.hessian.diagonal() == 0).any()):
             yield Variant("dead_columns", dead=False)
+            yield from (Variant("dead_in_ranges", counts=counts) for counts in (False, True))
+
+
+def _in_float32(h: torch.Tensor) -> torch.Tensor | None:
+    """U as most would find it: the inverse in float32, then its factor; None where that fails."""
+    inverse, failed = torch.linalg.inv_ex(h.float())
+    upper, indefinite = torch.linalg.cholesky_ex(inverse, upper=True)
+    return None if bool(failed) or bool(indefinite) else upper.to(h.dtype)
 
 
 def _compensation(block: int, n: int) -> Iterator[Variant]:
@@ -321,6 +374,7 @@ def _compensation(block: int, n: int) -> Iterator[Variant]:
     yield Variant("wrong_sign", sign=-1)
     yield Variant("no_damping", damping="none")
     yield Variant("absolute_damping", damping="absolute")
+    yield Variant("damping_everywhere", damping="everywhere")
     yield Variant("compensation_skips_column", keep=_skip_next)
     for size in sorted({block, 128}):
         if size < n:
@@ -358,6 +412,10 @@ def _levels(options: Mapping[str, Any]) -> Iterator[Variant]:
                 yield Variant("stale_groups", plan=live, snapshot=block, detail=detail)
         whole = {"group_size": None, "stale_groups": False}
         yield Variant("whole_row", plan=whole)
+    for another in (16, 32, 64, 128, 256):
+        if another not in (size, n) and n % another == 0:
+            plan = {"group_size": another}
+            yield Variant("another_group_size", plan=plan, detail=str(another))
     if not options["mse"]:
         yield Variant("per_tensor", per_tensor=True)
     mode = bool(options["symmetric"])
@@ -405,7 +463,6 @@ class _Run:
 
     def __init__(self, bench: Bench, v: Variant, perm: torch.Tensor, rows: torch.Tensor) -> None:
         self.v, self.perm = v, perm
-        self.steps = torch.arange(len(perm), device=perm.device)
         self.factor = bench.spreading(v)
         options = {**bench.options, **v.plan}
         # What follows the range of all rows needs all of them until the codes are compared.
@@ -430,7 +487,9 @@ class _Run:
 
     def _fit_upfront(self, weight: torch.Tensor) -> None:
         # As in gptq: whether a column without input counts in a range.
-        counts = self.plan.group_size is None or self.plan.convention == "compressed_tensors"
+        counts = self.v.counts
+        if counts is None:
+            counts = self.plan.group_size is None or self.plan.convention == "compressed_tensors"
         w = weight.T[self.perm] if counts else self.w
         for group in range(self.plan.groups):
             self._fit(group, w[self.levels.members(group)])
@@ -521,7 +580,7 @@ def diagnose(bench: Bench, seen: Seen, affected: torch.Tensor) -> tuple[Mistake,
     rows = torch.cat([bad, good])
     mistakes: dict[str, Mistake] = {}
     kept: list[tuple[Variant, Agreement]] = []
-    for v in bench.candidates():
+    for v in bench.candidates(seen.values is not None):
         found = bench.follow(v, seen, rows, MISSES)
         if found is None:
             continue

@@ -8,6 +8,7 @@ too; and known mistakes are run, to see which give what the learner got (`mistak
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,12 @@ from qviz.core.check import as_matrix
 from qviz.core.trace import Event, Trace
 from qviz.exercises.emitted import Divergence, Truth, collected, first_wrong
 from qviz.exercises.learner import Answer, Attempt, Levelled, Listener, call, read
-from qviz.exercises.mistakes import OFF_GRID, Bench, Mistake, Seen, diagnose, named
+from qviz.exercises.mistakes import OFF_GRID, ROWS, Bench, Mistake, Seen, diagnose, named
 from qviz.methods.affine import affine
 from qviz.methods.gptq import METHOD, gptq
 from qviz.methods.gptq_record import Recording, record
 
+FAR = 0.05  # steps from the middle between two codes, beyond which nothing is a tie
 # What NumPy and torch raise where a matrix has no factor.
 FACTOR_ERRORS = (np.linalg.LinAlgError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
 
@@ -74,7 +76,7 @@ class StepReport:
     weight: torch.Tensor
     calibration: Calibration
     options: Mapping[str, Any]
-    exception: Exception | None
+    exception: BaseException | None
 
     @property
     def trace(self) -> str:
@@ -86,8 +88,8 @@ class StepReport:
         loss = "" if self.loss is None else f"yours {self.loss:.4g}, "
         lines = [
             self.summary,
-            *(f"Looks like: {mistake}." for mistake in self.mistakes),
-            *(f"Note: {note}." for note in self.notes),
+            *(f"Looks like: {_ended(str(mistake))}" for mistake in self.mistakes),
+            *(f"Note: {_ended(note)}" for note in self.notes),
             f"Output error: {loss}GPTQ {self.true_loss:.4g}, round to nearest {self.rtn_loss:.4g}.",
         ]
         return "\n".join(lines)
@@ -226,6 +228,9 @@ class _Judge:
     ) -> tuple[Answer, list[str], list[str]]:
         """What can be compared: what was returned, else what was emitted until then."""
         notes = [f"your function has no parameter {name}" for name in attempt.ignored]
+        if self._ties_in_order:
+            notes.append("diag H has equal values, whose columns may go in either order; the true "
+                         "run takes them from left to right, as a stable sort does")  # fmt: skip
         answer = Answer(None)
         findings = []
         if attempt.exception is not None:
@@ -244,7 +249,19 @@ class _Judge:
             )
             if not emitted.unexplained and returned.unexplained:
                 findings.append("the codes that were emitted agree, those returned do not")
+        if answer.seen is not None and codes is not None and attempt.exception is None:
+            notes += self._emitted_otherwise(codes, known, answer.seen)
         return answer, findings, notes
+
+    def _emitted_otherwise(
+        self, codes: torch.Tensor, known: torch.Tensor, returned: Seen
+    ) -> list[str]:
+        """What is to say where the codes that were emitted are not those that were returned."""
+        both = (known & returned.known)[self.truth.perm]
+        other = (codes != self._codes(returned)).any(0)[self.truth.perm] & both
+        if not bool(other.any()):
+            return []
+        return [f"the codes emitted at step {int(other.int().argmax())} are not those returned"]
 
     def _codes(self, seen: Seen) -> torch.Tensor:
         if seen.codes is not None:
@@ -259,14 +276,46 @@ class _Judge:
         found = agreement(ours, theirs, self.truth.position, perm=self.truth.perm)
         if not found.unexplained:
             return found
+        if self._ties_in_order:
+            perm, codes, position = self._other_order
+            other = agreement(codes, torch.where(seen.known, self._codes(seen), codes), position,
+                              perm=perm)  # fmt: skip
+            if not other.unexplained:
+                return other
         ties = self._zero_ties()
-        explained = tuple(
-            replace(d, explained=True)
-            if abs(d.ours - d.theirs) == 1 and ties[d.row, d.column]
-            else d
-            for d in found.differences
+        found = _explained(
+            found, lambda d: abs(d.ours - d.theirs) == 1 and bool(ties[d.row, d.column])
         )
-        return replace(found, differences=explained)
+        if any(d.distance <= FAR for d in found.unexplained):
+            width = self._tie_width
+            found = _explained(found, lambda d: d.distance <= float(width[d.step]))
+        return found
+
+    @cached_property
+    def _ties_in_order(self) -> bool:
+        """Whether act-order leaves open which of two columns goes first: equal ones of diag H."""
+        live = self.hessian.diagonal()[self.hessian.diagonal() != 0]
+        return bool(self.options["act_order"]) and bool((live.sort().values.diff() == 0).any())
+
+    @cached_property
+    def _other_order(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """perm [in], codes and positions [out, in] with such columns from right to left."""
+        turned = replace(self.calibration, hessian=self.calibration.hessian.flip(0, 1))
+        given = {name: value for name, value in self.options.items() if name != "variant"}
+        run = record(self.weight.flip(1), turned, **given)
+        codes = run.result.codes.flip(1).int()
+        return len(run.perm) - 1 - run.perm, codes, run.positions().flip(1)
+
+    @cached_property
+    def _bench(self) -> Bench:
+        return Bench(self.weight, self.hessian, self.options, self.truth.recording.result)
+
+    @cached_property
+    def _tie_width(self) -> torch.Tensor:
+        """[in] how far from the middle between two codes a weight may be at each step, to be a
+        tie: some times as far as float32 moves it, which is the precision of most learners."""
+        rows = torch.arange(min(len(self.weight), ROWS), device=self.weight.device)
+        return (4 * self._bench.drift(rows)).clamp(max=FAR)
 
     def _zero_ties(self) -> torch.Tensor:
         """[out, in] bool: weights whose group's zero point was itself rounded at a tie.
@@ -305,9 +354,10 @@ class _Judge:
                 code.step, code.column, code.row, "value",
                 float(truth[code.row, code.column]), float(got[code.row, code.column]),
             )  # fmt: skip
+        number = code.theirs - answer.offset if code.theirs > OFF_GRID else float("nan")
         return Divergence(
             code.step, code.column, code.row, "codes",
-            code.ours - answer.offset, code.theirs - answer.offset, code.distance,
+            code.ours - answer.offset, number, code.distance,
         )  # fmt: skip
 
     def _mistakes(
@@ -317,7 +367,7 @@ class _Judge:
         listener: Listener,
         attempt: Attempt,
     ) -> tuple[Mistake, ...]:
-        bench = Bench(self.weight, self.hessian, self.options, self.truth.recording.result)
+        bench = self._bench
         seen = answer.seen
         square = seen is not None and self.weight.shape[0] == self.weight.shape[1]
         if seen is not None and (answer.transposed or (bad and square)):
@@ -326,14 +376,27 @@ class _Judge:
             if not found.unexplained:
                 return (named("transposed", found),)
         if isinstance(attempt.exception, FACTOR_ERRORS):
-            return () if bench.factors_undamped() else (named("no_damping"),)
+            damped = bench.factors_undamped() or not bench.factors_in_float32()
+            return () if damped else (named("no_damping"),)
         if seen is None or not bad:
             return ()
+        shift = self._shift(seen)
+        if shift:
+            return (named("codes_shifted", details=(f"{shift:+d}",)),)
         affected = torch.zeros(len(self.weight), dtype=torch.bool, device=self.weight.device)
         affected[[d.row for d in bad]] = True
         factors = [e["hinv_chol"].double() for e in listener.trace.named("gptq.cholesky")
                    if "hinv_chol" in e.tensors]  # fmt: skip
         return diagnose(bench, replace(seen, factor=factors[-1] if factors else None), affected)
+
+    def _shift(self, seen: Seen) -> int:
+        """The number by which all codes are moved from the true run's; 0 where they are not."""
+        if seen.codes is None:
+            return 0
+        moved = (seen.codes - self.truth.levelled.codes)[:, seen.known]
+        shift = int(moved.flatten().mode().values)
+        back = replace(seen, codes=seen.codes - shift)
+        return 0 if self._agreement(back).unexplained else shift
 
     def _known_steps(self, seen: Seen | None) -> int:
         """Steps that were given without a gap."""
@@ -362,12 +425,19 @@ class _Judge:
             assert seen.codes is not None
             level = self.truth.levelled
             values = level.value + (seen.codes - level.codes) * level.scale
+            values[seen.codes <= OFF_GRID] = torch.nan
         loss = self._loss(values)
         return loss if np.isfinite(loss) else None
 
     def _loss(self, values: torch.Tensor) -> float:
         error = self.weight.double() - values.double()
         return float(((error @ self.hessian) * error).sum()) / 2
+
+
+def _explained(found: Agreement, rule: Callable[[Difference], bool]) -> Agreement:
+    """The same, where differences that this rule allows are explained too."""
+    differences = (replace(d, explained=d.explained or rule(d)) for d in found.differences)
+    return replace(found, differences=tuple(differences))
 
 
 def _turned(seen: Seen) -> Seen:
@@ -406,4 +476,8 @@ def _summary(
 
 
 def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}."
+    return _ended(f"{text[0].upper()}{text[1:]}")
+
+
+def _ended(text: str) -> str:
+    return text if text.endswith(("?", "!", ".")) else f"{text}."
