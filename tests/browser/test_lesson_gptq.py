@@ -129,9 +129,7 @@ def test_any_column_is_reached_at_once(tab, walk):
     eventually(lambda: rows(tab).get("row, column") == f"{story.row}, 300")
     table = rows(tab)
     assert table["code q"].startswith(str(story.code))
-    assert float(table["w at its turn"].replace("−", "-")) == pytest.approx(
-        story.live, rel=1e-3
-    )
+    assert float(table["w at its turn"].replace("−", "-")) == pytest.approx(story.live, rel=1e-3)
 
 
 def test_scrubbing_with_the_mouse(tab):
@@ -180,7 +178,7 @@ def test_a_clicked_weight_keeps_its_story_while_steps_go_on(tab, walk):
     eventually(lambda: rows(tab)["its turn"] == f"step {column}, done")
     assert rows(tab)["row, column"] == held
     story = walk.story(row, column)
-    moved = rows(tab)[f"moved {column} times by"].replace("−", "-")
+    moved = rows(tab)[f"moved {column} times"].replace("−", "-")
     assert float(moved) == pytest.approx(story.compensation, rel=1e-2, abs=1e-9)
     stage.click(position=where)  # and let go
 
@@ -200,7 +198,7 @@ def test_two_runs_in_lockstep(tab, walk):
         assert_shows(tab, SECOND, b, limit, 1024)
         assert_shows(tab, BETWEEN, a - b, limit, 1024)
     eventually(lambda: "differ" in caption(tab))
-    assert f"{other.error[-1]:.3g}" in str(tab.page.inner_text(".qv-aside"))
+    assert f"{other.error[-1]:.3g}" in str(tab.page.inner_text(".qv-main .qv-aside"))
     tab.page.get_by_label("A second run beside it").select_option(label="nothing")
     eventually(lambda: not tab.page.locator(".qv-matrix").nth(SECOND).is_visible(), 20)
 
@@ -227,6 +225,31 @@ def _same(tab: Tab, run: Walk, step: int, limit: float) -> bool:
     except AssertionError:
         return False
     return True
+
+
+def test_answers_to_the_learner_are_in_sight(base, open_tab):
+    """The verdict on a guess, and what was wrong, without scrolling, above the steps' bar."""
+    tab = open_tab()
+    tab.open(f"{base}/voila/render/07_gptq.ipynb", READY)
+    tab.page.get_by_label("Before you step").select_option(label="half or more")
+    verdict = tab.page.locator(".qv-controls .qv-caption")
+    eventually(lambda: "GPTQ leaves" in verdict.inner_text())
+    bar = tab.page.locator(".qv-transport")
+    assert _bottom(verdict) < bar.bounding_box()["y"]
+    tab.page.get_by_role("button", name="More settings").click()
+    tab.page.get_by_role("button", name="Your own layer").click()
+    tab.page.get_by_role("button", name="Open it").click()
+    wrong = tab.page.get_by_role("alert").filter(has_text="Not possible")
+    eventually(lambda: wrong.count() == 1)
+    assert wrong.bounding_box()["y"] >= 0
+    assert _bottom(wrong) <= bar.bounding_box()["y"]
+    assert _bottom(bar) <= 800
+    tab.assert_clean()
+
+
+def _bottom(element: Any) -> float:
+    box = element.bounding_box()
+    return float(box["y"] + box["height"])
 
 
 def test_on_a_phone(base, open_tab):

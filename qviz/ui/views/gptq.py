@@ -88,6 +88,7 @@ class GptqLesson(LayerPage):
 
     lesson_number = 7
     first_layer = "model.layers.0.mlp.down_proj"
+    sources = "Hub id, folder or minilm"  # not a file alone: the model has to run
     kept = ("rows", "first", "second", "held", "_contrast", "_texts", "_own_text")
 
     def __init__(self, source: str | None = None, layer: str | None = None) -> None:

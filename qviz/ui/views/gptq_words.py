@@ -156,7 +156,7 @@ def story_rows(walk: Walk, story: Story, step: int) -> list[Row]:
     if story.dead:
         rows.append(("its input was always 0", "set to 0", "error"))
     rows += [
-        (f"moved {counted(turn, 'time')} by", signed(story.compensation), ""),
+        (f"moved {counted(turn, 'time')}", signed(story.compensation), ""),
         ("w at its turn", number(story.live), "original"),
         ("between levels, s", number(story.scale), ""),
     ]
@@ -181,7 +181,7 @@ def story_rows(walk: Walk, story: Story, step: int) -> list[Row]:
         ("hands on most", _most(story.receivers(1), "to"), ""),
         ("received most", _most(story.contributors(1), "from"), ""),
         (
-            "nearest alone",
+            "round to nearest",
             f"{number(story.nearest_code)} → {number(story.nearest_value)}",
             "wait",
         ),

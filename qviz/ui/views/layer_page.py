@@ -27,12 +27,14 @@ class LayerPage:
 
     lesson_number  its number in LESSONS
     first_layer    the layer to begin with, of a model that has it
+    sources        what can be opened here, in words
     kept           attributes that go back to their last good value when something fails;
                    `source`, `layers` and `weight` always do
     """
 
     lesson_number: int
     first_layer = FIRST_LAYER
+    sources = "Hub id, folder or .safetensors file"
     kept: tuple[str, ...] = ()
 
     def __init__(self) -> None:
@@ -43,7 +45,7 @@ class LayerPage:
         self._quiet = False
         self._one_at_a_time = RLock()  # JupyterLab answers controls on another thread than cells
         self.layer_control = Choice("Layer", ["…"])
-        self.source_control = TextField("Model", placeholder="Hub id, folder or .safetensors file")
+        self.source_control = TextField("Model", placeholder=self.sources)
         self.open_button = Button("Open it")
         self.bundled_button = Button("Back to the bundled model")
         self.status = Status()
@@ -171,7 +173,7 @@ class LayerPage:
     def _open_own(self) -> None:
         source = str(self.source_control.value).strip()
         if not source:
-            raise ValueError("type a Hub id, a folder or the path of a .safetensors file first")
+            raise ValueError(f"type a {self.sources} first")
         if len(source) > 1000:
             raise ValueError(f"{len(source)} characters are too long for a Hub id or a path")
         self.open(source)
