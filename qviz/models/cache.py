@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 import uuid
 import zlib
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ from qviz.models.checkpoint import match_name, no_layer
 log = logging.getLogger("qviz")
 
 LIMIT_BYTES = 2 << 30  # of all files: a class that tries its own texts must not fill the disk
+ABANDONED = 86400  # seconds after which a half-written file has no writer
 FORMAT = 1  # part of the key: raise it when what is stored changes its meaning
 TENSORS = ("inputs", "hessian", "act_absmax", "act_absmean")
 
@@ -122,10 +124,19 @@ def write_whole(path: Path, tensors: Mapping[str, torch.Tensor], header: str) ->
         save_file(dict(tensors), temporary, metadata={"qviz": header})
         temporary.chmod(mode)  # as the umask says: save_file lets nobody else read its files
         os.replace(temporary, path)
+        _sweep(path.parent)
     except BaseException:  # also when the user interrupts
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def _sweep(place: Path) -> None:
+    """Remove what a killed process left half-written: a day old, nobody is still writing it."""
+    for path in place.glob("*.partial"):
+        with contextlib.suppress(OSError):  # another process may sweep too
+            if time.time() - path.stat().st_mtime > ABANDONED:
+                path.unlink(missing_ok=True)
 
 
 def _evict(newest: Path) -> None:

@@ -84,16 +84,17 @@ def capture(
     widths = {(name.rpartition(".")[0], one.in_features) for name, one in wanted.items()}
     needed = sum(width**2 for _, width in widths) * hessian_dtype.itemsize
     require_memory(needed, f"Hessians for {len(wanted)} layers", "Name fewer layers at a time")
-    results = collect(
-        wanted,
-        padded_batches(windows, batch_size, model.device),
-        runner_of(model, wanted),
-        keep_inputs=keep_inputs,
-        hessian_dtype=hessian_dtype,
-        source=source,
-        seed=seed,
-        progress=progress,
-    )
+    with as_in_use(model):
+        results = collect(
+            wanted,
+            padded_batches(windows, batch_size, model.device),
+            runner_of(model, wanted),
+            keep_inputs=keep_inputs,
+            hessian_dtype=hessian_dtype,
+            source=source,
+            seed=seed,
+            progress=progress,
+        )
     silent = [name for name in wanted if name not in results]
     if silent and layers is not None:
         raise ValueError(f"the model never ran {', '.join(silent)} on this text; leave it out")
@@ -106,6 +107,19 @@ def require_collecting(hessian_dtype: torch.dtype, keep_inputs: int, batch_size:
         raise TypeError(f"hessian_dtype must be torch.float32 or float64, got {hessian_dtype}")
     require_int(keep_inputs, "keep_inputs", 1, 1_000_000)
     require_int(batch_size, "batch_size", 1, 4096)
+
+
+@contextmanager
+def as_in_use(model: LoadedModel) -> Iterator[None]:
+    """While open, the model runs as in evaluation: dropout would calibrate on noise."""
+    training = [module for module in model.model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,6 +25,7 @@ from qviz.models.load import LoadedModel
 
 log = logging.getLogger("qviz")
 
+LONG = 40  # characters of a value up to which a message shows it
 FORMAT = 1  # raise it when what is stored changes its meaning
 
 
@@ -93,7 +94,7 @@ class Checkpoint:
             return
         there, here = _flat(key), _flat(self.key)
         differ = [
-            f"{name} was {there.get(name, 'not given')}, is {here.get(name, 'not given')}"
+            _difference(name, there.get(name, "not given"), here.get(name, "not given"))
             for name in sorted({*there, *here})
             if there.get(name) != here.get(name)
         ]
@@ -111,19 +112,30 @@ class Checkpoint:
 
     def write(self, layer: str, result: object) -> None:
         """Store a finished layer; OSError where that is not possible."""
+        from safetensors import SafetensorError
+
         plain, tensors = to_plain(result, self.classes)
         checksums = {name: checksum(tensor) for name, tensor in tensors.items()}
         header = {"key": self.key, "layer": layer, "result": plain, "checksums": checksums}
         text = json.dumps(header)
         crc = zlib.crc32(text.encode())
-        write_whole(self._path(layer), tensors, json.dumps({"crc": crc, "header": text}))
+        try:
+            write_whole(self._path(layer), tensors, json.dumps({"crc": crc, "header": text}))
+        except (OSError, SafetensorError) as error:
+            raise OSError(
+                f"{layer} cannot be stored in {self.directory} ({error}). The layers before it "
+                f"are; once there is room, and leave to write, the same call goes on from there"
+            ) from error
 
 
 def _read(path: Path, device: torch.device | str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        outer = json.loads((file.metadata() or {})["qviz"])
+        metadata = file.metadata() or {}
+        if "qviz" not in metadata:
+            raise ValueError("it holds something else")
+        outer = json.loads(metadata["qviz"])
         if zlib.crc32(outer["header"].encode()) != outer["crc"]:
             raise ValueError("the checksum of its header is wrong")
         header = json.loads(outer["header"])
@@ -132,6 +144,13 @@ def _read(path: Path, device: torch.device | str) -> tuple[dict[str, Any], dict[
         if checksum(tensor) != header["checksums"][name]:
             raise ValueError(f"the checksum of {name} is wrong")
     return header, {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+def _difference(name: str, there: Any, here: Any) -> str:
+    """Both values, unless they are too long to be read: checksums, lists of layers."""
+    if max(len(str(there)), len(str(here))) > LONG:
+        return f"{name} differ" if name.endswith("s") else f"the {name} differs"
+    return f"{name} was {there}, is {here}"
 
 
 def _flat(key: Mapping[str, Any], before: str = "") -> dict[str, Any]:

@@ -31,6 +31,7 @@ from qviz.models.capture import (
     MAX_TOKENS,
     Progress,
     WindowBatch,
+    as_in_use,
     as_texts,
     collect,
     input_hooks,
@@ -158,9 +159,10 @@ def follow(
     """
     require_loaded(model)
     run = _Run(model, layers, how, make, put, checkpoint, progress)
-    if run.left:
-        run.through_the_model()
-    run.unit(tuple(run.waiting))  # found in the checkpoint, or never run
+    with as_in_use(model):
+        if run.left:
+            run.through_the_model()
+        run.unit(tuple(run.waiting))  # found in the checkpoint, or never run
     return run.outcome
 
 

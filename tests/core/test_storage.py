@@ -9,7 +9,9 @@ import torch
 import qviz
 from qviz.core.calibration import Calibration
 from qviz.core.storage import to_plain, to_value
+from qviz.methods import registry
 from qviz.methods.rotation import Rotation
+from qviz.methods.smoothquant import SmoothLinear
 
 CASES = {
     "affine": {"bits": 3, "group_size": 64, "symmetric": False, "scale_dtype": torch.float16},
@@ -21,7 +23,9 @@ CASES = {
     "microscaling": {"format": "nvfp4"},
     "vector": {"dim": 4, "bits": 4},
     "rotation": {"bits": 4},
+    "smoothquant": {},
 }
+CLASSES = (Rotation, SmoothLinear)  # what some methods return beside QuantizedTensor
 
 
 def calibration() -> Calibration:
@@ -50,13 +54,19 @@ def same(a: object, b: object) -> bool:
 def test_back_to_the_last_bit(method):
     weight = torch.randn(16, 256, generator=torch.Generator().manual_seed(2))
     made = qviz.quantize(weight, method, calibration(), **CASES[method])
-    plain, tensors = to_plain(made, [Rotation])
-    back = to_value(json.loads(json.dumps(plain)), tensors, [Rotation])
+    plain, tensors = to_plain(made, CLASSES)
+    back = to_value(json.loads(json.dumps(plain)), tensors, CLASSES)
     assert same(back, made)
     assert torch.equal(back.dequantize(), made.dequantize())
     assert back.bits_per_weight == made.bits_per_weight
     spaces = {t.untyped_storage().data_ptr() for t in tensors.values()}
     assert len(spaces) == len(tensors), "safetensors refuses tensors that share memory"
+
+
+def test_every_method_that_is_calibrated_can_be_stored():
+    needs = {name for name, method in registry.methods().items() if method.needs}
+    weights = {name for name in needs if registry.get(name).kind in ("weight", "linear")}
+    assert weights <= set(CASES)
 
 
 def test_the_comparison_above_sees_a_difference():

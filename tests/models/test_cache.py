@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -206,3 +207,13 @@ def test_what_was_unused_for_longest_goes_when_the_cache_is_full(cache, monkeypa
     monkeypatch.setattr(disk, "LIMIT_BYTES", 3 * disk.path_of(keys[0]).stat().st_size + 100)
     disk.write(keys[3], {"fc": one})
     assert [disk.path_of(key).exists() for key in keys] == [True, False, True, True]
+
+
+def test_what_a_killed_process_left_goes_after_a_day(tmp_path):
+    old, new = tmp_path / "a.partial", tmp_path / "b.partial"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    yesterday = time.time() - 2 * disk.ABANDONED
+    os.utime(old, (yesterday, yesterday))
+    disk.write_whole(tmp_path / "x.safetensors", {"t": torch.zeros(2)}, "{}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.partial", "x.safetensors"]

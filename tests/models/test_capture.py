@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qviz.models.capture import capture, input_hooks, token_windows
-from qviz.models.load import LoadedModel, linear_layers
+from qviz.models.load import LoadedModel, linear_layers, load_model
 from qviz.models.statistics import Collector
 
 
@@ -171,6 +171,33 @@ def test_float64_sums(loaded, words):
     x = captured[name].inputs.double()
     assert captured[name].hessian.dtype == torch.float64
     torch.testing.assert_close(captured[name].hessian, 2 * x.T @ x / 300, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+@pytest.mark.parametrize("batch_size", [2, 5, 64])
+def test_a_float64_hessian_is_the_mean_of_its_parts_by_tokens(checkpoints, words, kind, batch_size):
+    """In float64 throughout, so that neither batches nor padding may show."""
+    model = load_model(checkpoints[kind])
+    model.model.double()
+    texts = [words[:150], "def f(x): return x " * 3, "é ß lazy dog " * 5]
+    how = {"sequence_length": 32, "max_tokens": 10**6, "hessian_dtype": torch.float64}
+    parts = [capture(model, text, batch_size=1, **how) for text in texts]
+    for name, whole in capture(model, texts, batch_size=batch_size, **how).items():
+        tokens = sum(part[name].tokens for part in parts)
+        mean = sum(part[name].hessian * part[name].tokens for part in parts) / tokens
+        assert whole.tokens == tokens
+        assert (whole.hessian - mean).abs().max() <= 1e-12 * mean.abs().max()
+
+
+def test_dropout_takes_no_part(checkpoints, words):
+    model = load_model(checkpoints["gpt2"])
+    still = capture(model, words, max_tokens=100)
+    model.model.train()
+    model.model.transformer.h[0].eval()  # a part that was frozen on purpose
+    moved = capture(model, words, max_tokens=100)
+    assert all(torch.equal(still[name].hessian, moved[name].hessian) for name in still)
+    assert model.model.training
+    assert not model.model.transformer.h[0].training
 
 
 def test_windows(loaded, words):

@@ -419,9 +419,9 @@ def test_reasons_are_stored_too(loaded, words, tmp_path):
         ({"order": "block"}, "calibration.order was subset, is block"),
         ({"batch_size": 2}, "calibration.batch_size was 4, is 2"),
         ({"hessian_dtype": torch.float64}, "calibration.hessian_dtype.dtype was float32"),
-        ({"texts": "other words " * 20}, "texts was"),
-        ({"sequence_length": 50}, "tokens was"),
-        ({"layers": ["layers.0.mlp.up_proj"]}, "layers was"),
+        ({"texts": "other words " * 20}, "texts differ"),
+        ({"sequence_length": 50}, "tokens differ"),
+        ({"layers": ["layers.0.mlp.up_proj"]}, "layers differ"),
         ({"per_layer": {"model.layers.0.mlp.up_proj": {"bits": 4}}}, "per_layer.model.layers.0"),
         ({"on_error": "skip"}, "on_error was raise, is skip"),
     ],
@@ -438,7 +438,7 @@ def test_another_model_is_not_gone_on_with(loaded, words, tmp_path):
         quantize(loaded["llama"], words, tmp_path, progress=interrupt_after(1))
     other = copy_of(loaded["llama"])
     other.model.model.layers[1].mlp.up_proj.weight[3, 4] += 1e-6
-    with pytest.raises(ValueError, match="belongs to another run: model was"):
+    with pytest.raises(ValueError, match="belongs to another run: the model differs"):
         quantize(other, words, tmp_path)
 
 
@@ -476,6 +476,42 @@ def test_a_directory_with_other_files_is_refused(loaded, words, tmp_path):
         quantize(loaded["llama"], words, tmp_path)
     with pytest.raises(ValueError, match="is a file"):
         quantize(loaded["llama"], words, tmp_path / "model.safetensors")
+
+
+def test_a_directory_that_cannot_be_written_says_what_to_do(loaded, words, tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    whole, real, written = quantize(loaded["llama"], words, None), save_file_of(), []
+
+    def full(tensors, path, metadata):
+        if len(written) == 3:
+            raise SafetensorError("I/O error: No space left on device")
+        written.append(path)
+        real(tensors, path, metadata)
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(OSError, match=r"cannot be stored.*No space left.*goes on from there"):
+        quantize(loaded["llama"], words, tmp_path)
+    assert not list(tmp_path.glob("*.partial"))
+    monkeypatch.undo()
+    resumed = quantize(loaded["llama"], words, tmp_path)
+    assert resumed.notes[0].startswith("3 of 14 layers were taken")
+    assert_same(whole, resumed)
+
+
+def save_file_of() -> Callable[..., None]:
+    from safetensors.torch import save_file
+
+    return save_file
+
+
+def test_dropout_takes_no_part(loaded, words, tmp_path):
+    training = copy_of(loaded["gpt2"])
+    training.model.train()
+    one = quantize(training, words, tmp_path, group_size=16)
+    assert_same(quantize(loaded["gpt2"], words, None, group_size=16), one)
+    assert all(module.training for module in training.model.modules())
+    assert one.model.model.training
 
 
 def test_a_file_under_another_layers_name_is_refused(loaded, words, tmp_path):
