@@ -25,7 +25,7 @@ Texts = Callable[[str], Calibration]
 
 FEW, OTHER_TEXT = 16, "numbers"
 SHARE = 4  # a singular Hessian is made of one token for so many channels
-SAME = 0.005  # relative difference between two errors that is called none
+SAME = 0.01  # relative difference between two errors that is called none: three digits show more
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,8 @@ def _better(new: float, old: float) -> int:
 
 def _errors(first: Walk, second: Walk) -> str:
     new, old = _end(second), _end(first)
+    if f"{new:.3g}" == f"{old:.3g}":
+        return f"The output error stays at {new:.3g}"
     return f"The output error ends at {new:.3g} instead of {old:.3g}, {_times(new, old)}"
 
 
@@ -169,6 +171,17 @@ def _bits(walk: Walk) -> float:
     return float(walk.result.bits_per_weight)
 
 
+def _cost(first: Walk, second: Walk) -> str:
+    new, old = _bits(second), _bits(first)
+    if new == old:
+        return f"for the same {new:.4g} bits per weight"
+    return f"for {new:.4g} bits per weight instead of {old:.4g}"
+
+
+def _tokens(count: int) -> str:
+    return f"{count} token" if count == 1 else f"{count} tokens"
+
+
 def _on_own(walk: Walk) -> float:
     """The relative output error on the inputs that the run was calibrated on."""
     return output_error(walk.original, walk.result.dequantize(), walk.calibration)
@@ -193,11 +206,12 @@ def _say_order(first: Walk, second: Walk) -> str:
         else "With static groups or one group a row, a checkpoint shows nothing of the order"
     )
     advice = _choose(
-        _verdict(first, second), "keep it so", "it makes no difference here", "leave it as it was"
-    )
+        _verdict(first, second), "this order is better", "the order makes no difference",
+        "this order is worse",
+    )  # fmt: skip
     return (
         f"Columns go in {now}: after a quarter of them the error is {early:.3g} instead of "
-        f"{before:.3g}. {_errors(first, second)}. {sign}; on this layer: {advice}."
+        f"{before:.3g}. {_errors(first, second)}. {sign}. On this layer {advice}."
     )
 
 
@@ -210,9 +224,8 @@ def _say_bits(first: Walk, second: Walk) -> str:
         "compensation just pays for the missing bit", "compensation does not pay for a whole bit",
     )  # fmt: skip
     return (
-        f"{_errors(first, second)}, for {_bits(second):.3g} bits per weight instead of "
-        f"{_bits(first):.3g}. That is {word} the {plain:.3g} of rounding to nearest with {more} "
-        f"bits: here {advice} when going to {fewer}."
+        f"{_errors(first, second)}, {_cost(first, second)}. That is {word} the {plain:.3g} of "
+        f"rounding to nearest with {more} bits: here {advice} when going to {fewer}."
     )
 
 
@@ -267,8 +280,8 @@ def _say_symmetry(first: Walk, second: Walk) -> str:
         "not worth it for the error",
     )  # fmt: skip
     return (
-        f"Levels are placed {levels}. {_errors(first, second)}, for {_bits(second):.4g} bits per "
-        f"weight instead of {_bits(first):.4g}: {advice}. {sign}."
+        f"Levels are placed {levels}. {_errors(first, second)}, {_cost(first, second)}: "
+        f"{advice}. {sign}."
     )
 
 
@@ -296,12 +309,12 @@ def _say_mse(first: Walk, second: Walk) -> str:
     plain = _better(_rtn(second), _rtn(first))
     word = _choose(plain, "gains from it", "does not notice it", "loses by it")
     advice = _choose(
-        _verdict(first, second), "use this", "it does not matter here", "leave it as it was"
+        _verdict(first, second), "this is better", "it makes no difference", "this is worse"
     )
     return (
         f"Ranges are {how}. {_errors(first, second)}; rounding to nearest {word} "
         f"({_rtn(second):.3g} instead of {_rtn(first):.3g}). The search looks at weights alone and "
-        f"not at inputs, so it may lose as well as gain: on this layer, {advice}."
+        f"not at inputs, so it may lose as well as gain: on this layer {advice}."
     )
 
 
@@ -334,12 +347,14 @@ def _say_block(first: Walk, second: Walk) -> str:
 
 
 def _say_stale(first: Walk, second: Walk) -> str:
-    stale = second if second.options["stale_groups"] else first
+    second_is = bool(second.options["stale_groups"])
+    stale, which = (second, "second") if second_is else (first, "first")
     a, b = (walk.grid.scale for walk in (first, second))
     share = float((~torch.isclose(a, b, rtol=1e-5)).double().mean())
+    differ = f"{100 * share:.3g} % of all scales differ" if share else "No scale differs by it here"
     return (
-        f"{share:.3g} of all scales differ, because those of the reference code miss what the same "
-        f"block of {stale.options['block_size']} columns has added. {_errors(first, second)}. One "
+        f"The {which} run takes ranges as the reference code does, without what the same block of "
+        f"{stale.options['block_size']} columns has added: {differ}. {_errors(first, second)}. One "
         f"recognises it by results that change with the block size; groups that are not smaller "
         f"than a block are never stale."
     )
@@ -365,7 +380,8 @@ def _say_damping(first: Walk, second: Walk) -> str:
         "the damping hardly matters here", "the damping there was suits the layer better",
     )  # fmt: skip
     return (
-        f"{raised}{_errors(first, second)}; on its own calibration inputs it is {word} "
+        f"{raised}Damping is {used:g} instead of {first.result.info['damp']:g}. "
+        f"{_errors(first, second)}; on its own calibration inputs it is {word} "
         f"({_on_own(second):.3g} instead of {_on_own(first):.3g}). Damping keeps compensation "
         f"small where the calibration knows little: {advice}."
     )
@@ -441,8 +457,8 @@ def _from_one_channel(walk: Walk) -> str:
 def _say_few(first: Walk, second: Walk) -> str:
     tokens = second.calibration.tokens
     return (
-        f"{tokens} tokens know at most {tokens} directions of {second.n}. "
-        f"{_errors(first, second)}, and {_against_rounding(second)}."
+        f"{_tokens(tokens)} know at most {tokens} directions of {second.n}. "
+        f"{_errors(first, second)}: {_against_rounding(second)}."
         f"{_from_one_channel(second)} {_flatters(second)}. "
         f"Take more tokens than the layer has inputs, and measure on others."
     )
@@ -450,22 +466,27 @@ def _say_few(first: Walk, second: Walk) -> str:
 
 def _say_text(first: Walk, second: Walk) -> str:
     advice = _choose(
-        _verdict(first, second), "this text serves the layer even better",
-        "the layer does not mind the text",
-        "calibrate on what the model will read",
+        _verdict(first, second), "This text serves the layer even better",
+        "The layer does not mind the text",
+        "Calibrate on what the model will read",
     )  # fmt: skip
     return (
-        f"{_errors(first, second)}, and {_against_rounding(second)}."
-        f"{_from_one_channel(second)} {_flatters(second)}. Here {advice}."
+        f"{_errors(first, second)}: {_against_rounding(second)}."
+        f"{_from_one_channel(second)} {_flatters(second)}. {advice}."
     )
 
 
 # ---------------------------------------------------------------------------------------- failures
 
 
+def _used(plan: Plan) -> int:
+    """Channels that the calibration has seen: the others have no part in the Hessian."""
+    return int((plan.calibration.hessian.diagonal() != 0).sum())
+
+
 def _singular(plan: Plan) -> int:
     """Tokens so few that the Hessian has no inverse."""
-    return min(max(plan.in_features // SHARE, 1), len(plan.calibration.inputs))
+    return min(max(_used(plan) // SHARE, 1), len(plan.calibration.inputs))
 
 
 def _no_damping(plan: Plan, texts: Texts) -> Plan:
@@ -473,21 +494,24 @@ def _no_damping(plan: Plan, texts: Texts) -> Plan:
 
 
 def _say_no_damping(first: Walk, second: Walk) -> str:
-    used = second.result.info["damp"]
-    tokens = second.calibration.tokens
-    if used > 0:
+    used, tokens = second.result.info["damp"], second.calibration.tokens
+    seen, before = (walk.n - len(walk.dead) for walk in (second, first))
+    what = f"{_tokens(tokens)} cannot span {before} channels"
+    if seen <= tokens:
         what = (
-            f"{tokens} tokens cannot span {second.n} channels: H has no inverse, and without "
-            f"damping its Cholesky factorization fails. The run raised the damping to {used:g} by "
-            f"itself, as info['damp'] says; other programs do that too, round to nearest, or stop"
+            f"{_tokens(tokens)} have inputs in {seen} of {before} channels only: the weights of "
+            f"the others were set to zero"
+        )
+    elif used > 0:
+        what += (
+            f": H has no inverse, and without damping its Cholesky factorization fails. The run "
+            f"raised the damping to {used:g} by itself, as info['damp'] says; other programs do "
+            f"that too, round to nearest, or stop"
         )
     else:
-        what = (
-            f"{tokens} tokens cannot span {second.n} channels, yet rounding error let the "
-            f"factorization through: what U holds there is noise"
-        )
+        what += ", yet rounding error let the factorization through: what U holds there is noise"
     return (
-        f"{what}. {_errors(first, second)}, and {_against_rounding(second)}. "
+        f"{what}. {_errors(first, second)}: {_against_rounding(second)}. "
         f"Keep some damping, and take more tokens."
     )
 
@@ -511,9 +535,9 @@ def _say_weak_damping(first: Walk, second: Walk) -> str:
         "the usual damping would not have mattered", "the usual damping would have been worse",
     )  # fmt: skip
     return (
-        f"With {second.calibration.tokens} tokens for {second.n} channels, damping of {damp:g} is "
-        f"enough for Cholesky, and compensation leans on directions that were never seen. "
-        f"{_errors(first, second)}, and {_against_rounding(second)}; with the same tokens and "
+        f"With {_tokens(second.calibration.tokens)} for {second.n} channels, damping of {damp:g} "
+        f"is enough for Cholesky, and compensation leans on directions that were never seen. "
+        f"{_errors(first, second)}: {_against_rounding(second)}; with the same tokens and "
         f"damping {usual:g} it is {_end(cautious):.3g}: {advice}. {_flatters(second)}."
     )
 
@@ -536,7 +560,7 @@ def _say_dead(first: Walk, second: Walk) -> str:
     return (
         f"Calibration never saw input {which}, so GPTQ set the weights that read it to zero: the "
         f"error is {lost:.3g} before a single column is rounded, where it was "
-        f"{float(first.error[0]):.3g}. {_errors(first, second)}, and {_against_rounding(second)}. "
+        f"{float(first.error[0]):.3g}. {_errors(first, second)}: {_against_rounding(second)}. "
         f"One recognises it by info['dead_columns']: calibrate on texts that use every channel."
     )
 
@@ -562,10 +586,16 @@ def _say_misprint(first: Walk, second: Walk) -> str:
         "compensate nothing any more",
         "as_printed": "Divide once, and use row j of U",
     }[second.options["variant"]]
+    sums = [_account(walk) for walk in (second, first)]
+    sign = (
+        f"Σe² is {sums[0]:.3g} times the damped output error that it should equal, and "
+        f"{sums[1]:.3g} times in the first run"
+        if sums[1]
+        else "Σe² should equal the damped output error, which is 0 here in the first run"
+    )
     return (
-        f"{_errors(first, second)}, and {_against_rounding(second)}. One recognises it by the "
-        f"run's own account: Σe² is {_account(second):.3g} times the damped output error that it "
-        f"should equal, and {_account(first):.3g} times in the first run. {advice}."
+        f"{_errors(first, second)}: {_against_rounding(second)}. One recognises it by the "
+        f"run's own account: {sign}. {advice}."
     )
 
 
@@ -596,6 +626,15 @@ def _kept(plan: Plan, tokens: int) -> bool:
     return tokens <= len(c.inputs) and tokens < c.tokens
 
 
+def _few_fits(plan: Plan) -> bool:
+    return _kept(plan, FEW) and _used(plan) > FEW
+
+
+def _singular_fits(plan: Plan) -> bool:
+    tokens = _singular(plan)
+    return _kept(plan, tokens) and tokens < _used(plan)
+
+
 def _correct(plan: Plan) -> bool:
     return plan.setting("variant") is None
 
@@ -603,8 +642,8 @@ def _correct(plan: Plan) -> bool:
 CONTRASTS: tuple[Contrast, ...] = (
     Contrast(
         "act_order", "Act-order the other way", "setting",
-        "Columns with the largest inputs are rounded first, while many others are left to "
-        "compensate; or no longer first, if they were.",
+        "Act-order rounds the columns with the largest inputs first, while many others are left to "
+        "compensate.",
         _toggle("act_order"), _always, _say_order,
     ),
     Contrast(
@@ -620,37 +659,35 @@ CONTRASTS: tuple[Contrast, ...] = (
     ),
     Contrast(
         "symmetric", "Symmetric and asymmetric", "setting",
-        "Levels are placed around 0, or between the smallest and the largest weight: the way that "
-        "the first run does not go.",
+        "Symmetric levels lie around 0, asymmetric ones between the smallest and the largest "
+        "weight.",
         _toggle("symmetric"), _has_other_mode, _say_symmetry,
     ),
     Contrast(
         "static_groups", "Static groups", "setting",
-        "Scales are taken from the original weights instead of the compensated ones, or the other "
-        "way round.",
+        "Static groups take their scales from the original weights, before compensation has moved "
+        "them.",
         _toggle("static_groups"), _may_be_static, _say_static,
     ),
     Contrast(
         "mse", "Range search", "setting",
-        "Each range is cut to what rounds its weights best, or taken whole if it was cut.",
+        "A range search cuts each range to what rounds its weights best.",
         _toggle("mse"), _always, _say_mse,
     ),
     Contrast(
-        "damp", "Without damping", "setting",
-        "Nothing is added to the diagonal of H; or the usual share, if nothing was.",
+        "damp", "With and without damping", "setting",
+        "Damping adds a share of its mean to the diagonal of H.",
         _damping, _always, _say_damping,
     ),
     Contrast(
         "block_size", "Another block size", "setting",
-        "Compensation reaches the rest of the matrix after every column instead of every block; or "
-        "after 128, if it was every column.",
+        "The block size says after how many columns compensation reaches the rest of the matrix.",
         lambda plan, texts: plan.choose(block_size=1 if plan.setting("block_size") > 1 else 128),
         _always, _say_block,
     ),
     Contrast(
         "stale_groups", "Stale groups", "setting",
-        "Ranges are taken as the reference code does, without what the same block has added; or "
-        "with it, if they were stale.",
+        "Stale groups take their ranges without what the same block has added.",
         _toggle("stale_groups"), _may_be_stale, _say_stale,
     ),
     Contrast(
@@ -661,7 +698,7 @@ CONTRASTS: tuple[Contrast, ...] = (
     Contrast(
         "few_tokens", f"{FEW} tokens", "honest",
         f"The calibration is cut to {FEW} tokens.",
-        _few_tokens, lambda plan: _kept(plan, FEW), _say_few,
+        _few_tokens, _few_fits, _say_few,
     ),
     Contrast(
         "other_text", "Calibrated on numbers", "honest",
@@ -672,13 +709,13 @@ CONTRASTS: tuple[Contrast, ...] = (
         "no_damping", "A singular Hessian, no damping", "failure",
         "The calibration is cut to a quarter as many tokens as there are channels, and nothing is "
         "added to the diagonal.",
-        _no_damping, lambda plan: _kept(plan, _singular(plan)), _say_no_damping,
+        _no_damping, _singular_fits, _say_no_damping,
     ),
     Contrast(
         "weak_damping", "A singular Hessian, hardly any damping", "failure",
         "The calibration is cut to a quarter as many tokens as there are channels, and the damping "
         "to the smallest power of ten with which Cholesky succeeds.",
-        _weak_damping, lambda plan: _kept(plan, _singular(plan)), _say_weak_damping,
+        _weak_damping, _singular_fits, _say_weak_damping,
     ),
     Contrast(
         "dead_channel", "A channel that calibration never saw", "failure",

@@ -104,6 +104,11 @@ def test_what_has_no_meaning_is_not_offered():
     assert not offered(variant="no_update") & {"as_printed", "no_update", "double_division"}
     few = replace(plan, calibration=plan.calibration.sample(FEW))
     assert not {c.name for c in contrasts_for(few)} & {"few_tokens", "no_damping"}
+    narrow = calibration_for(plan.calibration.inputs[:, :FEW].double())
+    assert "few_tokens" not in {c.name for c in contrasts_for(Plan(plan.weight[:, :FEW], narrow))}
+    one = calibration_for(plan.calibration.inputs[:, :1].double())
+    single = {c.name for c in contrasts_for(Plan(plan.weight[:, :1], one, None, {"group_size": 1}))}
+    assert not single & {"no_damping", "weak_damping"}  # a token spans the only channel
     with pytest.raises(ValueError, match="'One bit fewer' has no meaning here"):
         NAMES["fewer_bits"].apply(plan.choose(bits=2), texts)
     with pytest.raises(TypeError, match="option for gptq"):
@@ -230,12 +235,12 @@ def test_words_follow_the_numbers(better, word):
     _, first, second = run("other_text", plan, texts)
     second.error = second.rtn_error * better
     text = NAMES["other_text"].diagnose(first, second)
-    assert f"and {word}" in text
+    assert f": {word}" in text
     ratio = second.error[-1] / first.error[-1]
     assert f"{ratio:.3g} times as much" in text
     second.error = first.error
     text = NAMES["other_text"].diagnose(first, second)
-    assert "practically the same" in text
+    assert f"stays at {first.error[-1]:.3g}" in text
     assert "does not mind" in text
     first.error = 0 * first.error
     assert "where there was none" in NAMES["few_tokens"].diagnose(first, second)
@@ -247,3 +252,27 @@ def test_a_misprint_that_diverges_says_so():
     second = NAMES["double_division"].apply(replace(plan, calibration=louder), texts)
     with pytest.raises(ValueError, match="'double_division' diverges"):
         second.walk()
+
+
+def test_few_tokens_with_inputs_in_few_channels_are_not_called_singular():
+    """Channels that these tokens never use have no part in the Hessian: it has an inverse."""
+    plan, texts = problem()
+    x = plan.calibration.inputs.double().clone()
+    x[:16, 10:] = 0
+    plan = replace(plan, calibration=calibration_for(x))
+    _, first, second = run("no_damping", plan, texts)
+    assert second.result.info["damp"] == 0
+    text = NAMES["no_damping"].diagnose(first, second)
+    assert text.startswith("16 tokens have inputs in 10 of 64 channels only")
+    assert "noise" not in text
+    assert "no inverse" not in text
+
+
+def test_the_words_of_damping_and_stale_groups_name_the_direction():
+    plan, texts = problem()
+    _, first, second = run("damp", plan, texts)
+    assert "Damping is 0 instead of 0.01" in NAMES["damp"].diagnose(first, second)
+    assert "Damping is 0.01 instead of 0" in NAMES["damp"].diagnose(second, first)
+    _, first, second = run("stale_groups", plan.choose(group_size=16), texts)
+    assert "The second run takes ranges" in NAMES["stale_groups"].diagnose(first, second)
+    assert "The first run takes ranges" in NAMES["stale_groups"].diagnose(second, first)
