@@ -280,13 +280,15 @@ def test_the_readout_follows_the_step_with_exact_values(tab: Tab) -> None:
 def test_a_value_is_not_shown_at_another_step(tab: Tab) -> None:
     """In the very frame in which the step is painted, the readout is marked as approximate."""
     go(tab, 6)
+    point_at(tab, "now", 3, 8, (14, 40))
     exact = number(KNOWN["value"]("now", 6)[3, 8], 6)
     eventually(lambda: cell_text(tab, "now").endswith(exact))
     text = tab.page.evaluate(
         """() => new Promise((ok) => {
             const view = document.querySelector('.t-now');
-            view.addEventListener('qv-painted', () => Promise.resolve().then(
-                () => ok(view.querySelector('.qv-cell').textContent)), {once: true});
+            const seen = (e) => e.detail.frame === 7 && Promise.resolve().then(
+                () => ok(view.querySelector('.qv-cell').textContent));
+            view.addEventListener('qv-painted', seen);
             const i = document.querySelector('.t-transport input');
             i.value = 7; i.dispatchEvent(new Event('input'));
         })"""

@@ -1,5 +1,9 @@
 // Charts take their time (tens of milliseconds each), so they wait until the canvases have painted
-// and the slider rests for a moment; then one chart per task, always its latest frame.
+// and the slider rests for a moment; then one chart at a time, always its latest frame. While the
+// slider moves on, one chart a second is drawn, and the next only when the page has shown a frame.
+
+const REST = 80; // milliseconds without news after which the slider rests
+const PATIENCE = 1000; // milliseconds that charts wait at most, with news coming all the time
 
 const ARRAYS = {
   i1: Int8Array, u1: Uint8Array, i2: Int16Array, u2: Uint16Array,
@@ -28,14 +32,18 @@ function resolveColours(value, colour) {
   return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, resolveColours(v, colour)]));
 }
 
-const queue = (globalThis.qvCharts ??= { jobs: new Map(), timer: 0, since: 0 });
+const queue = (globalThis.qvCharts ??= { jobs: new Map(), timer: 0, news: 0, drawn: 0 });
 function later(key, job) {
-  const now = performance.now();
-  if (!queue.jobs.size) queue.since = now;
+  queue.news = performance.now();
+  if (!queue.jobs.size) queue.drawn = queue.news; // nothing waited until now
   queue.jobs.set(key, job);
-  const wait = now - queue.since > 250 ? 0 : 50;
+  wait();
+}
+function wait() {
   clearTimeout(queue.timer);
-  queue.timer = setTimeout(() => requestAnimationFrame(() => setTimeout(runOne)), wait);
+  const due = Math.min(queue.news + REST, queue.drawn + PATIENCE);
+  const rest = Math.max(0, due - performance.now());
+  queue.timer = setTimeout(() => requestAnimationFrame(() => setTimeout(runOne)), rest);
 }
 async function runOne() {
   const [entry] = queue.jobs;
@@ -44,7 +52,8 @@ async function runOne() {
   try {
     await entry[1]();
   } finally {
-    if (queue.jobs.size) setTimeout(runOne);
+    queue.drawn = performance.now();
+    if (queue.jobs.size) wait();
   }
 }
 

@@ -763,7 +763,8 @@ export default widget(({ model, el, signal }) => {
   });
   watch(model, signal, ["version"], onData);
   watch(model, signal, ["autoscale"], () => {
-    if (source() === replayed) tiles.byFrame.clear(); // made for the limits until now
+    // made for the limits until now, and so is the one that is on its way
+    if (source() === replayed) tiles = { key: "", region: null, byFrame: new Map() };
   });
   watch(model, signal, ["frame", "autoscale", "label", "role"], () => {
     const wanted = new Set(source().wanted(frame()));
