@@ -14,7 +14,7 @@ from qviz.models.capture import load_calibration
 from qviz.study.gptq_contrasts import CONTRASTS
 from qviz.ui.figures.gptq import column_codes, errors_so_far, exchange
 from qviz.ui.views.gptq import HELD, NOTHING, OWN_TEXT, SAME_TEXT, GptqLesson, _named
-from qviz.ui.views.gptq_words import EQUATION, LIT, MOMENTS, TERMS, sentence, story_rows
+from qviz.ui.views.gptq_words import EQUATION, LIT, MOMENTS, TERMS, counted, sentence, story_rows
 from qviz.ui.widgets import number
 
 LAYER = "model.layers.0.self_attn.o_proj"  # 256 × 256: quick
@@ -168,7 +168,13 @@ def test_the_cell_follows_the_steps_until_it_is_held(lesson):
     assert rows(lesson.cell_table)["row, column"] == "7, 200"
     assert rows(lesson.cell_table)["its turn"] == "step 200, waiting"
     lesson.now_view.pinned = True
+    for step in (0, 1, 100, 200):
+        lesson.transport.index = step
+        said = rows(lesson.cell_table)[f"now, moved {counted(step, 'time')}"]
+        now = float(lesson.first.now(step)[7, 200])
+        assert float(said.replace("−", "-")) == pytest.approx(now, rel=1e-3, abs=1e-6)
     lesson.transport.index = 210
+    assert rows(lesson.cell_table)["now, rounded"] == rows(lesson.cell_table)["ŵ"]
     assert lesson._cell == (7, 200)
     assert rows(lesson.cell_table)["its turn"] == "step 200, done"
     lesson.now_view.pinned = False

@@ -156,7 +156,8 @@ def story_rows(walk: Walk, story: Story, step: int) -> list[Row]:
     if story.dead:
         rows.append(("its input was always 0", "set to 0", "error"))
     rows += [
-        (f"moved {counted(turn, 'time')}", signed(story.compensation), ""),
+        _so_far(story, step),
+        ("moved in all by", signed(story.compensation), ""),
         ("w at its turn", number(story.live), "original"),
         ("between levels, s", number(story.scale), ""),
     ]
@@ -186,6 +187,14 @@ def story_rows(walk: Walk, story: Story, step: int) -> list[Row]:
             "wait",
         ),
     ]
+
+
+def _so_far(story: Story, step: int) -> Row:
+    """The weight as the picture shows it after `step` steps."""
+    if story.step < step:
+        return "now, rounded", number(story.value), "now"
+    moved = story.start + float(story.incoming[:step].sum())
+    return f"now, moved {counted(step, 'time')}", number(moved), "now"
 
 
 def _most(amounts: list[tuple[int, float]], way: str) -> str:
