@@ -279,9 +279,10 @@ class Walk:
         independent = Calibration(unit[:1].float(), unit, ones, ones, 1)
         return gptq(self.original, independent, mse=True, **options)
 
-    @cached_property
+    @property
     def judges_hessian(self) -> torch.Tensor:
-        """[in, in] float64: the judge's H in the order of the steps, without damping."""
+        """[in, in] float64: the judge's H in the order of the steps, without damping; made anew
+        each time, because keeping it would take as much as two weights."""
         h = self.judge.hessian.to(self.original.device)
         return h[self.perm][:, self.perm].double()
 
@@ -307,8 +308,9 @@ class Walk:
         these are slightly negative: a share of its trace. So are the sums where no energy is.
         """
         sums, sizes = parts.cumsum(0), parts.abs().cumsum(0)
-        h, w = self.judges_hessian, self.original.double()
-        slack = sizes + h.diagonal().abs().sum() * w.square().sum()
+        trace = self.judge.hessian.diagonal().double().abs().sum().to(sizes.device)
+        norm = torch.linalg.vector_norm(self.original, dtype=torch.float64)
+        slack = sizes + trace * norm.square()
         if bool((sums < -ROUNDING * slack).any()):
             raise ValueError(
                 "the judge's Hessian has negative eigenvalues: it is no sum of x·xᵀ. Capture the "
