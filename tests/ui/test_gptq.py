@@ -14,7 +14,7 @@ from qviz.models.capture import load_calibration
 from qviz.study.gptq_contrasts import CONTRASTS
 from qviz.ui.figures.gptq import column_codes, errors_so_far, exchange
 from qviz.ui.views.gptq import HELD, NOTHING, OWN_TEXT, SAME_TEXT, GptqLesson, _named
-from qviz.ui.views.gptq_words import EQUATION, LIT, MOMENTS, TERMS, counted, sentence, story_rows
+from qviz.ui.views.gptq_words import EQUATION, LIT, MOMENTS, TERMS, sentence, story_rows
 from qviz.ui.widgets import number
 
 LAYER = "model.layers.0.self_attn.o_proj"  # 256 × 256: quick
@@ -170,7 +170,7 @@ def test_the_cell_follows_the_steps_until_it_is_held(lesson):
     lesson.now_view.pinned = True
     for step in (0, 1, 100, 200):
         lesson.transport.index = step
-        said = rows(lesson.cell_table)[f"now, moved {counted(step, 'time')}"]
+        said = rows(lesson.cell_table)[f"now, moved {step}×"]
         now = float(lesson.first.now(step)[7, 200])
         assert float(said.replace("−", "-")) == pytest.approx(now, rel=1e-3, abs=1e-6)
     lesson.transport.index = 210

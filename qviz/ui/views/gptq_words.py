@@ -174,11 +174,8 @@ def story_rows(walk: Walk, story: Story, step: int) -> list[Row]:
         ),
         ("ŵ", number(story.value), "codes"),
         ("w − ŵ", number(story.rounding_error), "error"),
-        (
-            "e = that / U_{jj}",
-            f"{number(story.error, 3)} (U_{{jj}} {number(story.diagonal, 3)})",
-            "error",
-        ),
+        ("U_{jj}", number(story.diagonal, 3), ""),
+        ("e = (w − ŵ) / U_{jj}", number(story.error, 3), "error"),
         ("hands on most", _most(story.receivers(1), "to"), ""),
         ("received most", _most(story.contributors(1), "from"), ""),
         (
@@ -194,7 +191,7 @@ def _so_far(story: Story, step: int) -> Row:
     if story.step < step:
         return "now, rounded", number(story.value), "now"
     moved = story.start + float(story.incoming[:step].sum())
-    return f"now, moved {counted(step, 'time')}", number(moved), "now"
+    return f"now, moved {step}×", number(moved), "now"
 
 
 def _most(amounts: list[tuple[int, float]], way: str) -> str:
