@@ -386,6 +386,32 @@ def test_chart_switches_with_the_slider_and_reports_clicks(tab: Tab) -> None:
     says(tab, "clicked=[0, 5]")
 
 
+def test_a_chart_waits_while_the_slider_moves_but_not_for_ever(tab: Tab) -> None:
+    """Moved every 30 ms for 2.4 s, it is drawn once a second, and at rest in the last frame."""
+    choose(tab, 0)
+    painted(tab, "chart", 0)
+    during = tab.page.evaluate(
+        """async () => {
+            const chart = document.querySelector('.t-chart');
+            const slider = document.querySelector('.t-slider input');
+            let drawn = 0;
+            const count = () => (drawn += 1);
+            chart.addEventListener('qv-painted', count);
+            for (let i = 1; i <= 80; i += 1) {
+                slider.value = i % 4;
+                slider.dispatchEvent(new Event('input', { bubbles: true }));
+                await new Promise((ok) => setTimeout(ok, 30));
+            }
+            chart.removeEventListener('qv-painted', count);
+            slider.value = 3;
+            slider.dispatchEvent(new Event('input', { bubbles: true }));
+            return drawn;
+        }"""
+    )
+    assert 1 <= during <= 8  # without waiting there are dozens; a slow machine pauses now and then
+    painted(tab, "chart", 3)
+
+
 def test_words_follow_the_slider(tab: Tab) -> None:
     choose(tab, 3)
     eventually(lambda: "s3 <i>" in tab.page.inner_text(".t-table"))
