@@ -101,8 +101,20 @@ class Truth:
         return (position - position.floor() - 0.5).abs() <= TIE
 
 
+@dataclass(frozen=True, eq=False)
+class Slack:
+    """What float32 may change, where H is close to singular.
+
+    factor  [in] how far a row of U may be off (2-norm)
+    live    [in] how far the live weights of each step may be off, in steps of a level
+    """
+
+    factor: torch.Tensor
+    live: torch.Tensor
+
+
 def first_wrong(
-    listener: Listener, truth: Truth, parted: torch.Tensor, offset: int
+    listener: Listener, truth: Truth, parted: torch.Tensor, offset: int, slack: Slack
 ) -> tuple[Divergence | None, list[str]]:
     """The earliest emitted quantity that is not the true one, and notes.
 
@@ -112,9 +124,9 @@ def first_wrong(
     notes = [*listener.strange.values(), *_misshapen(listener, truth)]
     scale, said = _scale_of(listener.trace, truth)
     notes += said
-    fixed = _before(listener.trace, truth, scale)
+    fixed = _before(listener.trace, truth, scale, slack)
     later = [*_groups(listener.trace, truth, parted, offset),
-             *_columns(listener.columns(), truth, parted, scale)]  # fmt: skip
+             *_columns(listener.columns(), truth, parted, scale, slack)]  # fmt: skip
     found = next(fixed, None)
     if found is None and later:
         found = min(later, key=lambda pair: pair[0])[1]
@@ -154,7 +166,7 @@ def _scale_of(trace: Trace, truth: Truth) -> tuple[float, list[str]]:
     return 1.0, []
 
 
-def _before(trace: Trace, truth: Truth, scale: float) -> Iterator[Divergence]:
+def _before(trace: Trace, truth: Truth, scale: float, slack: Slack) -> Iterator[Divergence]:
     """What is wrong before the first column: Hessian, order, factor."""
     for event in trace.named("gptq.hessian"):
         perm = event.tensors.get("perm")
@@ -171,7 +183,8 @@ def _before(trace: Trace, truth: Truth, scale: float) -> Iterator[Divergence]:
         u = event.tensors.get("hinv_chol")
         if u is not None:
             ours = truth.recording.hinv_chol.double() / scale**0.5
-            yield from _matrix("hinv_chol", ours, u, EXACT * ours.norm(dim=1, keepdim=True))
+            allowed = EXACT * ours.norm(dim=1) + slack.factor / scale**0.5
+            yield from _matrix("hinv_chol", ours, u, allowed.unsqueeze(1))
 
 
 def _matrix(
@@ -224,6 +237,7 @@ def _columns(
     truth: Truth,
     parted: torch.Tensor,
     scale: float,
+    slack: Slack,
 ) -> Iterator[tuple[Key, Divergence]]:
     """Tensors of columns that are wrong, the first of each name."""
     n, rows = len(truth.perm), len(truth.live)
@@ -238,13 +252,14 @@ def _columns(
         given = {j: e[name].flatten() for j, e in steps.items() if name in e.tensors}
         given = {j: x for j, x in given.items() if len(x) == rows}
         if given:
-            yield from _first_column(name, rank, given, truth, parted, u)
+            yield from _first_column(name, rank, given, truth, parted, u, slack)
     for j, event in steps.items():
         row = event.tensors.get("hinv_row")
         if row is None or row.numel() not in (n, n - j):
             continue
         expected, got = u[j, j:], row.flatten()[-(n - j) :].double()
-        wrong = ~((expected - got).abs() <= EXACT * expected.norm())
+        limit = EXACT * expected.norm() + slack.factor[j] / scale**0.5
+        wrong = ~((expected - got).abs() <= limit)
         if bool(wrong.any()):
             k = int(wrong.int().argmax())
             yield (
@@ -262,6 +277,7 @@ def _first_column(
     truth: Truth,
     parted: torch.Tensor,
     u: torch.Tensor,
+    slack: Slack,
 ) -> Iterator[tuple[Key, Divergence]]:
     """The first step at which one tensor [out] is wrong in a row that has agreed so far."""
     at = torch.tensor(list(given), device=parted.device)
@@ -274,7 +290,10 @@ def _first_column(
     unit = step_size / diagonal if name == "error" else step_size
     # A row that parts at this very step still had the right live weight, but no longer the value.
     alive = parted >= at.unsqueeze(1) if name == "live" else parted > at.unsqueeze(1)
-    wrong = alive & ~((expected - got).abs() <= 2 * EXACT * unit)
+    limit = 2 * EXACT + slack.live[at].unsqueeze(1)
+    if name == "error":  # which is at most half a step, divided by a U_jj that may be off too
+        limit = limit + (slack.factor[at] / truth.recording.hinv_chol[at, at].abs()).unsqueeze(1)
+    wrong = alive & ~((expected - got).abs() <= limit * unit)
     if bool(wrong.any()):
         i = int(wrong.any(1).int().argmax())
         row = int(wrong[i].int().argmax())

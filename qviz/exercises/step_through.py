@@ -18,9 +18,9 @@ from qviz.core.agreement import Agreement, Difference, agreement
 from qviz.core.calibration import Calibration, require_fit
 from qviz.core.check import as_matrix
 from qviz.core.trace import Event, Trace
-from qviz.exercises.emitted import Divergence, Truth, collected, first_wrong
+from qviz.exercises.emitted import Divergence, Slack, Truth, collected, first_wrong
 from qviz.exercises.learner import Answer, Attempt, Levelled, Listener, call, read
-from qviz.exercises.mistakes import OFF_GRID, ROWS, Bench, Mistake, Seen, diagnose, named
+from qviz.exercises.mistakes import OFF_GRID, ROWS, Bench, Mistake, Seen, Variant, diagnose, named
 from qviz.methods.affine import affine
 from qviz.methods.gptq import METHOD, gptq
 from qviz.methods.gptq_record import Recording, record
@@ -186,7 +186,9 @@ class _Judge:
         listener, seen = attempt.listener, answer.seen
         found = None if seen is None else self._agreement(seen)
         parted = self._parted(found)
-        wrong, said = first_wrong(listener, self.truth, parted, answer.offset)
+        wrong, said = first_wrong(
+            listener, self.truth, parted, answer.offset, self._slack(listener)
+        )
         notes += said
         bad_codes = found.unexplained if found is not None else ()
         if not bad_codes and wrong is not None and not findings and seen is not None:
@@ -310,12 +312,26 @@ class _Judge:
     def _bench(self) -> Bench:
         return Bench(self.weight, self.hessian, self.options, self.truth.recording.result)
 
+    def _slack(self, listener: Listener) -> Slack:
+        """How far what was emitted may be off; nothing is computed where nothing was emitted."""
+        none = self.hessian.new_zeros(len(self.hessian))
+        if not len(listener.trace):
+            return Slack(none, none)
+        exact, single = (self._bench.factor(Variant(factor=f)) for f in ("true", "float32"))
+        if exact is None or single is None:
+            return Slack(none, none)
+        return Slack(4 * (exact - single).norm(dim=1), 8 * self._drift)
+
     @cached_property
     def _tie_width(self) -> torch.Tensor:
         """[in] how far from the middle between two codes a weight may be at each step, to be a
         tie: some times as far as float32 moves it, which is the precision of most learners."""
+        return (4 * self._drift).clamp(max=FAR)
+
+    @cached_property
+    def _drift(self) -> torch.Tensor:
         rows = torch.arange(min(len(self.weight), ROWS), device=self.weight.device)
-        return (4 * self._bench.drift(rows)).clamp(max=FAR)
+        return self._bench.drift(rows)
 
     def _zero_ties(self) -> torch.Tensor:
         """[out, in] bool: weights whose group's zero point was itself rounded at a tie.
