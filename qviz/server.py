@@ -563,7 +563,7 @@ class LessonServer(Voila):  # type: ignore[misc]
 
 class CacheFiller:
     """Captures the models' calibration data once, in a process of its own; `done` is called when
-    the bundled model's are there, which lessons open on.
+    those are there which lessons open on.
 
     It needs transformers, which would add 150 MB to the server for as long as that runs.
     """

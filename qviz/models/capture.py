@@ -379,25 +379,30 @@ def _look_up(key: dict[str, Any], layer: str) -> Calibration | None:
 
 
 def warm_cache(progress: Progress | None = None) -> Iterator[str]:
-    """Fill the cache for the bundled model, then for MiniLM where it is installed; a line of words
-    when either is ready.
+    """Fill the cache for the lessons; a line of words whenever a stage of it is ready.
 
-    The lessons calibrate the bundled model on each of the texts; MiniLM's files are large, so of
-    it only the text that lessons begin with, and the one they measure on. Takes seconds the first
+    First what lessons open on: the bundled model on the text they begin with and the one they
+    measure on. Then the bundled model on the other texts, and MiniLM, where it is installed, on
+    the first two alone, since its files are large. Takes seconds the first
     time and milliseconds afterwards. For the start of a server.
     """
-    wanted: dict[str | None, list[str]] = {None: [*calibration_texts(), *evaluation_texts()]}
+    first, rest = [FIRST_TEXT, *evaluation_texts()], [*calibration_texts()]
+    rest.remove(FIRST_TEXT)
+    stages: list[tuple[str | None, str, list[str]]] = [
+        (None, "the bundled model", first),
+        (None, "the bundled model on other texts", rest),
+    ]
     try:
         find_checkpoint("minilm")
-        wanted["minilm"] = [FIRST_TEXT, *evaluation_texts()]
+        stages.append(("minilm", "minilm", first))
     except ImportError:
         pass  # optional: without it the lessons use the bundled model only
-    for name, texts in wanted.items():
+    for name, called, texts in stages:
         start = time.perf_counter()
         for text in texts:
             load_calibration(name, list_layers(name)[0].name, text=text, progress=progress)
         megabytes = sum(f.stat().st_size for f in cache.directory().glob("*.safetensors")) / 1e6
         yield (
-            f"calibration data of {name or 'the bundled model'} ready in "
+            f"calibration data of {called} ready in "
             f"{time.perf_counter() - start:.1f} s ({cache.directory()}, {megabytes:.0f} MB)"
         )

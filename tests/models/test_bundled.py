@@ -61,8 +61,10 @@ def test_texts():
 
 def test_warm_cache(cache, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # as without MiniLM
-    (said,) = warm_cache()
-    assert "bundled model ready in" in said
+    said = list(warm_cache())
+    assert "bundled model ready in" in said[0]
+    assert "other texts ready in" in said[1]
+    assert len(said) == 2
     texts = [*calibration_texts(), *evaluation_texts()]  # a lesson calibrates on each of them
     assert len(list(cache.glob("*.safetensors"))) == len(texts)
     monkeypatch.setattr("qviz.models.capture.load_model", None)  # the second needs no model

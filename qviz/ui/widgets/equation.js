@@ -26,6 +26,8 @@ export default widget(({ model, el, signal }) => {
   meaning.setAttribute("aria-live", "polite");
   el.append(box, meaning);
   const nodes = () => box.querySelectorAll("[data-term]");
+  // one stop for Tab, arrows inside: a formula of twenty symbols must not be twenty stops
+  const known = () => [...nodes()].filter((node) => model.get("terms")[node.dataset.term]);
 
   const light = () => {
     const frame = model.get("frame");
@@ -49,7 +51,7 @@ export default widget(({ model, el, signal }) => {
     for (const node of nodes()) {
       const text = model.get("terms")[node.dataset.term];
       if (!text) continue;
-      node.setAttribute("tabindex", "0");
+      node.setAttribute("tabindex", known().indexOf(node) === 0 ? "0" : "-1");
       node.setAttribute("aria-describedby", meaning.id);
     }
     meaning.hidden = !Object.keys(model.get("terms")).length;
@@ -69,6 +71,17 @@ export default widget(({ model, el, signal }) => {
     model.save_changes();
   };
   for (const name of ["pointerleave", "focusout"]) box.addEventListener(name, leave, { signal });
+  box.addEventListener("keydown", (event) => {
+    const all = known();
+    const at = all.indexOf(document.activeElement);
+    const to = { ArrowRight: at + 1, ArrowDown: at + 1, ArrowLeft: at - 1, ArrowUp: at - 1,
+      Home: 0, End: all.length - 1 }[event.key];
+    if (at < 0 || to === undefined) return;
+    event.preventDefault();
+    const next = all[clamp(to, 0, all.length - 1)];
+    for (const node of all) node.setAttribute("tabindex", node === next ? "0" : "-1");
+    next.focus();
+  }, { signal });
   watch(model, signal, ["mathml", "terms", "aria"], build);
   watch(model, signal, ["active", "actives", "frame", "hovered"], light);
   build();
