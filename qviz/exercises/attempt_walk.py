@@ -26,6 +26,7 @@ class AttemptWalk:
     n, rows, perm, turn   those of the true run: its columns in its order
     errors   [in, out] the errors that were emitted; 0 at steps without
     factor   [in, in] the rows of U that were emitted; 0 at steps without
+    options  those of the true run
     values   [out, in] what the codes stand for, in the weight's order; NaN where there are none
 
     ValueError for a report without codes: there is nothing to walk through.
@@ -37,7 +38,7 @@ class AttemptWalk:
     def __init__(self, report: StepReport, true: Walk) -> None:
         if report.codes is None:
             raise ValueError(f"there are no codes to show: {report.summary}")
-        self.true = true
+        self.true, self.options = true, true.options
         self.n, self.rows, self.perm, self.turn = true.n, true.rows, true.perm, true.turn
         self.values = self._read(report)
         self.errors = torch.zeros_like(true.recording.errors)
@@ -50,7 +51,8 @@ class AttemptWalk:
         """[out, in] the learner's values; NaN where there is no code of a level, or none at all."""
         like = self.true.original
         if report.values is not None:
-            return torch.where(report.known, report.values.to(like), torch.nan)
+            finite = report.known & torch.isfinite(report.values)
+            return torch.where(finite, report.values.to(like), torch.nan)
         codes, grid = report.codes, self.true.grid
         assert codes is not None
         inside = (codes >= grid.qmin) & (codes <= grid.qmax) & report.known

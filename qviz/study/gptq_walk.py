@@ -171,6 +171,16 @@ class Walk:
         self._columns = self.perm.cpu().numpy()
         self.dead = frozenset(self.result.info["dead_columns"])
 
+    @property
+    def errors(self) -> torch.Tensor:
+        """[in, out] E."""
+        return self.recording.errors
+
+    @property
+    def factor(self) -> torch.Tensor:
+        """[in, in] U, of which row j is what step j hands its error on by."""
+        return self.recording.hinv_chol
+
     # ------------------------------------------------------------------------------- the matrices
 
     @cached_property

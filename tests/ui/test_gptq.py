@@ -15,7 +15,7 @@ from qviz.study.gptq_contrasts import CONTRASTS
 from qviz.ui.figures.gptq import column_codes, errors_so_far, exchange
 from qviz.ui.views.gptq import HELD, NOTHING, OWN_TEXT, SAME_TEXT, GptqLesson, _named
 from qviz.ui.views.gptq_words import EQUATION, LIT, MOMENTS, TERMS, sentence, story_rows
-from qviz.ui.widgets import number
+from qviz.ui.widgets import Text, number
 
 LAYER = "model.layers.0.self_attn.o_proj"  # 256 × 256: quick
 
@@ -381,8 +381,50 @@ def test_a_layer_that_is_too_wide_is_refused_in_words(lesson, tmp_path):
     assert lesson.layer == LAYER
 
 
+def test_the_learners_own_function_stands_beside_the_true_run():
+    weight, inputs = qviz.load_layer(None, LAYER), load_calibration(None, LAYER)
+
+    def mine(weight, hessian, bits, group_size):
+        q = gptq(weight, inputs, bits=bits, group_size=group_size, variant="double_division")
+        return q.codes
+
+    report = qviz.step_through(mine, weight, inputs, bits=3, group_size=128)
+    page = GptqLesson(attempt=report)
+    assert page.step == report.first.step
+    assert page._cell == (report.first.row, report.first.column)
+    assert report.summary in page.diagnosis.texts[0]
+    assert {"GPTQ", "yours"} <= set(errors(page))
+    assert "qv-gone" not in page._pair._dom_classes
+    page.pair_views[1].frame = 256
+    page.pair_views[1].cursor = [report.first.row, report.first.column]
+    truth, row, column = page.first, report.first.row, report.first.column
+    scale = truth.grid.scale[row, column // 128]
+    zero = truth.grid.zero_point[row, column // 128]
+    assert shown(page.pair_views[1]) == pytest.approx(
+        float(scale * (report.codes[row, column] - zero)), rel=1e-4
+    )
+    texts = [child.text for child in _texts_of(page.widget)]
+    assert any("divided twice" in text or "double division" in text for text in texts)
+
+
+def test_a_function_that_gives_nothing_is_told_on_the_page():
+    weight, inputs = qviz.load_layer(None, LAYER)[:8], load_calibration(None, LAYER)
+    page = GptqLesson(attempt=qviz.step_through(lambda w, h: None, weight, inputs))
+    assert page.second is None
+    assert any("return" in child.text for child in _texts_of(page.widget))
+
+
+def _texts_of(widget):
+    """All Text widgets inside a page."""
+    if isinstance(widget, Text):
+        return [widget]
+    return [text for child in getattr(widget, "children", ()) for text in _texts_of(child)]
+
+
 def test_figures_hold_the_numbers_they_are_given():
-    figure = errors_so_far({"rtn": ("a", np.array([0.0, 0.5])), "first": ("b", np.array([0, 0.2]))})
+    steps = np.arange(2)
+    rtn, first = ("a", steps, np.array([0.0, 0.5])), ("b", steps, np.array([0.0, 0.2]))
+    figure = errors_so_far({"rtn": rtn, "first": first})
     assert list(figure.data[1].y) == [0.0, 20.0]
     figure = column_codes(np.array([1.2, 6.9]), np.array([1, 7]), (0, 7), 1)
     assert list(figure.data[2].x) == [6.9, 6.9]

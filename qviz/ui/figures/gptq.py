@@ -13,24 +13,24 @@ from qviz.ui.figures.common import CODES, ERROR, NOW, ORIGINAL, WAIT, axes_layou
 LINES = {"first": (ERROR, "solid"), "second": (CODES, "dash"), "rtn": (WAIT, "dot")}
 
 
-def errors_so_far(curves: Mapping[str, tuple[str, np.ndarray]]) -> go.Figure:
-    """Relative output error in percent after each number of columns, one line per run.
+def errors_so_far(curves: Mapping[str, tuple[str, np.ndarray, np.ndarray]]) -> go.Figure:
+    """Relative output error in percent after some numbers of columns, one line per run.
 
-    curves  "first", "second" or "rtn" → (label, errors [columns + 1] as fractions)
+    curves  "first", "second" or "rtn" → (label, numbers of columns, errors there as fractions)
     """
     figure = go.Figure(layout=axes_layout("columns rounded", "output error, %"))
-    for role, (label, errors) in curves.items():
+    for role, (label, steps, errors) in curves.items():
         color, dash = LINES[role]
         figure.add_scatter(
-            x=np.arange(len(errors)),
+            x=steps,
             y=100 * errors,
             mode="lines",
             line={"color": color, "dash": dash, "width": 1.5 if role == "rtn" else 2.5},
             name=label,
             hovertemplate=f"%{{y:.3g}} % after %{{x}} columns<extra>{label}</extra>",
         )
-    last = max(len(errors) for _, errors in curves.values()) - 1
-    top = max(float(100 * errors.max()) for _, errors in curves.values())
+    last = max(int(steps[-1]) for _, steps, _ in curves.values())
+    top = max(float(100 * errors.max()) for _, _, errors in curves.values())
     figure.update_xaxes(range=[0, last])
     figure.update_yaxes(range=[0, (top or 1.0) * 1.25])
     # errors grow from the lower left, so that the upper left is free

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 
 from qviz.core.calibration import Calibration
+from qviz.exercises.attempt_walk import AttemptWalk
+from qviz.exercises.step_through import StepReport
 from qviz.models.capture import load_calibration
 from qviz.models.texts import calibration_texts, evaluation_texts
 from qviz.study.gptq_contrasts import CONTRASTS, Contrast, Plan, contrasts_for
@@ -68,9 +70,7 @@ OWN_TEXT = "your own text"
 SAME_TEXT = "the calibration text"
 NOTHING, HELD = "nothing", "the run you kept"
 WIDEST = 8192  # columns: Hessian, factor and errors of more do not fit a session
-SHOWN = (
-    1 << 22
-)  # weights; of a larger layer the first rows are shown, which do not depend on others
+SHOWN = 1 << 22  # weights; of a larger layer its first rows are shown, which depend on no others
 GUESSES = ((1.0, "more than all of it"), (0.75, "three quarters or more"), (0.5, "half or more"),
            (0.25, "a quarter or more"), (0.0, "less than a quarter"))  # fmt: skip
 TEXT_NAMES = {spoken_text(n): n for n in [*calibration_texts(), *evaluation_texts()]}
@@ -82,8 +82,12 @@ ASPECT = 4 / 3  # of all pictures, so that they stand in line
 class GptqLesson(LayerPage):
     """The lesson. `.widget` is the page; the rest is plain Python and needs no browser.
 
-    source  None (the bundled model), "minilm", a directory or a Hub id
-    layer   the name of one of its linear layers
+    source   None (the bundled model), "minilm", a directory or a Hub id
+    layer    the name of one of its linear layers
+    attempt  what `qviz.step_through` reported of the learner's own function: it stands beside the
+             true run on the same weight, at the step where the two part. Instead of a layer
+
+    >>> GptqLesson(attempt=qviz.step_through(my_gptq, weight, calibration))
     """
 
     lesson_number = 7
@@ -91,10 +95,17 @@ class GptqLesson(LayerPage):
     sources = "Hub id, folder or minilm"  # not a file alone: the model has to run
     kept = ("rows", "first", "second", "held", "_contrast", "_texts", "_own_text")
 
-    def __init__(self, source: str | None = None, layer: str | None = None) -> None:
+    def __init__(
+        self,
+        source: str | None = None,
+        layer: str | None = None,
+        *,
+        attempt: StepReport | None = None,
+    ) -> None:
         super().__init__()
+        self.attempt = attempt
         self.first: Walk | None = None
-        self.second: Walk | None = None
+        self.second: Walk | AttemptWalk | None = None
         self.held: Walk | None = None
         self.rows = 0  # of the layer, of which the weight shown may be a part
         self._contrast: Contrast | None = None
@@ -106,14 +117,20 @@ class GptqLesson(LayerPage):
         self._cell = (0, 0)  # row and column of the weight
         self._following = True  # the cell moves on with the steps
         self._apart = np.zeros(0)  # [in] share of each column in which the two runs differ
-        self._drawn: tuple[Walk | None, Walk | None] = (None, None)  # what the pictures show
+        self._drawn: tuple[Walk | None, Walk | AttemptWalk | None] = (
+            None,
+            None,
+        )  # what the pictures show
         self._drawn_weight: torch.Tensor | None = None
         self._revealed = False
         self._build_controls()
         self._build_views()
         self._wire()
         self.widget = self._page()
-        self.open(source, layer)
+        if attempt is None:
+            self.open(source, layer)
+        else:
+            self._show_attempt(attempt)
 
     # ---------------------------------------------------------------- what the learner chose
 
@@ -265,21 +282,23 @@ class GptqLesson(LayerPage):
             self.own_text_control, self.own_text_button,
         )  # fmt: skip
         own = details("Your own layer", self.source_control, self.open_button, self.bundled_button)
+        controls = [
+            section("Predict", self.guess_control, self.verdict),
+            self.bits_control,
+            self.unit_control,
+            self.layer_control,
+            self.beside_control,
+            self.hold_button,
+            more,
+            data,
+            own,
+            details("Show the code", self.code),
+        ]
         return page(
             f"{lesson.number} · {lesson.title}",
             lesson.question,
-            controls=[
-                section("Predict", self.guess_control, self.verdict),
-                self.bits_control,
-                self.unit_control,
-                self.layer_control,
-                self.beside_control,
-                self.hold_button,
-                more,
-                data,
-                own,
-                details("Show the code", self.code),
-            ],
+            controls=controls if self.attempt is None else _told(self.attempt),
+            controls_heading="You choose" if self.attempt is None else "Your function",
             main=[
                 section(
                     "The layer now",
@@ -302,6 +321,22 @@ class GptqLesson(LayerPage):
         )
 
     # ---------------------------------------------------------------- opening a layer
+
+    def _show_attempt(self, report: StepReport) -> None:
+        """The learner's run beside the true one, where they part."""
+        first = Walk(report.weight, report.calibration, **report.options)
+        self.weight, self.rows, self.first = report.weight, first.rows, first
+        if report.codes is not None:
+            self.second = AttemptWalk(report, first)
+        self._draw_runs()
+        at = report.first
+        if at is not None and at.step is not None:
+            row = self._cell[0] if at.row is None else at.row
+            self._cell = (row, int(first.perm[at.step]))
+            self.transport.index = at.step
+        self._revealed = True
+        self._draw_errors()
+        self._new_step()
 
     def _show(self, weight: torch.Tensor) -> None:
         rows, columns = weight.shape
@@ -460,7 +495,7 @@ class GptqLesson(LayerPage):
             reduce="max_abs", axes=("step", "step"), cells="entries",
         )  # fmt: skip
 
-    def _draw_pair(self, first: Walk, second: Walk) -> None:
+    def _draw_pair(self, first: Walk, second: Walk | AttemptWalk) -> None:
         """Both runs at the same step, columns in the weight's own order, which they share."""
         limits = _reach(first.original)
         for walk, replay, view in zip((first, second), self.replays, self.pair_views, strict=True):
@@ -476,11 +511,11 @@ class GptqLesson(LayerPage):
             limits=limits, role="error", axes=("row", "column"), cells="differences",
         )  # fmt: skip
 
-    def _fill(self, replay: Replay, walk: Walk, turn: torch.Tensor) -> None:
+    def _fill(self, replay: Replay, walk: Walk | AttemptWalk, turn: torch.Tensor) -> None:
         """Send a run to the browser; `turn` [in] is the step that rounds each column shown."""
         replay.set_run(
             walk.now(0)[:, turn], walk.now(walk.n)[:, turn],
-            walk.recording.errors.T, walk.recording.hinv_chol[:, turn], turn,
+            walk.errors.T, walk.factor[:, turn], turn,
         )  # fmt: skip
 
     def _draw_errors(self) -> None:
@@ -488,12 +523,16 @@ class GptqLesson(LayerPage):
         answer away."""
         first, second = self.first, self.second
         assert first is not None
-        curves = {"rtn": ("round to nearest", first.rtn_error)}
+        names = ("first run", "second run") if self.attempt is None else ("GPTQ", "yours")
+        steps = np.arange(first.n + 1)
+        curves = {"rtn": ("round to nearest", steps, first.rtn_error)}
         if self._revealed:
-            curves["first"] = ("GPTQ" if second is None else "first run", first.error)
-            if second is not None:
-                curves["second"] = ("second run", second.error)
-        words = "; ".join(f"{label} ends at {percent(y[-1])}" for label, y in curves.values())
+            curves["first"] = ("GPTQ" if second is None else names[0], steps, first.error)
+            if isinstance(second, Walk):
+                curves["second"] = (names[1], steps, second.error)
+            elif second is not None:
+                curves["second"] = (names[1], *second.error)
+        words = "; ".join(f"{label} ends at {percent(y[-1])}" for label, _, y in curves.values())
         self.errors.set_figures(
             errors_so_far(curves),
             summary=f"Relative error of the layer's output against columns rounded: {words}",
@@ -515,7 +554,11 @@ class GptqLesson(LayerPage):
                 f"“{self._left_out}” has no meaning with these settings; no second run is shown."
             )
         self.note.text = " ".join(parts)
-        if second is not None:
+        if self.attempt is not None:
+            self.compared.text = "Where they part"
+            self.diagnosis.set_texts(self.attempt.summary)
+            return
+        if isinstance(second, Walk):
             contrast = self._contrast
             if contrast is None:
                 self.compared.text = "Second run: the one you kept"
@@ -571,7 +614,7 @@ class GptqLesson(LayerPage):
             text += f" {self._differing(first, second)}"
         self.transport.caption = text
 
-    def _differing(self, first: Walk, second: Walk) -> str:
+    def _differing(self, first: Walk, second: Walk | AttemptWalk) -> str:
         """How many of the weights that both runs have rounded came out differently."""
         both = ((first.turn < self.step) & (second.turn < self.step)).numpy()
         if not both.any():
@@ -684,8 +727,8 @@ def _handed_reach(walk: Walk) -> float:
     return float((errors * later).median()) or 1.0
 
 
-def _own_order(walk: Walk) -> Any:
-    """`walk.window` with columns in the weight's own order."""
+def _own_order(walk: Walk | AttemptWalk) -> Any:
+    """Parts of `walk.now` with columns in the weight's own order."""
 
     def window(step: int, rows: slice, columns: slice) -> torch.Tensor:
         return walk.now(step)[:, walk.turn[columns]][rows]
@@ -710,13 +753,29 @@ def _adapted(walk: Walk) -> list[str]:
     return said
 
 
-def _apart(first: Walk, second: Walk) -> np.ndarray:
+def _apart(first: Walk, second: Walk | AttemptWalk) -> np.ndarray:
     """[in] per column, the share of weights that the two runs put s/2 or more from each other.
 
     Values that differ by less are the same level, found from slightly different weights.
     """
-    a, b = first.result.dequantize(), second.result.dequantize()
+    a, b = (walk.now(walk.n)[:, walk.turn] for walk in (first, second))
     groups = [first.group_of(int(step)) for step in first.turn]
     half = first.grid.scale.reshape(first.rows, -1)[:, groups] / 2
     far = (a - b).abs() >= half * (1 - 1e-6)
     return np.asarray(far.double().mean(0))
+
+
+def _told(report: StepReport) -> list[Any]:
+    """What the report says, and how to go on."""
+    lines = str(report).splitlines()
+    return [
+        *(
+            Text(line, role="good" if report.passed and i == 0 else "")
+            for i, line in enumerate(lines)
+        ),
+        Text(
+            "The first run is the true one. Yours shows what your function gave: columns that wait "
+            "move only if it emitted its errors and rows of U.",
+            role="wait",
+        ),
+    ]
