@@ -118,6 +118,11 @@ def contrasts_for(plan: Plan) -> tuple[Contrast, ...]:
 # ------------------------------------------------------------------------------------ in few words
 
 
+def _pc(share: float) -> str:
+    """In percent, as the pages write errors."""
+    return f"{100 * share:.3g} %"
+
+
 def _end(walk: Walk) -> float:
     return float(walk.error[-1])
 
@@ -143,15 +148,15 @@ def _better(new: float, old: float) -> int:
 
 def _errors(first: Walk, second: Walk) -> str:
     new, old = _end(second), _end(first)
-    if f"{new:.3g}" == f"{old:.3g}":
-        return f"The output error stays at {new:.3g}"
-    return f"The output error ends at {new:.3g} instead of {old:.3g}, {_times(new, old)}"
+    if _pc(new) == _pc(old):
+        return f"The output error stays at {_pc(new)}"
+    return f"The output error ends at {_pc(new)} instead of {_pc(old)}, {_times(new, old)}"
 
 
 def _against_rounding(walk: Walk) -> str:
     new, plain = _end(walk), _rtn(walk)
     word = ("worse than", "as good as", "better than")[_better(new, plain) + 1]
-    return f"{word} rounding to nearest ({plain:.3g})"
+    return f"{word} rounding to nearest ({_pc(plain)})"
 
 
 def _choose(better: int, good: str, same: str, bad: str) -> str:
@@ -210,8 +215,8 @@ def _say_order(first: Walk, second: Walk) -> str:
         "this order is worse",
     )  # fmt: skip
     return (
-        f"Columns go in {now}: after a quarter of them the error is {early:.3g} instead of "
-        f"{before:.3g}. {_errors(first, second)}. {sign}. On this layer {advice}."
+        f"Columns go in {now}: after a quarter of them the error is {_pc(early)} instead of "
+        f"{_pc(before)}. {_errors(first, second)}. {sign}. On this layer {advice}."
     )
 
 
@@ -224,7 +229,7 @@ def _say_bits(first: Walk, second: Walk) -> str:
         "compensation just pays for the missing bit", "compensation does not pay for a whole bit",
     )  # fmt: skip
     return (
-        f"{_errors(first, second)}, {_cost(first, second)}. That is {word} the {plain:.3g} of "
+        f"{_errors(first, second)}, {_cost(first, second)}. That is {word} the {_pc(plain)} of "
         f"rounding to nearest with {more} bits: here {advice} when going to {fewer}."
     )
 
@@ -313,8 +318,8 @@ def _say_mse(first: Walk, second: Walk) -> str:
     )
     return (
         f"Ranges are {how}. {_errors(first, second)}; rounding to nearest {word} "
-        f"({_rtn(second):.3g} instead of {_rtn(first):.3g}). The search looks at weights alone and "
-        f"not at inputs, so it may lose as well as gain: on this layer {advice}."
+        f"({_pc(_rtn(second))} instead of {_pc(_rtn(first))}). The search looks at weights alone "
+        f"and not at inputs, so it may lose as well as gain: on this layer {advice}."
     )
 
 
@@ -382,8 +387,8 @@ def _say_damping(first: Walk, second: Walk) -> str:
     return (
         f"{raised}Damping is {used:g} instead of {first.result.info['damp']:g}. "
         f"{_errors(first, second)}; on its own calibration inputs it is {word} "
-        f"({_on_own(second):.3g} instead of {_on_own(first):.3g}). Damping keeps compensation "
-        f"small where the calibration knows little: {advice}."
+        f"({_pc(_on_own(second))} instead of {_pc(_on_own(first))}). Damping keeps "
+        f"compensation small where the calibration knows little: {advice}."
     )
 
 
@@ -432,7 +437,7 @@ def _flatters(second: Walk) -> str:
     low = own < (1 - SAME) * judged
     word = "only " if low else ""
     tail = ": a low error on its own inputs proves nothing" if low else ""
-    return f"On its own calibration the run shows {word}{own:.3g}{tail}"
+    return f"On its own calibration the run shows {word}{_pc(own)}{tail}"
 
 
 def _from_one_channel(walk: Walk) -> str:
@@ -449,7 +454,7 @@ def _from_one_channel(walk: Walk) -> str:
     loud, seen = (float(c.act_absmax[worst]) for c in (walk.judge, walk.calibration))
     tail = ", so that its weights were set to zero" if worst in walk.dead else ""
     return (
-        f" Most of that is input {worst} alone, without which it would be {rest:.3g}: it reaches "
+        f" Most of that is input {worst} alone, without which it would be {_pc(rest)}: it reaches "
         f"{loud:.3g} for the judge and {seen:.3g} in this calibration{tail}."
     )
 
@@ -538,7 +543,7 @@ def _say_weak_damping(first: Walk, second: Walk) -> str:
         f"With {_tokens(second.calibration.tokens)} for {second.n} channels, damping of {damp:g} "
         f"is enough for Cholesky, and compensation leans on directions that were never seen. "
         f"{_errors(first, second)}: {_against_rounding(second)}; with the same tokens and "
-        f"damping {usual:g} it is {_end(cautious):.3g}: {advice}. {_flatters(second)}."
+        f"damping {usual:g} it is {_pc(_end(cautious))}: {advice}. {_flatters(second)}."
     )
 
 
@@ -559,8 +564,8 @@ def _say_dead(first: Walk, second: Walk) -> str:
     which = ", ".join(map(str, new))
     return (
         f"Calibration never saw input {which}, so GPTQ set the weights that read it to zero: the "
-        f"error is {lost:.3g} before a single column is rounded, where it was "
-        f"{float(first.error[0]):.3g}. {_errors(first, second)}: {_against_rounding(second)}. "
+        f"error is {_pc(lost)} before a single column is rounded, where it was "
+        f"{_pc(float(first.error[0]))}. {_errors(first, second)}: {_against_rounding(second)}. "
         f"One recognises it by info['dead_columns']: calibrate on texts that use every channel."
     )
 

@@ -61,7 +61,7 @@ def test_every_contrast_runs_on_a_real_layer_and_says_its_figures(options):
         second = changed.walk()
         text = contrast.diagnose(first, second)
         for walk in (first, second):
-            assert f"{walk.error[-1]:.3g}" in text, contrast.name
+            assert f"{100 * walk.error[-1]:.3g} %" in text, contrast.name
         assert changed.judge is judge
         assert text[0].isupper() or text[0].isdigit()
         assert text.endswith(".")
@@ -163,7 +163,7 @@ def test_a_singular_hessian_without_damping_has_no_factor():
     assert walk.result.info["damp"] == weak.setting("damp") < 0.01
     usual = replace(second, options={**plan.options}).walk()
     text = NAMES["weak_damping"].diagnose(first, walk)
-    assert f"damping 0.01 it is {usual.error[-1]:.3g}" in text
+    assert f"damping 0.01 it is {100 * usual.error[-1]:.3g} %" in text
 
 
 def test_a_channel_that_was_silent_costs_its_weights():
@@ -177,7 +177,7 @@ def test_a_channel_that_was_silent_costs_its_weights():
     assert walk.error[0] == pytest.approx(output_error(plan.weight, without, plan.judge))
     text = NAMES["dead_channel"].diagnose(first, walk)
     assert f"input {loudest}" in text
-    assert f"{walk.error[0]:.3g} before a single column" in text
+    assert f"{100 * walk.error[0]:.3g} % before a single column" in text
     assert second.calibration.act_absmax[loudest] == 0
     assert plan.calibration.act_absmax[loudest] > 0
 
@@ -203,8 +203,8 @@ def test_few_tokens_flatter_themselves():
     own = output_error(plan.weight, second.result.dequantize(), second.calibration)
     text = NAMES["few_tokens"].diagnose(first, second)
     assert own < second.error[-1]
-    assert f"shows only {own:.3g}" in text
-    assert f"({second.rtn_error[-1]:.3g})" in text
+    assert f"shows only {100 * own:.3g} %" in text
+    assert f"({100 * second.rtn_error[-1]:.3g} %)" in text
 
 
 def test_a_channel_that_makes_most_of_the_error_is_named():
@@ -221,7 +221,7 @@ def test_a_channel_that_makes_most_of_the_error_is_named():
     exact = second.result.dequantize().clone()
     exact[:, 7] = plan.weight[:, 7]
     rest = output_error(plan.weight, exact, plan.judge)
-    assert f"input 7 alone, without which it would be {rest:.3g}" in text
+    assert f"input 7 alone, without which it would be {100 * rest:.3g} %" in text
     assert "its weights were set to zero" in text
     plan, texts = problem()
     _, first, second = run("few_tokens", plan, texts)
@@ -240,7 +240,7 @@ def test_words_follow_the_numbers(better, word):
     assert f"{ratio:.3g} times as much" in text
     second.error = first.error
     text = NAMES["other_text"].diagnose(first, second)
-    assert f"stays at {first.error[-1]:.3g}" in text
+    assert f"stays at {100 * first.error[-1]:.3g} %" in text
     assert "does not mind" in text
     first.error = 0 * first.error
     assert "where there was none" in NAMES["few_tokens"].diagnose(first, second)

@@ -209,7 +209,7 @@ class GptqLesson(LayerPage):
 
     def _build_views(self) -> None:
         self.replay, self.replays = Replay(), (Replay(), Replay())
-        self.now_view = MatrixView("Weights now", aspect=ASPECT)
+        self.now_view = MatrixView("Weights now, veiled: waiting", aspect=ASPECT)
         self.handed_view = MatrixView("This step hands on", aspect=ASPECT)
         self.factor_view = MatrixView("What it knows", aspect=ASPECT)
         self.pair_views = (
@@ -326,6 +326,8 @@ class GptqLesson(LayerPage):
         """The learner's run beside the true one, where they part."""
         first = Walk(report.weight, report.calibration, **report.options)
         self.weight, self.rows, self.first = report.weight, first.rows, first
+        self.pair_views[0].label, self.pair_views[1].label = "GPTQ", "Yours"
+        self.between_view.label = "GPTQ − yours"
         if report.codes is not None:
             self.second = AttemptWalk(report, first)
         self._draw_runs()

@@ -534,6 +534,8 @@ export default widget(({ model, el, signal }) => {
       base.setAttribute("aria-label", `${get("label")}, ${text}`);
     }, 400);
     table.classList.toggle("qv-stale", table.dataset.frame !== String(f)); // until the answer comes
+    // of a run, the transport says each step: several pictures would talk over it
+    summary.setAttribute("aria-live", source() === replayed ? "off" : "polite");
     legendText();
     stage.classList.toggle("qv-zoomed", geo.t > 0);
   }

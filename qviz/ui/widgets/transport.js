@@ -20,6 +20,10 @@ export default widget(({ model, el, signal }) => {
   const get = (name) => model.get(name);
   const set = setter(model, signal);
   const caption = elem("p", "qv-caption");
+  const spoken = elem("p", "qv-sr"); // the caption once the step has come to rest
+  caption.setAttribute("aria-hidden", "true"); // said by the twin
+  let rest = 0;
+  signal.addEventListener("abort", () => clearTimeout(rest));
   const bar = elem("div", "qv-bar");
   const go = (to) => set("index", clamp(to, 0, get("n") - 1));
   const stopAnd = (to) => {
@@ -61,7 +65,7 @@ export default widget(({ model, el, signal }) => {
   keys.id = uid("keys");
   scrub.setAttribute("aria-describedby", keys.id);
   bar.append(first, back, play, forward, last, scrub, count, speed, jump);
-  el.append(caption, bar, keys);
+  el.append(caption, spoken, bar, keys);
   /** To the nearest step of the first events before (−1) or after (1) this one. */
   const seek = (way) => {
     const steps = Object.values(get("events"))[0] ?? [];
@@ -83,6 +87,8 @@ export default widget(({ model, el, signal }) => {
     const text = textNow();
     caption.hidden = !text;
     rich(caption, text);
+    clearTimeout(rest);
+    rest = setTimeout(() => (spoken.textContent = caption.textContent), 600);
     painted(el, i);
   }, signal);
   const build = () => {
@@ -136,7 +142,7 @@ export default widget(({ model, el, signal }) => {
     play.setAttribute("aria-label", on ? "Pause" : "Play");
     play.title = on ? "Pause" : "Play";
     // while it plays, captions change too fast to be spoken
-    caption.setAttribute("aria-live", on ? "off" : "polite");
+    spoken.setAttribute("aria-live", on ? "off" : "polite");
     cancelAnimationFrame(timer);
     timer = 0;
     if (on) {
