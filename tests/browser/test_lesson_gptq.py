@@ -198,7 +198,7 @@ def test_two_runs_in_lockstep(tab, walk):
         assert_shows(tab, SECOND, b, limit, 1024)
         assert_shows(tab, BETWEEN, a - b, limit, 1024)
     eventually(lambda: "differ" in caption(tab))
-    assert f"{other.error[-1]:.3g}" in str(tab.page.inner_text(".qv-main .qv-aside"))
+    assert f"{100 * other.error[-1]:.3g} %" in str(tab.page.inner_text(".qv-main .qv-aside"))
     tab.page.get_by_label("A second run beside it").select_option(label="nothing")
     eventually(lambda: not tab.page.locator(".qv-matrix").nth(SECOND).is_visible(), 20)
 

@@ -240,7 +240,7 @@ def test_a_screen_reader_is_told_the_step(tab: Tab) -> None:
         rf"now: step 17 of 40: 17 inputs finished, input {column} is next, "
         r"22 inputs wait after that; shown values from −(\S+) to (\S+)\. Told\."
     )
-    text = lambda: said.search(str(tab.page.text_content(".t-now p[aria-live=polite].qv-sr")))  # noqa: E731
+    text = lambda: said.search(str(tab.page.text_content(".t-now p.qv-sr[id$=-summary]")))  # noqa: E731
     found = eventually(text)
     ends = [-float(found[1]), float(found[2])]
     assert np.allclose(ends, [values.min(), values.max()], rtol=1e-3)
@@ -278,7 +278,8 @@ def test_the_readout_follows_the_step_with_exact_values(tab: Tab) -> None:
 
 
 def test_a_value_is_not_shown_at_another_step(tab: Tab) -> None:
-    """In the very frame in which the step is painted, the readout is marked as approximate."""
+    """In the very frame in which the step is painted, the readout is marked as approximate, unless
+    the kernel was quicker than the paint."""
     go(tab, 6)
     point_at(tab, "now", 3, 8, (14, 40))
     exact = number(KNOWN["value"]("now", 6)[3, 8], 6)
@@ -293,8 +294,11 @@ def test_a_value_is_not_shown_at_another_step(tab: Tab) -> None:
             i.value = 7; i.dispatchEvent(new Event('input'));
         })"""
     )
-    near = float(text.split("≈")[1].replace("−", "-"))
-    assert near == pytest.approx(KNOWN["value"]("now", 7)[3, 8], rel=1e-2)
+    true = KNOWN["value"]("now", 7)[3, 8]
+    if "≈" in text:
+        assert float(text.split("≈")[1].replace("−", "-")) == pytest.approx(true, rel=1e-2)
+    else:
+        assert text.endswith(number(true, 6))
     tab.page.mouse.move(2, 2)
 
 
