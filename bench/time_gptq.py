@@ -7,12 +7,14 @@ python bench/time_gptq.py [rows×columns …]
 """
 
 import sys
+import time
+from statistics import median
 
 import torch
 from record import median_times, save
 
 import qviz
-from qviz.methods.gptq_record import record
+from qviz.methods.gptq_record import Recording, record
 
 SIZES = ("1024×1024", "2048×2048", "4096×4096", "4096×11008")
 BITS, GROUP, BLOCK, DAMP = 4, 128, 128, 0.01
@@ -50,6 +52,18 @@ def matmul_rate() -> float:
     return 2 * 2048**3 / seconds
 
 
+def looked_at(run: Recording) -> tuple[float, tuple[float, float]]:
+    """Bytes that a recording keeps, the factor apart, as a share of the weight's, once random
+    columns have been shown; and the median and longest time that took, in milliseconds."""
+    g = torch.Generator().manual_seed(1)
+    times = []
+    for step in torch.randint(len(run), (40,), generator=g).tolist():
+        start = time.perf_counter()
+        run.column(step)
+        times.append(1000 * (time.perf_counter() - start))
+    return run.nbytes / (run.errors.numel() * 4), (median(times), max(times))
+
+
 def main() -> None:
     sizes = sys.argv[1:] or SIZES
     rate, rows = matmul_rate(), []
@@ -70,6 +84,7 @@ def main() -> None:
         # A Cholesky factor and a triangular inverse are n³/3 operations each; the updates
         # together are one triangle's share of a product of W with U, out·n².
         floor = (2 * n**3 / 3 + out * n**2) / rate
+        kept, slow = looked_at(record(w, c))
         same = (qviz.quantize(w, "gptq", c).codes == reference(w, h)).float().mean()
         rows.append(
             {
@@ -80,6 +95,9 @@ def main() -> None:
                 "floor, s": floor,
                 "recording, s": recorded,
                 "recording / plain": recorded / ours,
+                "kept / weight's bytes": kept,
+                "random column, ms": slow[0],
+                "slowest of 40, ms": slow[1],
                 "equal codes": f"{float(same):.4%}",
             }
         )
