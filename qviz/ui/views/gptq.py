@@ -209,7 +209,7 @@ class GptqLesson(LayerPage):
 
     def _build_views(self) -> None:
         self.replay, self.replays = Replay(), (Replay(), Replay())
-        self.now_view = MatrixView("Weights now, veiled: waiting", aspect=ASPECT)
+        self.now_view = MatrixView("Weights now", aspect=ASPECT)
         self.handed_view = MatrixView("This step hands on", aspect=ASPECT)
         self.factor_view = MatrixView("What it knows", aspect=ASPECT)
         self.pair_views = (
