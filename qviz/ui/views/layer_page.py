@@ -4,6 +4,7 @@ A lesson derives from LayerPage and says how a layer is shown (`_show`). Errors 
 input appear in the page in words, and controls and pictures go back to what was last computed.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import RLock
@@ -22,7 +23,7 @@ COMPUTING = "Computing …"
 EXPECTED = (ValueError, TypeError, OSError, ImportError, MemoryError)
 
 
-class LayerPage:
+class LayerPage(ABC):
     """A lesson on one linear layer of a model. `.widget` is the page.
 
     lesson_number  its number in LESSONS
@@ -66,9 +67,9 @@ class LayerPage:
     def layer(self) -> str:
         return self.layers[int(self.layer_control.index)]
 
+    @abstractmethod
     def _show(self, weight: torch.Tensor) -> None:
         """Show this weight of `source` and `layer`; what can fail comes before any picture."""
-        raise NotImplementedError
 
     def _controls(self) -> list[Any]:
         """The controls with an index that go back with the pictures when something fails."""
