@@ -19,7 +19,8 @@ from qviz.models.capture import load_calibration
 from qviz.study.sweep import measure, sweep
 from qviz.ui.figures.bit_width import error_curves, levels_histogram
 from qviz.ui.views.arithmetic import affine_rows
-from qviz.ui.views.layer_page import COMPUTING, LayerPage
+from qviz.ui.views.layer_page import LayerPage
+from qviz.ui.views.lesson_page import COMPUTING
 from qviz.ui.widgets import (
     Button,
     Caption,

@@ -32,7 +32,8 @@ from qviz.ui.views.gptq_words import (
     spoken_text,
     story_rows,
 )
-from qviz.ui.views.layer_page import COMPUTING, LayerPage
+from qviz.ui.views.layer_page import LayerPage
+from qviz.ui.views.lesson_page import COMPUTING
 from qviz.ui.widgets import (
     Button,
     Caption,

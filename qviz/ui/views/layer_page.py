@@ -1,67 +1,48 @@
-"""What the lessons about one layer share: which layer it is, and what happens when something fails.
+"""What the lessons about one layer share: which layer it is, and how another one is opened.
 
-A lesson derives from LayerPage and says how a layer is shown (`_show`). Errors of the learner's
-input appear in the page in words, and controls and pictures go back to what was last computed.
+A lesson derives from LayerPage and says how a layer is shown (`_show`). When something fails,
+controls and pictures go back to what was last computed.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from threading import RLock
 from typing import Any
 
 import torch
 
 from qviz.core.check import unknown
 from qviz.models.load import list_layers, load_layer
-from qviz.ui.views.lessons import LESSONS, Lesson
-from qviz.ui.widgets import Button, Choice, Equation, Status, TextField
+from qviz.ui.views.lesson_page import LessonPage
+from qviz.ui.widgets import Button, Choice, TextField
 
 FIRST_LAYER = "model.layers.1.mlp.down_proj"
-COMPUTING = "Computing …"
-# What a handler may meet in the learner's input; anything else is a defect and stays loud.
-EXPECTED = (ValueError, TypeError, OSError, ImportError, MemoryError)
 
 
-class LayerPage(ABC):
-    """A lesson on one linear layer of a model. `.widget` is the page.
+class LayerPage(LessonPage, ABC):
+    """A lesson on one linear layer of a model.
 
-    lesson_number  its number in LESSONS
     first_layer    the layer to begin with, of a model that has it
     sources        what can be opened here, in words
     kept           attributes that go back to their last good value when something fails;
                    `source`, `layers` and `weight` always do
     """
 
-    lesson_number: int
     first_layer = FIRST_LAYER
     sources = "Hub id, folder or .safetensors file"
     kept: tuple[str, ...] = ()
 
     def __init__(self) -> None:
+        super().__init__()
         self.source: str | None = None
         self.layers: list[str] = []
         self.weight = torch.zeros(1, 1)
         self._remembered: tuple[dict[str, Any], list[tuple[Any, list[str], int]]] | None = None
-        self._quiet = False
-        self._one_at_a_time = RLock()  # JupyterLab answers controls on another thread than cells
         self.layer_control = Choice("Layer", ["…"])
         self.source_control = TextField("Model", placeholder=self.sources)
         self.open_button = Button("Open it")
         self.bundled_button = Button("Back to the bundled model")
-        self.status = Status()
-        self.equation: Equation | None = None
-        self.widget: Any = None
         self._on(self.layer_control, "index", self._new_layer, busy="Reading the layer …")
         self.open_button.on_click(self._handler(self._open_own, "Opening it …"))
         self.bundled_button.on_click(self._handler(self.open, "Opening the bundled model …"))
-
-    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        return self.widget._repr_mimebundle_(**kwargs)
-
-    @property
-    def lesson(self) -> Lesson:
-        return next(one for one in LESSONS if one.number == self.lesson_number)
 
     @property
     def layer(self) -> str:
@@ -74,63 +55,6 @@ class LayerPage(ABC):
     def _controls(self) -> list[Any]:
         """The controls with an index that go back with the pictures when something fails."""
         return [self.layer_control]
-
-    # ---------------------------------------------------------------- handlers
-
-    def _on(
-        self,
-        control: Any,
-        trait: str,
-        action: Callable[[], None],
-        busy: str = "",
-        lights: list[str] | None = None,
-    ) -> None:
-        """Do `action` when the learner changes the control; `lights` are terms of the equation."""
-        handle = self._handler(action, busy)
-
-        def changed(change: Any) -> None:
-            with self._one_at_a_time:
-                if self._quiet:
-                    return
-                if lights and self.equation is not None:
-                    self.equation.active = lights
-                handle(change)
-
-        control.observe(changed, trait)
-
-    def _handler(self, action: Callable[[], None], busy: str = "") -> Callable[[Any], None]:
-        """The action for a control: what is wrong with the input is said in the page in words,
-        and controls and pictures go back to what was last computed, so that they agree."""
-
-        def handle(_event: Any) -> None:
-            with self._one_at_a_time:
-                self._act(action, busy)
-
-        return handle
-
-    def _act(self, action: Callable[[], None], busy: str) -> None:
-        if busy:
-            self.status.busy(busy)
-        try:
-            action()
-        except Exception as error:
-            self._restore()
-            if isinstance(error, EXPECTED):
-                self.status.show_error(str(error))
-            else:
-                self.status.show_error(f"this is a defect of qviz: {error!r}")
-                raise
-        else:
-            self.status.clear()
-
-    @contextmanager
-    def _quietly(self) -> Iterator[None]:
-        """Set controls from Python without each change starting a computation."""
-        before, self._quiet = self._quiet, True
-        try:
-            yield
-        finally:
-            self._quiet = before
 
     def _keep(self) -> None:
         """Remember what the pictures show, for when the next thing cannot be computed."""
