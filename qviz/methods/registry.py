@@ -25,6 +25,7 @@ _MODULES = {
     "nf4": "qviz.methods.nf4",
     "llm_int8": "qviz.methods.llm_int8",
     "hqq": "qviz.methods.hqq",
+    "fp8": "qviz.methods.fp8",
     "microscaling": "qviz.methods.microscaling",
     "qat": "qviz.methods.qat",
     "qlora": "qviz.methods.qlora",

@@ -20,6 +20,7 @@ CASES = {
     "nf4": {"double_quant": True},
     "gguf": {"type": "Q4_K"},
     "hqq": {"bits": 4},
+    "fp8": {},
     "microscaling": {"format": "nvfp4"},
     "vector": {"dim": 4, "bits": 4},
     "rotation": {"bits": 4},

@@ -20,6 +20,7 @@ OPTIONS: dict[str, list[dict]] = {
     "gptq": [{}, {"act_order": True, "group_size": 32}, {"mse": True, "static_groups": True}],
     "nf4": [{}, {"double_quant": True}, {"format": "fp4"}],
     "gguf": [{"type": t} for t in ("Q4_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q6_K")],
+    "fp8": [{}, {"format": "fp8_e5m2", "granularity": "tensor"}],
     "microscaling": [{}, {"format": "mxfp8_e4m3"}, {"format": "nvfp4"}],
     "vector": [{}, {"books": 2}],
 }
