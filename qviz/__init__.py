@@ -30,12 +30,18 @@ _HOME = {
     "train_quantized": "qviz.study.training",
 }
 
-__all__ = ["__version__", *sorted(_HOME)]
+_PARTS = ("kernels",)  # parts of the package that are used by their own name
+
+__all__ = ["__version__", *_PARTS, *sorted(_HOME)]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PARTS:
+        return import_module(f"qviz.{name}")
     if name not in _HOME:
-        raise AttributeError(f"module 'qviz' has no attribute {name!r}; it has {', '.join(_HOME)}")
+        raise AttributeError(
+            f"module 'qviz' has no attribute {name!r}; it has {', '.join(__all__[1:])}"
+        )
     value = getattr(import_module(_HOME[name]), name)
     globals()[name] = value  # the next access does not come here again
     return value

@@ -66,6 +66,48 @@ def layers_command(args: argparse.Namespace) -> None:
     print_table(("layer", "shape [out×in]", "stored as"), rows)
 
 
+def kernels_command(args: argparse.Namespace) -> None:
+    from qviz import kernels
+    from qviz.kernels import table
+    from qviz.kernels.shapes import parse_shape
+
+    if args.recorded:
+        there = kernels.records.recorded()
+        say(f"{len(there)} measurement{'' if len(there) == 1 else 's'} of other machines:\n")
+        for record in there:
+            say(f"# {record.title} (recorded)\n\n{table.measurement_text(record.measurement)}\n")
+        return
+    shapes = [parse_shape(text) for text in args.shape or ["2048x2048"]]
+    batches = [whole_number(text, "--batch") for text in args.batch.split(",")]
+    say(str(kernels.available(args.device)))
+    if args.list:
+        return
+    found = None
+    for shape in shapes:
+        one = kernels.measure(
+            shape,
+            args.format or "int4-g128",
+            batches,
+            device=args.device,
+            kernels=args.kernel,
+            seconds=args.seconds,
+            ceilings=None if found is None else found.ceilings,
+            progress=lambda done, total, text: print(f"{done}/{total} {text}", file=sys.stderr),
+        )
+        found = one if found is None else found.joined(one)
+    if found is not None:
+        say(f"\n{table.measurement_text(found)}")
+        if args.json is not None:
+            say(f"\nwritten to {kernels.records.save(found, args.json)}")
+
+
+def whole_number(text: str, option: str) -> int:
+    """The number; ValueError, naming the option, where it is none."""
+    if not text.strip().isdecimal():
+        raise ValueError(f"{option} takes whole numbers with commas between, got {text!r}")
+    return int(text)
+
+
 def cache_command(args: argparse.Namespace) -> None:
     from qviz.models.capture import warm_cache
 
@@ -116,6 +158,26 @@ def parser() -> argparse.ArgumentParser:
     layers = commands.add_parser("layers", help="list a model's linear layers and their shapes")
     layers.add_argument("model", nargs="?", help="Hub id or folder (default: the bundled model)")
     layers.set_defaults(run=layers_command)
+
+    kernels = commands.add_parser("kernels", help="measure real kernels, or say which run here")
+    kernels.add_argument("--list", action="store_true", help="only say which run, and why not")
+    kernels.add_argument(
+        "--shape", action="append", metavar="S", help="2048x2048, or a layer: Llama-3.1-8B:up_proj"
+    )
+    kernels.add_argument("--batch", default="1,4,16,64,256", metavar="N,…", help="(%(default)s)")
+    kernels.add_argument(
+        "--format", action="append", metavar="F", help="of the weight (int4-g128); may be repeated"
+    )
+    kernels.add_argument("--device", metavar="D", help="cpu or cuda (default: a GPU if there is)")
+    kernels.add_argument(
+        "--seconds", type=float, default=0.3, help="for each kernel and batch (%(default)s)"
+    )
+    kernels.add_argument("--kernel", action="append", metavar="K", help="only these; repeatable")
+    kernels.add_argument("--json", type=Path, metavar="FILE", help="write what was found there")
+    kernels.add_argument(
+        "--recorded", action="store_true", help="print what was measured on other machines"
+    )
+    kernels.set_defaults(run=kernels_command)
 
     cache = commands.add_parser("cache", help="prepare the bundled model's calibration data")
     cache.set_defaults(run=cache_command)

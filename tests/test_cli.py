@@ -124,3 +124,64 @@ def test_columns_line_up(capsys: pytest.CaptureFixture[str]) -> None:
         "long name  x",
         "s          a last column may run on",
     ]
+
+
+# ---------------------------------------------------------------------- kernels
+
+
+def test_kernels_lists_what_runs_and_why_not(capsys: pytest.CaptureFixture[str]) -> None:
+    from qviz.kernels import available
+
+    assert cli.main(["kernels", "--list", "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == str(available("cpu")).splitlines()
+    assert lines[0].startswith("torch.matmul") and "available" in lines[0]
+
+
+def test_kernels_measures_what_is_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qviz.kernels import ceilings, records
+
+    given = ceilings.Ceilings(1e10, 1e10, {"bfloat16": 1e11}, 2**20)
+    monkeypatch.setattr(sys.modules["qviz.kernels.measure"], "measure_ceilings", lambda d: given)
+    path = tmp_path / "found.json"
+    asked = ["--shape", "32x64", "--shape", "bundled:k_proj", "--batch", "1,3", "--format", "int8",
+             "--format", "fp8", "--kernel", "torch.int8", "--seconds", "0.002"]  # fmt: skip
+    assert cli.main(["kernels", "--device", "cpu", "--json", str(path), *asked]) == 0
+    said = capsys.readouterr()
+    for words in ("int8, 32×64\n", "fp8, 128×256\n", "copy 10 GB/s", f"written to {path}",
+                  "torch.int8 (fp8): torch.int8 takes symmetric 8-bit"):  # fmt: skip
+        assert words in said.out
+    assert "6/6 done" in said.err
+    found = records.load(path)
+    assert len(found.points) == 2 * 2 * 3  # shapes, batches; two kernels with int8, one with fp8
+    assert found.ceilings == given
+
+
+def test_kernels_prints_what_ships_as_recorded(capsys: pytest.CaptureFixture[str]) -> None:
+    from qviz.kernels import records
+
+    assert cli.main(["kernels", "--recorded"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"# {record.title} (recorded)" in out for record in records.recorded())
+    assert f"{len(records.recorded())} measurement" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--shape", "4096"], "a shape is written OUTxIN"),
+        (["--batch", "1,two"], "--batch takes whole numbers with commas between, got 'two'"),
+        (["--batch", "0"], "a batch must be from 1"),
+        (["--format", "int5"], "unknown format 'int5'"),
+        (["--kernel", "torch.int9"], "unknown kernel 'torch.int9'"),
+        (["--seconds", "0"], "seconds must be above 0"),
+        (["--device", "tpu"], "tpu"),
+    ],
+)
+def test_kernels_says_what_the_user_can_repair(
+    arguments: Sequence[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["kernels", *arguments]) == 2
+    assert words in capsys.readouterr().err

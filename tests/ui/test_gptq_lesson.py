@@ -38,7 +38,7 @@ def lesson(shared: GptqLesson) -> GptqLesson:
         "damp_control": "1 %", "block_control": "128", "text_control": "python",
         "beside_control": NOTHING, "moment_control": "round",
     }  # fmt: skip
-    with shared._quietly():
+    with shared.quietly():
         for name, value in defaults.items():
             choose(getattr(shared, name), value)
         shared.tokens_control.index = len(shared.tokens_control.options) - 1
@@ -340,7 +340,7 @@ def test_the_code_shown_measures_what_the_page_measures(lesson):
 def test_only_one_thing_is_done_at_a_time(lesson):
     """A control moved on another thread waits for what is being computed, and is not lost."""
     meanwhile = Thread(target=choose, args=(lesson.bits_control, "5"))
-    with lesson._one_at_a_time, lesson._quietly():
+    with lesson.one_at_a_time, lesson.quietly():
         meanwhile.start()
         meanwhile.join(0.2)
         assert meanwhile.is_alive()

@@ -3,5 +3,6 @@
 from qviz.ui.views.bit_width import BitWidthLesson
 from qviz.ui.views.gallery import Gallery
 from qviz.ui.views.gptq import GptqLesson
+from qviz.ui.views.kernels import KernelsLesson
 
-__all__ = ["BitWidthLesson", "Gallery", "GptqLesson"]
+__all__ = ["BitWidthLesson", "Gallery", "GptqLesson", "KernelsLesson"]

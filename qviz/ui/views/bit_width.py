@@ -176,15 +176,15 @@ class BitWidthLesson(LayerPage):
         link(self.stretch_control, "value", (self.error_view, "autoscale"))
         link_matrices(self.original_view, self.rounded_view, self.error_view)
 
-        self._on(self.bits_control, "index", self._reveal, lights=["q", "clamp"])
-        self._on(self.scheme_control, "index", self._new_scheme, COMPUTING, ["z"])
-        self._on(self.unit_control, "index", self._new_grid, COMPUTING, ["s"])
-        self._on(self.convention_control, "index", self._recompute, busy=COMPUTING)
-        self._on(self.dtype_control, "index", self._recompute, busy=COMPUTING)
-        self._on(self.metric_control, "index", self._draw_curves)
-        self._on(self.guess_control, "index", self._judge_guess)
-        self._on(self.original_view, "cursor", self._new_cell)
-        self.capture_button.on_click(self._handler(self._capture, "Running the model on text …"))
+        self.on_change(self.bits_control, "index", self._reveal, lights=["q", "clamp"])
+        self.on_change(self.scheme_control, "index", self._new_scheme, COMPUTING, ["z"])
+        self.on_change(self.unit_control, "index", self._new_grid, COMPUTING, ["s"])
+        self.on_change(self.convention_control, "index", self._recompute, busy=COMPUTING)
+        self.on_change(self.dtype_control, "index", self._recompute, busy=COMPUTING)
+        self.on_change(self.metric_control, "index", self._draw_curves)
+        self.on_change(self.guess_control, "index", self._judge_guess)
+        self.on_change(self.original_view, "cursor", self._new_cell)
+        self.capture_button.on_click(self.handler(self._capture, "Running the model on text …"))
 
     def _controls(self) -> list[Any]:
         return [
@@ -252,7 +252,7 @@ class BitWidthLesson(LayerPage):
         self.calibration = load_calibration(self.source, self.layer) if known else None
         columns = weight.shape[1]
         sizes = [f"group of {g}" for g in GROUP_SIZES if g < columns and columns % g == 0]
-        with self._quietly():
+        with self.quietly():
             options = [WHOLE, ROW, *sizes]
             chosen = self.unit_control.value
             first = "group of 128" if chosen == ROW and not self.tensors else chosen
@@ -267,7 +267,7 @@ class BitWidthLesson(LayerPage):
         rows, columns = self.weight.shape
         self._cell = (rows // 7, columns // 7)
         self._spread = np.histogram(self.weight.numpy(), bins=81)
-        with self._quietly():
+        with self.quietly():
             self.metric_control.index = 0 if self.calibration is not None else 1
             self.metric_control.disabled = self.calibration is None
             self.guess_control.index = 0
@@ -286,7 +286,7 @@ class BitWidthLesson(LayerPage):
         self._new_grid()
 
     def _new_scheme(self) -> None:
-        with self._quietly():
+        with self.quietly():
             self._fit_conventions()
         self._recompute()
 
@@ -333,7 +333,7 @@ class BitWidthLesson(LayerPage):
         self._draw_ledger()
         self._draw_captions()
         self._draw_histogram()
-        self.code.texts = [self._snippet(b) for b in BITS]
+        self.code.set_texts([self._snippet(b) for b in BITS])
         self._compare()
 
     def _compare(self) -> None:

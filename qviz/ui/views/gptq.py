@@ -57,6 +57,7 @@ from qviz.ui.widgets import (
     number,
     page,
     section,
+    show_only,
     stack,
 )
 
@@ -245,16 +246,16 @@ class GptqLesson(LayerPage):
         link_matrices(self.now_view, self.handed_view)
         link_matrices(*self.pair_views, self.between_view)
 
-        self._on(self.transport, "index", self._new_step)
-        self._on(self.moment_control, "index", self._say_step)
+        self.on_change(self.transport, "index", self._new_step)
+        self.on_change(self.moment_control, "index", self._say_step)
         for control in self._controls()[1:]:
-            self._on(control, "index", self._recompute, COMPUTING)
-        self._on(self.guess_control, "index", self._judge_guess)
+            self.on_change(control, "index", self._recompute, COMPUTING)
+        self.on_change(self.guess_control, "index", self._judge_guess)
         for view in (self.now_view, self.pair_views[0]):
             for trait in ("cursor", "pinned"):
-                self._on(view, trait, self._new_cell_of(view))
-        self.own_text_button.on_click(self._handler(self._take_own_text, "Reading the text …"))
-        self.hold_button.on_click(self._handler(self._hold, COMPUTING))
+                self.on_change(view, trait, self._new_cell_of(view))
+        self.own_text_button.on_click(self.handler(self._take_own_text, "Reading the text …"))
+        self.hold_button.on_click(self.handler(self._hold, COMPUTING))
 
     def _controls(self) -> list[Any]:
         return [
@@ -353,7 +354,7 @@ class GptqLesson(LayerPage):
         self.weight = weight[: max(1, SHOWN // columns)].float()
         self.held = None
         sizes = [f"group of {g}" for g in GROUP_SIZES if g < columns and columns % g == 0]
-        with self._quietly():
+        with self.quietly():
             options = [ROW, *sizes]
             chosen = FIRST_GROUP if self.first is None else self.unit_control.value
             at = options.index(chosen) if chosen in options else len(options) - 1
@@ -377,7 +378,7 @@ class GptqLesson(LayerPage):
             raise ValueError("type or paste a few words of text first")
         self._own_text = text
         self._texts, self._parts, self._runs = {}, {}, []
-        with self._quietly():
+        with self.quietly():
             names = [*_spoken(calibration_texts()), OWN_TEXT]
             self.text_control.set_options(names, len(names) - 1)
             self.judge_control.set_options(self._judges())
@@ -394,7 +395,7 @@ class GptqLesson(LayerPage):
 
     def _recompute(self) -> None:
         """Make the runs that the controls ask for. What can fail comes before the first picture."""
-        with self._quietly():
+        with self.quietly():
             self._fit_tokens()
         plan = self._plan()
         first = self._walk(plan)
@@ -437,13 +438,13 @@ class GptqLesson(LayerPage):
         now = HELD if self.second is not None else NOTHING
         if self._contrast is not None:
             now = _named(self._contrast)
-        with self._quietly():
+        with self.quietly():
             self.beside_control.set_options(options, options.index(now))
 
     def _hold(self) -> None:
         """Keep the present run; what is changed from now on is compared with it."""
         self.held = self.first
-        with self._quietly():
+        with self.quietly():
             options = [NOTHING, HELD, *(o for o in self.beside_control.options[1:] if o != HELD)]
             self.beside_control.set_options(options, options.index(HELD))
         self._recompute()
@@ -460,9 +461,9 @@ class GptqLesson(LayerPage):
             self._draw_pair(first, second)
         self._drawn = (first, second)
         for box in (self._single, self._column):
-            _show_only(box, second is None)
+            show_only(box, second is None)
         for box in (self._pair, self._comparison):
-            _show_only(box, second is not None)
+            show_only(box, second is not None)
         self._draw_errors()
         self._draw_words()
         self._new_step()
@@ -474,7 +475,7 @@ class GptqLesson(LayerPage):
         steps = torch.arange(walk.n)
         limits = _reach(walk.original)
         self._fill(self.replay, walk, steps)
-        with self._quietly():
+        with self.quietly():
             self.transport.set_steps(
                 walk.n + 1, min(self.step, walk.n) if same_layer else 0, events=walk.events()
             )
@@ -571,7 +572,7 @@ class GptqLesson(LayerPage):
                 text = f"{contrast.why} {contrast.diagnose(first, second)}"
             self.diagnosis.set_texts(text)
         self._judge_guess()
-        self.code.texts = [self._snippet()]
+        self.code.set_texts(self._snippet())
 
     def _snippet(self) -> str:
         """The library calls behind the page at this moment."""
@@ -711,10 +712,6 @@ def _named(contrast: Contrast) -> str:
 
 def _spoken(texts: Mapping[str, Any]) -> list[str]:
     return [spoken_text(name) for name in texts]
-
-
-def _show_only(box: Any, shown: bool) -> None:
-    (box.remove_class if shown else box.add_class)("qv-gone")
 
 
 def _reach(values: torch.Tensor) -> float:

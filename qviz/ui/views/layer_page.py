@@ -40,9 +40,9 @@ class LayerPage(LessonPage, ABC):
         self.source_control = TextField("Model", placeholder=self.sources)
         self.open_button = Button("Open it")
         self.bundled_button = Button("Back to the bundled model")
-        self._on(self.layer_control, "index", self._new_layer, busy="Reading the layer …")
-        self.open_button.on_click(self._handler(self._open_own, "Opening it …"))
-        self.bundled_button.on_click(self._handler(self.open, "Opening the bundled model …"))
+        self.on_change(self.layer_control, "index", self._new_layer, busy="Reading the layer …")
+        self.open_button.on_click(self.handler(self._open_own, "Opening it …"))
+        self.bundled_button.on_click(self.handler(self.open, "Opening the bundled model …"))
 
     @property
     def layer(self) -> str:
@@ -69,7 +69,7 @@ class LayerPage(LessonPage, ABC):
         values, controls = self._remembered
         for name, value in values.items():
             setattr(self, name, value)
-        with self._quietly():
+        with self.quietly():
             for control, options, index in controls:
                 control.set_options(options, index)
 
@@ -86,7 +86,7 @@ class LayerPage(LessonPage, ABC):
         weight = load_layer(source, first)
         self.source = source
         try:
-            with self._quietly():
+            with self.quietly():
                 self.layers = names
                 self.layer_control.set_options(short_names(names), names.index(first))
             self._show(weight)

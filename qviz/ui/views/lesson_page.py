@@ -26,7 +26,7 @@ class LessonPage:
 
     def __init__(self) -> None:
         self._quiet = False
-        self._one_at_a_time = RLock()  # JupyterLab answers controls on another thread than cells
+        self.one_at_a_time = RLock()  # JupyterLab answers controls on another thread than cells
         self.status = Status()
         self.equation: Equation | None = None
         self.widget: Any = None
@@ -43,7 +43,7 @@ class LessonPage:
 
     # ---------------------------------------------------------------- handlers
 
-    def _on(
+    def on_change(
         self,
         control: Any,
         trait: str,
@@ -52,10 +52,10 @@ class LessonPage:
         lights: list[str] | None = None,
     ) -> None:
         """Do `action` when the learner changes the control; `lights` are terms of the equation."""
-        handle = self._handler(action, busy)
+        handle = self.handler(action, busy)
 
         def changed(change: Any) -> None:
-            with self._one_at_a_time:
+            with self.one_at_a_time:
                 if self._quiet:
                     return
                 if lights and self.equation is not None:
@@ -64,12 +64,12 @@ class LessonPage:
 
         control.observe(changed, trait)
 
-    def _handler(self, action: Callable[[], None], busy: str = "") -> Callable[[Any], None]:
+    def handler(self, action: Callable[[], None], busy: str = "") -> Callable[[Any], None]:
         """The action for a control: what is wrong with the input is said in the page in words,
         and controls and pictures go back to what was last computed, so that they agree."""
 
         def handle(_event: Any) -> None:
-            with self._one_at_a_time:
+            with self.one_at_a_time:
                 self._act(action, busy)
 
         return handle
@@ -90,7 +90,7 @@ class LessonPage:
             self.status.clear()
 
     @contextmanager
-    def _quietly(self) -> Iterator[None]:
+    def quietly(self) -> Iterator[None]:
         """Set controls from Python without each change starting a computation."""
         before, self._quiet = self._quiet, True
         try:

@@ -36,4 +36,13 @@ LESSONS = (
         "backwards. See what each column hands on, click a weight for its whole story, and set a "
         "second run beside the first.",
     ),
+    Lesson(
+        11,
+        "memory_and_speed",
+        "The real kernels",
+        "Why are 4-bit weights faster, and when do they stop paying?",
+        "Race the kernels of this machine, or of those that we recorded, against 16-bit weights, "
+        "from one token to 256. Step through a kernel's tiles, bit by bit, and let a model write "
+        "with packed weights.",
+    ),
 )

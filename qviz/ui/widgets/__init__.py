@@ -4,7 +4,17 @@ from .base import Style, link, number, style
 from .charts import Chart, PlotlyLoader
 from .controls import Button, Choice, Slider, TextField, Toggle
 from .equation import Equation
-from .layout import Disclosure, Text, details, figures_row, page, section, stack
+from .layout import (
+    Disclosure,
+    Text,
+    column_of,
+    details,
+    figures_row,
+    page,
+    section,
+    show_only,
+    stack,
+)
 from .matrix import MatrixFrame, MatrixView, link_matrices
 from .readout import Caption, Code, Readout
 from .replay import Replay
@@ -31,6 +41,7 @@ __all__ = [
     "TextField",
     "Toggle",
     "Transport",
+    "column_of",
     "details",
     "figures_row",
     "link",
@@ -38,6 +49,7 @@ __all__ = [
     "number",
     "page",
     "section",
+    "show_only",
     "stack",
     "style",
 ]

@@ -2,7 +2,7 @@ export default widget(({ model, el, signal }) => {
   el.classList.add("qv-code");
   const pre = elem("pre");
   pre.tabIndex = 0;
-  pre.setAttribute("aria-label", "Python code");
+  pre.setAttribute("aria-label", model.get("label"));
   const code = elem("code");
   const copy = elem("button", "qv-button", "Copy");
   copy.type = "button";
@@ -18,12 +18,19 @@ export default widget(({ model, el, signal }) => {
     }
     setTimeout(() => (copy.textContent = "Copy"), 1500);
   }, { signal });
+  let shown = null;
   const show = painter(() => {
     const texts = model.get("texts");
     const frame = model.get("frame");
-    code.textContent = texts[Math.min(frame, texts.length - 1)] ?? "";
+    const text = texts[Math.min(frame, texts.length - 1)] ?? "";
+    if (text !== shown) code.replaceChildren(...text.split(/(?<=\n)/).map((line) => elem("span", "", line)));
+    shown = text;
+    const lit = model.get("lit")[frame] ?? [];
+    [...code.children].forEach((line, i) => line.classList.toggle("qv-lit", lit.includes(i + 1)));
+    const first = code.querySelector(".qv-lit"); // in sight, without moving the page
+    if (first) pre.scrollTop = first.offsetTop - pre.clientHeight / 3;
     painted(el, frame);
   }, signal);
-  watch(model, signal, ["texts", "frame"], show);
+  watch(model, signal, ["texts", "lit", "frame"], show);
   show();
 });

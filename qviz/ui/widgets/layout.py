@@ -76,6 +76,22 @@ def details(summary: str, *children: Widget, open: bool = False) -> ipywidgets.B
     )
 
 
+def show_only(box: Widget, shown: bool) -> None:
+    """Show a box (a section, a stack), or take it out of the page.
+
+    TypeError for a single widget: anywidget does not pass a later change of classes on.
+    """
+    if not isinstance(box, ipywidgets.Box):
+        raise TypeError(f"show_only takes a box; put the {type(box).__name__} into a stack()")
+    (box.remove_class if shown else box.add_class)("qv-gone")
+
+
+def column_of(whole: Widget, name: str) -> ipywidgets.Box:
+    """The part of a page that has this class, such as "qv-lead"."""
+    grid = whole.children[0]
+    return next(part for part in grid.children if name in part._dom_classes)
+
+
 def page(
     title: str,
     subtitle: str | Widget = "",

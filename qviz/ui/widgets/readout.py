@@ -70,12 +70,22 @@ class Caption(BrowserWidget):
 
 
 class Code(BrowserWidget):
-    """The library calls behind a frame, to copy: one text for all frames or one per frame."""
+    """Text to read and copy, such as the library calls behind a frame: one for all frames or one
+    per frame. `lit` are the line numbers, from 1, that a frame is about; `label` names the text."""
 
     _esm = module("code")
 
+    label = traitlets.Unicode("Python code").tag(sync=True)
     texts = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    lit = traitlets.List(traitlets.List(traitlets.Int())).tag(sync=True)
     frame = traitlets.Int(0).tag(sync=True)
 
-    def __init__(self, texts: Sequence[str] | str = "") -> None:
-        super().__init__(texts=[texts] if isinstance(texts, str) else [str(text) for text in texts])
+    def __init__(self, texts: Sequence[str] | str = "", *, label: str = "Python code") -> None:
+        super().__init__(label=label)
+        self.set_texts(texts)
+
+    def set_texts(self, texts: Sequence[str] | str, lit: Sequence[Sequence[int]] = ()) -> None:
+        """Replace the texts, and which lines each frame is about."""
+        with self.hold_sync():
+            self.lit = [list(lines) for lines in lit]
+            self.texts = [texts] if isinstance(texts, str) else [str(text) for text in texts]

@@ -1,0 +1,463 @@
+"""Measuring kernels beside each other: one weight, several batches, every kernel in its turn.
+
+The weight is quantized by the real method and packed by each kernel that takes it. With each batch
+all of them multiply the same inputs: first once, to be compared with float64, then in turns against
+the clock. 16-bit weights (torch.matmul) take part in every run.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from qviz.core.check import as_matrix, require_int, require_number
+from qviz.core.tensor import QuantizedTensor
+from qviz.kernels import formats, registry
+from qviz.kernels.alone import alone
+from qviz.kernels.ceilings import Ceilings
+from qviz.kernels.ceilings import ceilings as measure_ceilings
+from qviz.kernels.errors import Target
+from qviz.kernels.kernel import LACKING, Kernel, Packed
+from qviz.kernels.machine import load, machine
+from qviz.kernels.registry import BASELINE
+from qviz.kernels.results import HALF, Crossover, Measurement, Point
+from qviz.kernels.timing import (
+    COLD,
+    Timer,
+    Timing,
+    copies_for,
+    launched,
+    round_robin,
+    timer_for,
+)
+from qviz.models.load import require_memory
+
+__all__ = ["Ceilings", "Crossover", "Measurement", "Point", "Timing", "measure"]
+
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+WORKSPACE = 24  # bytes for each weight that quantizing takes at its peak, float32 weight included
+INPUT_BYTES = 2**28  # of all copies of the inputs together
+# What a kernel multiplies in, by the first word of what it makes of the inputs.
+_PRODUCT_OF = {"int8": "int8", "fp8": "float8_e4m3fn"}
+
+
+def measure(
+    shape: tuple[int, int] | None,
+    format: str | Sequence[str] = formats.DEFAULT_FORMAT,
+    batches: Sequence[int] = BATCHES,
+    *,
+    device: torch.device | str | None = None,
+    kernels: Sequence[str] | None = None,
+    weight: torch.Tensor | None = None,
+    seconds: float = 0.3,
+    seed: int = 0,
+    ceilings: Ceilings | None = None,
+    progress: Callable[[int, int, str], object] | None = None,
+    stopped: Callable[[], bool] | None = None,
+) -> Measurement:
+    """Time and error of every kernel that runs on the device and takes the format.
+
+    shape     (out, in) of the weight; None: that of `weight`
+    format    one or several names of qviz.kernels.formats
+    batches   tokens that are multiplied at once
+    device    None: the GPU, if there is one
+    kernels   names; None: all. Those that cannot take part are in `left_out`, with the reason;
+              torch.matmul always takes part
+    weight    a real weight [out, in], float; None: `synthetic_weight`
+    seconds   of timing for each kernel and batch
+    ceilings  of this device from an earlier run; None: they are measured first
+    progress  called with (done, total, what comes now)
+    stopped   asked between steps; where it says True, what was measured until then is returned
+
+    ValueError or TypeError for what makes no sense, MemoryError where it would not fit,
+    RuntimeError where not even torch.matmul runs.
+
+    >>> found = qviz.kernels.measure((64, 128), "int8", [1], device="cpu", seconds=0.01)
+    >>> found.points[0].kernel, found.points[0].flops
+    ('torch.matmul', 16384)
+    """
+    names = [format] if isinstance(format, str) else list(dict.fromkeys(format))
+    wanted = [formats.get(name) for name in names]
+    where = registry.default_device() if device is None else torch.device(device)
+    registry.require(BASELINE, where)
+    asked = registry.kernels() if kernels is None else {n: registry.get(n) for n in kernels}
+    run = _Run(
+        shape=_checked_shape(shape, weight),
+        batches=_checked_batches(batches),
+        device=where,
+        seconds=_checked_seconds(seconds),
+        seed=require_int(seed, "seed", 0, 2**31 - 1),
+        several=len(wanted) > 1,
+        total=len(wanted) * (1 + len(batches)) + (ceilings is None),
+        progress=progress,
+        stopped=stopped,
+    )
+    if not wanted:
+        raise ValueError("there is no format to measure; name one, such as int4-g128")
+    taking_part = run.those_that_run(list(asked.values()))
+    with alone(run.wait, stopped) as mine, torch.inference_mode():
+        if not mine:
+            raise ValueError(
+                "stopped before anything was measured, while another page or command was measuring "
+                "on this machine"
+            )
+        return run.everything(wanted, taking_part, weight, ceilings)
+
+
+def synthetic_weight(shape: tuple[int, int], seed: int = 0) -> torch.Tensor:
+    """Gaussian weights [out, in] float32 of deviation 0.02, one column in 256 (at least one) eight
+    times as large, as the inputs of trained layers are of unequal importance."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(shape, generator=generator).mul_(0.02)
+    weight[:, _some(shape[1], 256, generator)] *= 8
+    return weight
+
+
+def synthetic_inputs(batch: int, columns: int, seed: int = 0) -> torch.Tensor:
+    """Gaussian inputs [batch, in] float32, one column in 1024 (at least one) ten times as large:
+    the outliers of language models, for which kernels such as LLM.int8() take a second path."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(batch, columns, generator=generator)
+    x[:, _some(columns, 1024, generator)] *= 10
+    return x
+
+
+def _some(columns: int, one_in: int, generator: torch.Generator) -> torch.Tensor:
+    return torch.randperm(columns, generator=generator)[: math.ceil(columns / one_in)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Entrant:
+    """A kernel with the copies of the weight that it takes turns with."""
+
+    kernel: Kernel
+    dtype: torch.dtype
+    copies: list[Packed]
+
+    @property
+    def name(self) -> str:
+        """Unique in a run: the baseline takes part once for each dtype of the others."""
+        return f"{self.kernel.name} {self.dtype}"
+
+
+@dataclass
+class _Run:
+    """What one measuring knows while it runs."""
+
+    shape: tuple[int, int]
+    batches: list[int]
+    device: torch.device
+    seconds: float
+    seed: int
+    several: bool  # formats
+    total: int
+    progress: Callable[[int, int, str], object] | None
+    stopped: Callable[[], bool] | None
+    cache: int = 0
+    points: list[Point] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    done: int = -1  # no step has begun
+
+    def step(self, text: str) -> None:
+        """Say what comes now; everything before is done."""
+        self.done += 1
+        if self.progress is not None:
+            self.progress(self.done, self.total, text)
+
+    def leave_out(self, kernel: str, format: str, reason: str, batch: int | None = None) -> None:
+        parts = [kernel, *([format] if self.several else [])]
+        parts += [] if batch is None else [f"batch {batch}"]
+        self.left_out[", ".join(parts)] = reason
+
+    def is_stopped(self) -> bool:
+        return self.stopped is not None and self.stopped()
+
+    def require_room(self, kernels: int) -> None:
+        """MemoryError where the copies of all kernels, or quantizing, would not fit."""
+        weights = self.shape[0] * self.shape[1]
+        # At most two products with 16-bit weights, and one byte for each weight in the others.
+        held = sum(_held(bytes_, self.cache) for bytes_ in [2 * weights] * 2 + [weights] * kernels)
+        what = f"measuring {self.shape[0]}×{self.shape[1]} with {kernels} kernels"
+        instead = "Take a smaller shape, or name fewer kernels"
+        on_cpu = self.device.type == "cpu"
+        beside = 13 * weights + (held if on_cpu else 0)  # the weight, its codes, one being packed
+        require_memory(max(WORKSPACE * weights, beside), what, instead)
+        if on_cpu:
+            return
+        torch.cuda.empty_cache()  # what torch only keeps for later counts as free
+        needed, free = held + 8 * weights, torch.cuda.mem_get_info(self.device)[0]
+        if needed > free:
+            raise MemoryError(
+                f"{what} needs {needed / 2**30:.1f} GiB of the GPU's memory, "
+                f"{free / 2**30:.1f} GiB are free. {instead}"
+            )
+
+    # ------------------------------------------------------------------ who takes part
+
+    def wait(self) -> None:
+        """Say that somebody else measures; one at a time does."""
+        if self.progress is not None:
+            self.progress(0, self.total, "waiting: another page or command measures this machine")
+
+    def everything(
+        self,
+        wanted: Sequence[formats.Format],
+        kernels: Sequence[Kernel],
+        weight: torch.Tensor | None,
+        ceilings: Ceilings | None,
+    ) -> Measurement:
+        """Every format and batch, and what the device can do."""
+        about = machine(self.device)
+        if ceilings is None:
+            self.step("what the device can do")
+            ceilings = measure_ceilings(self.device)
+        self.cache = ceilings.cache
+        self.require_room(len(kernels))
+        made = synthetic_weight(self.shape, self.seed) if weight is None else as_matrix(weight)
+        complete = all(self.one_format(each, made.cpu(), kernels) for each in wanted)
+        about["load after"] = load()
+        if complete:
+            self.step("done")
+        return Measurement(about, ceilings, tuple(self.points), self.left_out, complete)
+
+    def those_that_run(self, kernels: Sequence[Kernel]) -> list[Kernel]:
+        """Those that can be timed on this device, without the baseline; the others are left
+        out."""
+        found = []
+        for kernel in kernels:
+            if kernel.name == BASELINE:
+                continue
+            reason = kernel.missing(self.device) or _interpreted(kernel, self.device)
+            if reason is None:
+                found.append(kernel)
+            else:
+                self.left_out[kernel.name] = reason
+        return found
+
+    def entrants(
+        self, format: str, q: QuantizedTensor, kernels: Sequence[Kernel]
+    ) -> list[_Entrant] | None:
+        """Those that take the tensor, packed; the baseline first, in the dtypes of the others.
+        None where it was stopped."""
+        found = []
+        for kernel in kernels:
+            if self.is_stopped():
+                return None
+            reason = kernel.refuses(q)
+            if reason is not None:
+                self.leave_out(kernel.name, format, reason)
+                continue
+            try:
+                found.append(self._packed(kernel, _dtype_of(kernel, self.device), q))
+            except (*LACKING, ValueError) as error:
+                self.leave_out(kernel.name, format, f"It could not be packed: {_said(error)}.")
+        sixteen = {_name(each.dtype): each.dtype for each in found}
+        dtypes = [sixteen[name] for name in HALF if name in sixteen] or [torch.bfloat16]
+        if torch.bfloat16 not in dtypes and any(n not in HALF for n in sixteen):
+            dtypes.append(torch.bfloat16)
+        baseline = registry.get(BASELINE)
+        return [*(self._packed(baseline, dtype, q) for dtype in dtypes), *found]
+
+    def _packed(self, kernel: Kernel, dtype: torch.dtype, q: QuantizedTensor) -> _Entrant:
+        first = kernel.pack(q, self.device, dtype)
+        count = copies_for(first.nbytes, self.cache)
+        return _Entrant(kernel, dtype, [first, *(first.copy() for _ in range(count - 1))])
+
+    # ------------------------------------------------------------------ measuring
+
+    def one_format(
+        self, format: formats.Format, weight: torch.Tensor, kernels: Sequence[Kernel]
+    ) -> bool:
+        """Measure every batch with the weight in this format; False where it was stopped."""
+        if self.is_stopped():
+            return False
+        self.step(f"{format.name}: quantizing and packing {self.shape[0]}×{self.shape[1]}")
+        q = format.quantize(weight)
+        entrants = self.entrants(format.name, q, kernels)
+        if entrants is None:
+            return False
+        target = Target.of(q, self.seed)
+        return all(self.one_batch(format.name, n, entrants, target) for n in self.batches)
+
+    def one_batch(
+        self, format: str, batch: int, entrants: Sequence[_Entrant], target: Target
+    ) -> bool:
+        """One point for each entrant; False, and no points, where it was stopped."""
+        if self.is_stopped():
+            return False
+        self.step(f"{format}, batch {batch}: {len(entrants)} kernels in turns")
+        x = synthetic_inputs(batch, self.shape[1], self.seed + batch)
+        ready: dict[str, _Ready] = {}
+        for entrant in entrants:
+            try:
+                ready[entrant.name] = _Ready.of(entrant, x, target, self.device, self.cache)
+            except (*LACKING, ValueError) as error:
+                self.leave_out(entrant.kernel.name, format, f"It failed: {_said(error)}.", batch)
+        times = round_robin({n: r.timer for n, r in ready.items()}, self.seconds, self.stopped)
+        if times is None:
+            return False
+        launches = self._launches(ready)
+        for name, each in ready.items():
+            self.points.append(each.point(format, times[name], launches.get(name), target))
+        return True
+
+    def _launches(self, ready: "dict[str, _Ready]") -> dict[str, Timing]:
+        """CUDA: the same products one by one from Python."""
+        if self.device.type != "cuda":
+            return {}
+        timers = {name: launched(each.call, self.device) for name, each in ready.items()}
+        return round_robin(timers, self.seconds / 5) or {}
+
+
+@dataclass(frozen=True, eq=False)
+class _Ready:
+    """An entrant with inputs, compared with float64 and ready to be timed."""
+
+    entrant: _Entrant
+    batch: int
+    call: Callable[[], object]
+    timer: Timer
+    errors: tuple[float, float]
+    note: str
+
+    @classmethod
+    def of(
+        cls, entrant: _Entrant, x: torch.Tensor, target: Target, device: torch.device, cache: int
+    ) -> "_Ready":
+        """ValueError where the product is not finite; LACKING where it fails."""
+        given = x.to(entrant.dtype)
+        kernel, copies = entrant.kernel, entrant.copies
+        errors = target.errors(kernel, given, kernel.multiply(copies[0], given.to(device)))
+        size = given.numel() * given.element_size()
+        count = max(2, min(len(copies), INPUT_BYTES // size))
+        inputs = [given.to(device, copy=True) for _ in range(count)]
+        call = _Turns(kernel, copies, inputs)
+        if device.type == "cuda" or copies[0].scratch:
+            for _ in copies:  # what a kernel makes of each copy the first time it sees it
+                call()
+        timer, note = timer_for(call, device, len(copies))
+        return cls(entrant, len(x), call, timer, errors, note or _warm_note(copies, cache))
+
+    def point(self, format: str, time: Timing, launch: Timing | None, target: Target) -> Point:
+        packed, dtype = self.entrant.copies[0], self.entrant.dtype
+        out, columns = packed.shape
+        moved = packed.nbytes + self.batch * (out + columns) * dtype.itemsize
+        return Point(
+            kernel=self.entrant.kernel.name,
+            format=format,
+            shape=packed.shape,
+            batch=self.batch,
+            dtype=_name(dtype),
+            time=time,
+            weight_bytes=packed.nbytes,
+            moved_bytes=moved,
+            flops=2 * self.batch * out * columns,
+            error=self.errors[0],
+            total_error=self.errors[1],
+            copies=len(self.entrant.copies),
+            launch=launch,
+            arithmetic=_arithmetic_of(self.entrant.kernel, dtype),
+            error_rows=None if target.rows is None else len(target.rows),
+            note=self.note,
+        )
+
+
+class _Turns:
+    """The product with the next copy of the weight and of the inputs."""
+
+    def __init__(
+        self, kernel: Kernel, copies: Sequence[Packed], inputs: Sequence[torch.Tensor]
+    ) -> None:
+        # What is measured is `product`: the checks of `multiply` are not the kernel's.
+        self._product = kernel.product
+        self._pairs = [(w, inputs[i % len(inputs)]) for i, w in enumerate(copies)]
+        self._next = 0
+
+    def __call__(self) -> torch.Tensor:
+        packed, x = self._pairs[self._next]
+        self._next = (self._next + 1) % len(self._pairs)
+        return self._product(packed, x)
+
+
+# ---------------------------------------------------------------------- small decisions
+
+
+def _dtype_of(kernel: Kernel, device: torch.device) -> torch.dtype:
+    """The dtype that a kernel is made for; on a CPU, where products in float16 are rarely more
+    than an emulation, bfloat16 instead if it takes that."""
+    made_for = kernel.dtypes[0]
+    if device.type == "cpu" and made_for is torch.float16 and torch.bfloat16 in kernel.dtypes:
+        return torch.bfloat16
+    return made_for
+
+
+def _arithmetic_of(kernel: Kernel, dtype: torch.dtype) -> str | None:
+    """The dtype in which a kernel multiplies; None where it is not known."""
+    if kernel.activations == "as they are":
+        return _name(kernel.arithmetic or dtype)
+    first = kernel.activations.split()[0].lower().rstrip(",;:")
+    return _PRODUCT_OF.get(first)
+
+
+def _interpreted(kernel: Kernel, device: torch.device) -> str | None:
+    """Why a kernel that runs only in an interpreter is not timed; None: it runs for real."""
+    if device.type != "cpu" or not kernel.interpreted:
+        return None
+    return (
+        f"{kernel.name} is only interpreted on a CPU: its results can be looked at, its time not."
+    )
+
+
+def _warm_note(copies: Sequence[Packed], cache: int) -> str:
+    """What a reader must know where even the most copies do not exceed the cache."""
+    total = sum(copy.nbytes for copy in copies)
+    if total > COLD * cache:
+        return ""
+    return f"{len(copies)} copies are {total / 2**20:.1f} MiB: some may have been in the cache"
+
+
+def _held(weight_bytes: int, cache: int) -> int:
+    return weight_bytes * copies_for(weight_bytes, cache)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _said(error: Exception) -> str:
+    """The first line of what an exception says, without its full stop."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".")[:160]
+
+
+# ---------------------------------------------------------------------- checks
+
+
+def _checked_shape(shape: tuple[int, int] | None, weight: torch.Tensor | None) -> tuple[int, int]:
+    if weight is not None:
+        own = tuple(as_matrix(weight).shape)
+        if shape is not None and tuple(shape) != own:
+            raise ValueError(
+                f"the weight is {own[0]}×{own[1]}, not {'×'.join(map(str, shape))}; leave the "
+                f"shape out (None)"
+            )
+        return own[0], own[1]
+    if shape is None or len(shape) != 2:
+        raise ValueError(f"shape must be (out, in), such as (4096, 4096), got {shape!r}")
+    out, columns = (require_int(n, "each side of the shape", 1, 2**20) for n in shape)
+    return out, columns
+
+
+def _checked_batches(batches: Sequence[int]) -> list[int]:
+    found = [require_int(n, "a batch", 1, 2**16) for n in batches]
+    if not found or len(set(found)) != len(found):
+        raise ValueError(f"batches must be different numbers of tokens, got {list(batches)}")
+    return found
+
+
+def _checked_seconds(seconds: float) -> float:
+    value = require_number(seconds, "seconds")
+    if not 0 < value <= 60:  # also refuses NaN
+        raise ValueError(f"seconds must be above 0, and 60 at most, got {seconds}")
+    return value

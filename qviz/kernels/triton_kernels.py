@@ -1,0 +1,691 @@
+"""Kernels in Triton, written here to be read: `triton_source` has what runs on the GPU, this
+module lays weights out for it, chooses block sizes and launches it.
+
+On a CUDA device Triton compiles each function when it is first used. Without one, Triton's
+interpreter (TRITON_INTERPRET=1) runs the same functions with NumPy, program after program: right,
+and slow. Which of the two a function is made for is settled when it is defined, so `functions`
+executes the source once for each, and both can be used in one process.
+"""
+
+import os
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.util import find_spec, module_from_spec
+from types import ModuleType
+from typing import Any, ClassVar
+
+import torch
+
+from qviz.core.grids import Affine, Codebook
+from qviz.core.tensor import QuantizedTensor
+from qviz.kernels.kernel import Kernel, Packed, affine_of, group_of
+from qviz.kernels.samples import affine_sample, sample_weight
+from qviz.kernels.torch_kernels import (
+    fp8_rows,
+    fp8_sample,
+    fp8_tokens,
+    int8_rows,
+    int8_tokens,
+    row_scale,
+)
+from qviz.kernels.triton_layout import Layout, affine_tensors, codebook_tensors, fp8_words
+from qviz.methods.nf4 import nf4
+
+SOURCE = "qviz.kernels.triton_source"
+MAGIC = 0x4B000000  # the bits of 2²³ in float32; see triton_source.code_minus
+MOST = 2**31  # what the functions' int32 indices reach
+PROCESSORS = 132  # of an H100; what the interpreter stands for
+NOT_INSTALLED = "Triton is not installed: pip install triton (Linux)."
+NOT_COMPILED = (
+    "Triton compiles for GPUs; on a CPU its kernels run in its interpreter alone, slowly: set "
+    "TRITON_INTERPRET=1 to look at their results."
+)
+NO_COMPILER = (
+    "Triton was first imported with TRITON_INTERPRET=1, so that this process can compile nothing: "
+    "unset it and start again."
+)
+
+# ---------------------------------------------------------------------- the two ways to run
+
+
+def interpreting() -> bool:
+    """Whether TRITON_INTERPRET asks for the interpreter, now."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+
+
+@cache
+def functions(interpreted: bool) -> ModuleType:
+    """The functions of `triton_source`, for the interpreter or for the compiler."""
+    import triton
+
+    spec = find_spec(SOURCE)
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    with triton.knobs.runtime.scope():
+        triton.knobs.runtime.interpret = interpreted
+        spec.loader.exec_module(module)
+    return module
+
+
+@dataclass(frozen=True)
+class Config:
+    """A choice that changes nothing but the speed: block sizes, and what the compiler is told.
+
+    blocks  the capital BLOCK_… of the function
+    warps   groups of 32 threads that share a program
+    stages  loads that are under way at once, in loops with a product of matrices
+    """
+
+    blocks: Mapping[str, int]
+    warps: int = 4
+    stages: int = 3
+
+
+Run = Callable[..., Any]
+Grid = Callable[[Mapping[str, int]], tuple[int, ...]]
+_chosen: dict[tuple[Any, ...], Config] = {}
+
+
+def chosen(
+    device: torch.device,
+    name: str,
+    configs: Sequence[Config],
+    constants: Mapping[str, Any],
+    grid: Grid,
+    arguments: Sequence[Any],
+) -> Run:
+    """A function of `triton_source` with its configuration, to be called with its arguments.
+
+    On a GPU every configuration is timed with these arguments (triton.autotune), the first time
+    that constants, dtypes and sizes, up to the next power of two, are these. The call that comes
+    back goes past the tuner, whose bookkeeping takes longer than a small product.
+    """
+    function = getattr(functions(device.type == "cpu"), name)
+    kinds = [a.dtype for a in arguments if isinstance(a, torch.Tensor)]
+    sizes = [power_above(a) for a in arguments if isinstance(a, int)]
+    key = (device, name, *constants.items(), *map(_frozen, configs), *kinds, *sizes)
+    if device.type == "cpu" or len(configs) == 1:
+        config = configs[0]
+    elif key in _chosen:
+        config = _chosen[key]
+    else:
+        config = _chosen[key] = _timed(function, configs, constants, grid, arguments)
+    run = function[grid(config.blocks)]
+    options = {"num_warps": config.warps, "num_stages": config.stages, **_FUSED}
+    numbers = {**constants, **config.blocks, **options}
+    return lambda *a: run(*a, **numbers)
+
+
+# x·y + z as one instruction where the source has two: Triton's default, until it changes in 3.10.
+_FUSED = {"enable_fp_fusion": True}
+
+
+def _frozen(config: Config) -> tuple[Any, ...]:
+    return (*config.blocks.items(), config.warps, config.stages)
+
+
+def _timed(
+    function: Any,
+    configs: Sequence[Config],
+    constants: Mapping[str, Any],
+    grid: Grid,
+    arguments: Sequence[Any],
+) -> Config:
+    """The fastest configuration with these arguments."""
+    import triton
+
+    tried = [triton.Config(dict(c.blocks), num_warps=c.warps, num_stages=c.stages) for c in configs]
+    tuner = triton.autotune(tried, key=[])(function)
+    tuner[grid](*arguments, **constants, **_FUSED)
+    return configs[tried.index(tuner.best_config)]
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
+
+
+def power_above(value: int) -> int:
+    """The smallest power of two that is not below value."""
+    return 1 << max(0, value - 1).bit_length()
+
+
+@cache
+def processors(device: torch.device) -> int:
+    """Streaming multiprocessors: programs that run at the same time, at least."""
+    if device.type != "cuda":
+        return PROCESSORS
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+# ---------------------------------------------------------------------- block sizes
+
+
+def gemv_configs(rows: int, units: int, options: Sequence[tuple[int, int, int]]) -> list[Config]:
+    """Configurations (rows, chunks, warps) of a program of one token, cut down to the matrix.
+
+    No more rows than there are, since the last program must be full, and no more chunks than the
+    next power of two, since the rest would be idle.
+    """
+    most = 1 << (rows.bit_length() - 1)  # the largest power of two that is not above rows
+    cut = {
+        (min(r, most), min(c, power_above(units)), w): None for r, c, w in options
+    }  # a dict keeps the order
+    return [Config({"BLOCK_ROWS": r, "BLOCK_CHUNKS": c}, w) for r, c, w in cut]
+
+
+AFFINE_GEMV = ((8, 32, 1), (4, 32, 1), (8, 64, 2), (4, 64, 2), (4, 128, 4), (2, 128, 4))
+CODEBOOK_GEMV = ((8, 32, 1), (4, 32, 1), (2, 32, 1), (8, 64, 2), (4, 128, 4))
+INT8_GEMV = ((4, 32, 1), (4, 64, 2), (2, 64, 2), (2, 128, 4))  # chunks of 16 columns
+FP8_GEMV = ((8, 32, 1), (4, 32, 1), (4, 64, 2), (4, 128, 4), (2, 128, 4))  # chunks of 4 words
+# (rows, words or columns, warps, stages): 64 rows and 4 warps are what Hopper's own instruction
+# (wgmma) wants, 32 rows make more programs.
+FOUR_BIT_DOT = ((64, 32, 4, 3), (64, 16, 4, 3), (32, 16, 4, 3), (32, 32, 4, 2))
+EIGHT_BIT_DOT = ((64, 128, 4, 4), (32, 128, 4, 4), (64, 256, 4, 3), (32, 256, 4, 3))
+FP8_WIDE_DOT = ((64, 32, 4, 3), (32, 32, 4, 3), (32, 64, 4, 3))
+
+
+def dot_configs(
+    options: Sequence[tuple[int, int, int, int]], tokens: int, unit: str
+) -> list[Config]:
+    """Configurations of a product of matrices: 16 to 64 tokens a program."""
+    block = min(max(power_above(tokens), 16), 64)
+    return [
+        Config({"BLOCK_TOKENS": block, "BLOCK_ROWS": r, unit: u}, w, s) for r, u, w, s in options
+    ]
+
+
+def dot_grid(rows: int, tokens: int, split: int = 1) -> Grid:
+    """Programs over rows, tokens and parts of a row."""
+    return lambda b: (cdiv(rows, b["BLOCK_ROWS"]), cdiv(tokens, b["BLOCK_TOKENS"]), split)
+
+
+def splits(rows: int, tokens: int, width: int, device: torch.device) -> int:
+    """Parts, 1 to 8, into which a row's words are shared out, so that all processors have a
+    program. Not left to the tuner, which would time the parts and not their sum."""
+    programs = cdiv(rows, 64) * cdiv(tokens, 64)
+    wanted = min(processors(device) // programs, width // 16, 8)
+    return 1 << max(0, wanted.bit_length() - 1)
+
+
+# ---------------------------------------------------------------------- kernels
+
+
+class TritonKernel(Kernel):
+    """What the kernels here have in common. `_plan` does everything that depends on the shape, and
+    `product` calls what comes back: at one token the GPU is done within microseconds, and Python
+    must not take longer."""
+
+    source = "qviz/kernels/triton_source.py"
+    capability: ClassVar[tuple[int, int]] = (8, 0)
+
+    @property
+    def interpreted(self) -> bool:
+        """Whether TRITON_INTERPRET lets it run on a CPU; on a CUDA device it is compiled."""
+        return interpreting()
+
+    def missing(self, device: torch.device | str = "cpu") -> str | None:
+        # Not remembered, as what a probe found is: the variable may be set later.
+        if torch.device(device).type == "cpu" and not interpreting():
+            return NOT_INSTALLED if find_spec("triton") is None else NOT_COMPILED
+        return super().missing(device)
+
+    def _lacks(self, device: torch.device) -> str | None:
+        if find_spec("triton") is None:
+            return NOT_INSTALLED
+        if device.type == "cpu":
+            return None
+        if type(functions(False).add).__name__ == "InterpretedFunction":
+            return NO_COMPILER
+        has = torch.cuda.get_device_capability(device)
+        if has < self.capability:
+            major, minor = self.capability
+            return (
+                f"{self.name} needs a GPU of compute capability {major}.{minor}; this one has "
+                f"{has[0]}.{has[1]}."
+            )
+        return None
+
+    def refuses(self, q: QuantizedTensor) -> str | None:
+        if q.shape[0] * q.shape[1] >= MOST:
+            return f"{self.name} counts weights in 31 bits; {q.shape[0]}×{q.shape[1]} are too many."
+        return self._refuses(q)
+
+    @abstractmethod
+    def _refuses(self, q: QuantizedTensor) -> str | None:
+        """As `refuses`, for a tensor of any size."""
+
+    def adapt(self, q: QuantizedTensor, dtype: torch.dtype) -> QuantizedTensor:
+        """The same numbers, decoded in float32: a method may round its own to 16 bits."""
+        return in_float32(q)
+
+    @abstractmethod
+    def _plan(self, packed: Packed, x: torch.Tensor, y: torch.Tensor) -> Run:
+        """A call that fills y [tokens, out] from x [tokens, in] of this many tokens."""
+
+    def product(self, packed: Packed, x: torch.Tensor) -> torch.Tensor:
+        y, tokens = x.new_empty(x.shape[0], packed.shape[0]), str(x.shape[0])
+        elsewhere = x.is_cuda and x.device.index != torch.cuda.current_device()
+        # Triton launches on the current device, whatever the tensors lie on.
+        with torch.cuda.device(x.device) if elsewhere else nullcontext():
+            run = packed.scratch.get(tokens)
+            if run is None:
+                run = packed.scratch[tokens] = self._plan(packed, x, y)
+            run(x, y)
+        return y
+
+
+class FourBit(TritonKernel):
+    """Four bits a weight, equally spaced levels or a table."""
+
+    def _pack(
+        self, q: QuantizedTensor, device: torch.device, dtype: torch.dtype
+    ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        table = isinstance(q.grid, Codebook)
+        zero, double = 0.0, False
+        if table:
+            tensors, layout, double = codebook_tensors(q)
+        else:
+            tensors, layout, zero = affine_tensors(q)
+        return tensors, {"layout": layout, "zero": zero, "codebook": table, "double": double}
+
+    def _split(self, packed: Packed, tokens: int) -> int:
+        return splits(packed.shape[0], tokens, packed.options["layout"].width, packed.device)
+
+    def _plan(self, packed: Packed, x: torch.Tensor, y: torch.Tensor) -> Run:
+        # One token: a multiply-add for each weight. More: the tensor cores, which multiply with 16
+        # tokens in the time of one. They take no float32, for which the former pays off longer.
+        if x.shape[0] <= (8 if x.dtype == torch.float32 else 1):
+            return self._gemv(packed, x, y)
+        return self._dot(packed, x, y)
+
+    def _gemv(self, packed: Packed, x: torch.Tensor, y: torch.Tensor) -> Run:
+        layout, rows, tokens = packed.options["layout"], packed.shape[0], x.shape[0]
+        table, t = packed.options["codebook"], packed.tensors
+        fixed: tuple[torch.Tensor | None, ...]
+        options: Sequence[tuple[int, int, int]]
+        if table:
+            name, options = "codebook_gemv", CODEBOOK_GEMV
+            fixed = (t["words"], t["scale"], t.get("second"), t.get("offset"), t["table"])
+        else:
+            name, options = "affine_gemv", AFFINE_GEMV
+            fixed = (t["words"], t["scale"], t.get("zero"))
+        last = (rows,) if table else (rows, MAGIC)
+        constants = gemv_constants(packed)
+        configs = gemv_configs(rows, cdiv(layout.width, layout.chunk), options)
+        run = chosen(
+            packed.device,
+            name,
+            configs,
+            constants,
+            lambda b: (cdiv(rows, b["BLOCK_ROWS"]), tokens),
+            (x, *fixed, y, *last),
+        )
+        return lambda x, y: run(x, *fixed, y, *last)
+
+    def _dot(self, packed: Packed, x: torch.Tensor, y: torch.Tensor) -> Run:
+        rows, tokens, split = packed.shape[0], x.shape[0], self._split(packed, x.shape[0])
+        constants = {**four_bit_constants(packed), "SPLIT": split}
+        configs = dot_configs(FOUR_BIT_DOT, tokens, "BLOCK_WORDS")
+        fixed = four_bit_tensors(packed)
+        grid = dot_grid(rows, tokens, split)
+        device = packed.device
+        if split == 1:
+            last = (tokens, rows, MAGIC)
+            run = chosen(device, "four_bit_dot", configs, constants, grid, (x, *fixed, y, *last))
+            return lambda x, y: run(x, *fixed, y, *last)
+        parts = x.new_empty(split, tokens, rows, dtype=torch.float32)
+        given = (x, *fixed, parts, tokens, rows, MAGIC)
+        run = chosen(device, "four_bit_dot", configs, constants, grid, given)
+        numbers = tokens * rows
+        total = chosen(
+            device,
+            "add_splits",
+            [Config({"BLOCK": 512})],
+            {"SPLIT": split},
+            lambda b: (cdiv(numbers, b["BLOCK"]),),
+            (parts, y, numbers),
+        )
+
+        def both(x: torch.Tensor, y: torch.Tensor) -> None:
+            parts = x.new_empty(split, tokens, rows, dtype=torch.float32)
+            run(x, *fixed, parts, tokens, rows, MAGIC)
+            total(parts, y, numbers)
+
+        return both
+
+
+def gemv_constants(packed: Packed) -> dict[str, Any]:
+    """What affine_gemv or codebook_gemv is compiled for, beside its block sizes."""
+    constants = four_bit_constants(packed)
+    table = constants.pop("CODEBOOK")
+    unused = ("ZERO", "ZEROS") if table else ("ALIGNED", "DOUBLE")
+    return {name: value for name, value in constants.items() if name not in unused}
+
+
+def four_bit_constants(packed: Packed) -> dict[str, Any]:
+    """What four_bit_dot and dequantize are compiled for, beside their block sizes."""
+    layout: Layout = packed.options["layout"]
+    zero = packed.tensors.get("zero")
+    zeros = "one" if zero is None else "real" if zero.is_floating_point() else "integer"
+    return {
+        "COLUMNS": layout.columns,
+        "GROUP": layout.group,
+        "CHUNK": layout.chunk,
+        "ZERO": packed.options["zero"],
+        "ZEROS": zeros,
+        "CODEBOOK": packed.options["codebook"],
+        "ALIGNED": layout.aligned,
+        "DOUBLE": packed.options["double"],
+    }
+
+
+def four_bit_tensors(packed: Packed) -> tuple[torch.Tensor | None, ...]:
+    """Words, scales, and what of the rest there is, in the order of the functions' arguments."""
+    names = ("words", "scale", "zero", "second", "offset", "table")
+    return tuple(packed.tensors.get(name) for name in names)
+
+
+class W4A16(FourBit):
+    """Groups of equally spaced levels, rebuilt in registers without any conversion."""
+
+    name = "triton.w4a16"
+    title = "4-bit groups, 16-bit inputs (Triton, fused)"
+
+    def sample(self) -> QuantizedTensor:
+        return affine_sample(bits=4, symmetric=False, group_size=32)
+
+    def _refuses(self, q: QuantizedTensor) -> str | None:
+        return affine_groups(self.name, q)
+
+
+class Nf4(FourBit):
+    """Sixteen levels of a table and a scale for each block, as NF4 and FP4 have them; absmax in
+    float32, or as the codes of double quantization, which are decoded where they are needed."""
+
+    name = "triton.nf4"
+    title = "NF4 and FP4 blocks, 16-bit inputs (Triton, fused)"
+
+    def sample(self) -> QuantizedTensor:
+        return nf4(sample_weight())
+
+    def _refuses(self, q: QuantizedTensor) -> str | None:
+        return codebook_blocks(self.name, q)
+
+
+class Dequantize(FourBit):
+    """The whole weight in 16 bits, written to memory, and torch's product with it: what fusing
+    saves is the way there and back, four times the bytes of the codes each."""
+
+    name = "triton.dequantize"
+    title = "4 bits to 16 in memory (Triton), then torch's own product"
+
+    def sample(self) -> QuantizedTensor:
+        return affine_sample(bits=4, symmetric=False, group_size=32)
+
+    def _refuses(self, q: QuantizedTensor) -> str | None:
+        reason = codebook_blocks if isinstance(q.grid, Codebook) else affine_groups
+        return reason(self.name, q)
+
+    def _plan(self, packed: Packed, x: torch.Tensor, y: torch.Tensor) -> Run:
+        layout, rows = packed.options["layout"], packed.shape[0]
+        fixed = four_bit_tensors(packed)
+        run = chosen(
+            packed.device,
+            "dequantize",
+            [Config({"BLOCK": min(power_above(layout.width), 512)})],
+            four_bit_constants(packed),
+            lambda b: (rows, cdiv(layout.width, b["BLOCK"])),
+            (*fixed, x, rows, MAGIC),
+        )
+
+        def both(x: torch.Tensor, y: torch.Tensor) -> None:
+            weight = x.new_empty(packed.shape)
+            run(*fixed, weight, rows, MAGIC)
+            torch.mm(x, weight.T, out=y)
+
+        return both
+
+
+class EightBit(TritonKernel):
+    """Weights and inputs of eight bits: one function quantizes each token, one multiplies."""
+
+    largest: ClassVar[float]
+    quantizer: ClassVar[str]
+    code: ClassVar[torch.dtype]
+
+    def _quantize(self, packed: Packed, x: torch.Tensor) -> Run:
+        """A call that fills codes [tokens, in] and steps [tokens] from x."""
+        columns, largest = packed.shape[1], self.largest
+        codes, step = self._buffers(x)
+        run = chosen(
+            packed.device,
+            self.quantizer,
+            [Config({"BLOCK": min(power_above(columns), 2048)}, 8)],
+            {"COLUMNS": columns},
+            lambda b: (x.shape[0],),
+            (x, codes, step, largest),
+        )
+        return lambda x, codes, step: run(x, codes, step, largest)
+
+    def _buffers(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        codes = torch.empty(x.shape, dtype=self.code, device=x.device)
+        return codes, torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
+
+    def _plan(self, packed: Packed, x: torch.Tensor, y: torch.Tensor) -> Run:
+        quantize = self._quantize(packed, x)
+        codes, step = self._buffers(x)
+        quantize(x, codes, step)
+        run = self._multiply(packed, codes, step, y)
+
+        def both(x: torch.Tensor, y: torch.Tensor) -> None:
+            codes, step = self._buffers(x)
+            quantize(x, codes, step)
+            run(codes, step, y)
+
+        return both
+
+    def _multiply(
+        self, packed: Packed, codes: torch.Tensor, step: torch.Tensor, y: torch.Tensor
+    ) -> Run:
+        """A call that fills y from codes and steps."""
+        rows, tokens, t = packed.shape[0], codes.shape[0], packed.tensors
+        constants = {"COLUMNS": packed.shape[1], "SCALES": packed.options["scales"]}
+        run = chosen(
+            packed.device,
+            "eight_bit_dot",
+            dot_configs(EIGHT_BIT_DOT, tokens, "BLOCK_COLUMNS"),
+            constants,
+            dot_grid(rows, tokens),
+            (codes, step, t["weight"], t["scale"], y, tokens, rows),
+        )
+        return lambda c, s, y: run(c, s, t["weight"], t["scale"], y, tokens, rows)
+
+
+class W8A8(EightBit):
+    """INT8 weights and inputs; sums of their products are exact in int32."""
+
+    name = "triton.w8a8"
+    title = "8-bit rows, inputs to 8 bits (Triton, fused)"
+    activations = "int8 per token"
+    largest = 127.0
+    quantizer = "int8_inputs"
+    code = torch.int8
+
+    def sample(self) -> QuantizedTensor:
+        return affine_sample(bits=8, granularity="channel", group_size=None)
+
+    def _refuses(self, q: QuantizedTensor) -> str | None:
+        return int8_rows(self.name, q)
+
+    def inputs(self, x: torch.Tensor, q: QuantizedTensor) -> torch.Tensor:
+        codes, step = int8_tokens(x)
+        return (codes.double() * step.double()).masked_fill(_broken(x), torch.nan)
+
+    def _pack(
+        self, q: QuantizedTensor, device: torch.device, dtype: torch.dtype
+    ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        return {"weight": q.codes.to(torch.int8), "scale": row_scale(q)}, {"scales": "row"}
+
+    def _multiply(
+        self, packed: Packed, codes: torch.Tensor, step: torch.Tensor, y: torch.Tensor
+    ) -> Run:
+        if codes.shape[0] > 1:
+            return super()._multiply(packed, codes, step, y)
+        rows, columns = packed.shape
+        weight, scale = packed.tensors["weight"], packed.tensors["scale"]
+        configs = [
+            Config({"BLOCK_ROWS": c.blocks["BLOCK_ROWS"], "BLOCK_COLUMNS": n}, c.warps)
+            for c in gemv_configs(rows, cdiv(columns, 16), INT8_GEMV)
+            for n in [16 * c.blocks["BLOCK_CHUNKS"]]
+        ]
+        run = chosen(
+            packed.device,
+            "int8_gemv",
+            configs,
+            {"COLUMNS": columns},
+            lambda b: (cdiv(rows, b["BLOCK_ROWS"]), 1),
+            (codes, step, weight, scale, y, rows),
+        )
+        return lambda c, s, y: run(c, s, weight, scale, y, rows)
+
+
+class Fp8(EightBit):
+    """E4M3 weights and inputs on tensor cores that multiply them, sums in float32."""
+
+    name = "triton.fp8"
+    title = "FP8 rows, inputs to FP8 (Triton, fused)"
+    activations = "FP8 E4M3 per token"
+    dtypes = (torch.bfloat16, torch.float16)
+    capability = (8, 9)
+    largest = 448.0
+    quantizer = "fp8_inputs"
+    code = torch.float8_e4m3fn
+
+    def sample(self) -> QuantizedTensor:
+        return fp8_sample()
+
+    def _refuses(self, q: QuantizedTensor) -> str | None:
+        return fp8_rows(self.name, q)
+
+    def inputs(self, x: torch.Tensor, q: QuantizedTensor) -> torch.Tensor:
+        values, step = fp8_tokens(x, whole=False)
+        return (values.double() * step.double()).masked_fill(_broken(x), torch.nan)
+
+    def _pack(
+        self, q: QuantizedTensor, device: torch.device, dtype: torch.dtype
+    ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        assert isinstance(q.grid, Codebook)
+        scale = q.grid.scale.flatten()
+        codes = q.codes.contiguous().view(torch.float8_e4m3fn)
+        return {"weight": codes, "scale": scale}, {"scales": _scales(q)}
+
+
+class Fp8A16(TritonKernel):
+    """E4M3 weights, widened in registers; inputs as they are, so it runs on older GPUs, too."""
+
+    name = "triton.fp8_w8a16"
+    title = "FP8 rows, 16-bit inputs (Triton, fused)"
+
+    def sample(self) -> QuantizedTensor:
+        return fp8_sample()
+
+    def _refuses(self, q: QuantizedTensor) -> str | None:
+        return fp8_rows(self.name, q)
+
+    def _pack(
+        self, q: QuantizedTensor, device: torch.device, dtype: torch.dtype
+    ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        assert isinstance(q.grid, Codebook)
+        tensors = {"words": fp8_words(q.codes), "scale": q.grid.scale.flatten()}
+        return tensors, {"scales": _scales(q)}
+
+    def _plan(self, packed: Packed, x: torch.Tensor, y: torch.Tensor) -> Run:
+        (rows, columns), tokens = packed.shape, x.shape[0]
+        words, scale = packed.tensors["words"], packed.tensors["scale"]
+        constants = {"COLUMNS": columns, "SCALES": packed.options["scales"]}
+        if tokens <= (8 if x.dtype == torch.float32 else 1):
+            configs = [
+                Config({"BLOCK_ROWS": c.blocks["BLOCK_ROWS"], "BLOCK_WORDS": n}, c.warps)
+                for c in gemv_configs(rows, cdiv(columns, 16), FP8_GEMV)
+                for n in [4 * c.blocks["BLOCK_CHUNKS"]]
+            ]
+            run = chosen(
+                packed.device,
+                "fp8_gemv",
+                configs,
+                constants,
+                lambda b: (cdiv(rows, b["BLOCK_ROWS"]), tokens),
+                (x, words, scale, y, rows),
+            )
+            return lambda x, y: run(x, words, scale, y, rows)
+        run = chosen(
+            packed.device,
+            "fp8_wide_dot",
+            dot_configs(FP8_WIDE_DOT, tokens, "BLOCK_WORDS"),
+            constants,
+            dot_grid(rows, tokens),
+            (x, words, scale, y, tokens, rows),
+        )
+        return lambda x, y: run(x, words, scale, y, tokens, rows)
+
+
+# ---------------------------------------------------------------------- which tensors
+
+
+def affine_groups(name: str, q: QuantizedTensor) -> str | None:
+    """Why a kernel for 4-bit groups does not take this tensor; None: it does."""
+    grid, size = affine_of(q), group_of(q)
+    if grid is None or grid.bits != 4 or size is None:
+        return f"{name} takes 4-bit equally spaced levels in groups along a row."
+    if size % 8 or q.shape[1] % size:
+        return f"{name} takes groups of a multiple of 8 weights, not of {size}."
+    if grid.offset is not None:
+        return f"{name} takes zero points; this tensor has offsets, which are added after scaling."
+    zero = grid.zero_point
+    if zero is not None and not zero.is_floating_point():
+        low, high = int(zero.min()) - grid.qmin, int(zero.max()) - grid.qmin
+        if low < 0 or high > 255:
+            return f"{name} keeps zero points as bytes; those here go from {low} to {high}."
+    return None
+
+
+def codebook_blocks(name: str, q: QuantizedTensor) -> str | None:
+    """Why a kernel for 16 levels does not take this tensor; None: it does."""
+    grid, kind = q.grid, q.granularity
+    if not isinstance(grid, Codebook) or grid.bits != 4 or grid.values.numel() != 16:
+        return f"{name} takes 4-bit codes that point into a table of 16 levels."
+    if kind.kind not in ("flat", "group", "channel") or kind.axis != 1:
+        return f"{name} takes a scale for each block of weights along the rows, not one {kind}."
+    return None
+
+
+def in_float32(q: QuantizedTensor) -> QuantizedTensor:
+    """The same codes and parameters, decoded in float32; float64 parameters are rounded to it."""
+
+    def narrow(x: torch.Tensor | None) -> torch.Tensor | None:
+        return x.float() if x is not None and x.dtype == torch.float64 else x
+
+    grid = q.grid
+    if isinstance(grid, Affine):
+        scale = narrow(grid.scale)
+        assert scale is not None
+        zero = narrow(grid.zero_point)
+        return replace(q, grid=replace(grid, compute=torch.float32, scale=scale, zero_point=zero))
+    assert isinstance(grid, Codebook)
+    return replace(q, grid=replace(grid, dtype=torch.float32))
+
+
+def _scales(q: QuantizedTensor) -> str:
+    return "tensor" if q.granularity.kind == "tensor" else "row"
+
+
+def _broken(x: torch.Tensor) -> torch.Tensor:
+    """Tokens [tokens, 1] with NaN or Inf, of which no eight-bit code can tell."""
+    return ~torch.isfinite(x).all(dim=1, keepdim=True)
+
+
+KERNELS = (W4A16(), Nf4(), W8A8(), Fp8(), Fp8A16(), Dequantize())

@@ -1,0 +1,194 @@
+"""At work: a model writes with packed weights, beside the same model with 16-bit ones."""
+
+from typing import Any
+
+import torch
+
+from qviz.kernels import registry
+from qviz.kernels.formats import DEFAULT_FORMAT, FORMATS
+from qviz.kernels.registry import BASELINE
+from qviz.ui.views.lesson_page import LessonPage
+from qviz.ui.widgets import (
+    Button,
+    Caption,
+    Choice,
+    Code,
+    Readout,
+    Text,
+    TextField,
+    details,
+    figures_row,
+    number,
+    section,
+    stack,
+)
+
+PROMPT = "def read_file(path):\n"
+NEW_TOKENS, TOKENS, REPEATS = 48, 512, 3
+WORKING = "Quantizing, packing, and writing with both models …"
+
+
+class AtWork:
+    """Controls, texts and tables of the third part."""
+
+    def __init__(self, page: LessonPage) -> None:
+        self._page = page
+        self._formats = _formats_with_kernels()
+        self.comparison: Any = None  # the last Comparison
+        titles = [FORMATS[name].title for name in self._formats]
+        first = list(self._formats).index(DEFAULT_FORMAT) if DEFAULT_FORMAT in self._formats else 0
+        self.format_control = Choice("Weights stored as", titles, first)
+        self.kernel_control = Choice("Multiplied by", ["…"])
+        self.prompt_control = TextField("Prompt", PROMPT.strip())
+        self.write_button = Button("Let both write")
+        self.source_control = TextField("Model", placeholder="Hub id or folder")
+        self.packed_text = Code(label="What the packed model wrote")
+        self.reference_text = Code(label="What the model with 16-bit weights wrote")
+        self.where = Text("", role="wait")
+        self.figures = Readout("Beside 16-bit weights")
+        self.logits = Readout("Is it the same model?")
+        self.memory = Readout("Bytes it holds")
+        self.caption = Caption()
+        self.controls = [
+            self.format_control,
+            self.kernel_control,
+            self.prompt_control,
+            self.write_button,
+            details("Your own model", self.source_control),
+        ]
+        self.main = [
+            section(
+                "What they write",
+                self.where,
+                figures_row(
+                    stack(Text("with packed weights", "h3"), self.packed_text),
+                    stack(Text("with the same weights, dequantized to 16 bits", "h3"),
+                          self.reference_text),
+                    wide=True,
+                ),
+            ),
+            section("", self.figures),
+        ]  # fmt: skip
+        self.side = [section("", self.logits), section("", self.memory)]
+        page.on_change(self.format_control, "index", self._offer_kernels)
+        self.write_button.on_click(page.handler(self.write, WORKING))
+        self._offer_kernels()
+        self._empty()
+
+    @property
+    def format(self) -> str:
+        return list(self._formats)[int(self.format_control.index)]
+
+    def _offer_kernels(self) -> None:
+        with self._page.quietly():
+            self.kernel_control.set_options(self._formats[self.format])
+
+    def _empty(self) -> None:
+        self.where.text = (
+            f"The bundled model continues your prompt twice. {_device_words()} It loads the model "
+            f"into this page's Python, about 450 MB."
+        )
+        self.caption.set_texts(f"Press “{self.write_button.label}”.")
+
+    def write(self) -> None:
+        """Quantize, pack and compare; everything shown was computed by this press."""
+        from qviz.kernels.packed_compare import compare
+        from qviz.kernels.packed_model import pack_model
+        from qviz.models.load import load_model
+        from qviz.models.quantize import quantize_model
+
+        prompt = str(self.prompt_control.value)
+        if not prompt.strip():
+            raise ValueError("type a prompt first, such as def main():")
+        source, kernel, format = (
+            self.source_control.value.strip(),
+            self.kernel_control.value,
+            (FORMATS[self.format]),
+        )
+        model = load_model(source or None)
+        quantized = quantize_model(model, format.method, **format.options)
+        packed = pack_model(quantized, kernel, device=registry.default_device())
+        found = compare(
+            packed, prompt=prompt, quantized=quantized, max_tokens=TOKENS, new_tokens=NEW_TOKENS,
+            repeats=REPEATS,
+        )  # fmt: skip
+        self.comparison = found
+        self._show(model.name)
+
+    def _show(self, name: str) -> None:
+        found = self.comparison
+        texts, logits = found.texts, found.logits
+        self.packed_text.set_texts(texts.packed)
+        self.reference_text.set_texts(texts.reference)
+        self.where.text = (
+            f"{name}, {' and '.join(found.kernels)} in {_name(found.dtype)}, measured now. "
+            f"{' '.join(found.notes)}"
+        )
+        self.figures.set_rows(
+            [
+                (row["what"], f"{number(row['packed'])} · {number(row['16 bits'])} · "
+                 f"{row['in words'] or number(row['ratio'])}")
+                for row in found.rows
+            ],
+            "Packed · 16 bits · in words",
+        )  # fmt: skip
+        self.logits.set_rows(
+            [
+                ("tokens compared", str(logits.tokens)),
+                ("largest difference of a logit", number(logits.max_abs, 3)),
+                ("difference of all, relative", f"{number(100 * logits.relative, 3)} %"),
+                ("KL divergence", f"{number(logits.kl, 3)} nats"),
+                ("same next token", f"{number(100 * logits.same_top, 4)} %"),
+            ]
+        )
+        packed, dense = found.memory
+        rows = [
+            (part, f"{size:,} · {packed.sixteen_bit[part]:,}")
+            for part, size in packed.parts.items()
+        ]
+        self.memory.set_rows([*rows, ("total", f"{packed.total:,} · {dense.total:,}")],
+                             "Bytes held · in 16 bits")  # fmt: skip
+        self.caption.set_texts(_verdict(found))
+
+
+def _verdict(found: Any) -> str:
+    """What the comparison says, in two sentences."""
+    fast, dense = found.speed
+    ratio = fast.decode.median / dense.decode.median
+    pace = f"{number(max(ratio, 1 / ratio), 3)} times as {'fast' if ratio > 1 else 'slow'}"
+    small = found.memory[1].total / found.memory[0].total
+    at = found.texts.parts_at
+    same = (
+        f"the two texts are the same for all {found.texts.new_tokens} tokens"
+        if at is None
+        else f"the two texts part at new token {at + 1} of {found.texts.new_tokens}"
+    )
+    return (
+        f"Packed, the model takes {number(small, 3)} times fewer bytes and writes {pace} as with "
+        f"16-bit weights; {same}."
+    )
+
+
+def _formats_with_kernels() -> dict[str, list[str]]:
+    """Format → the kernels of this device that take it and can be used for work."""
+    weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
+    found = {}
+    for name, format in FORMATS.items():
+        q = format.quantize(weight)
+        usable = [
+            kernel.name
+            for kernel in registry.usable(q, registry.default_device())
+            if kernel.name != BASELINE and not kernel.interpreted
+        ]
+        if usable:
+            found[name] = usable
+    return found
+
+
+def _device_words() -> str:
+    device = registry.default_device()
+    return "It runs on the GPU." if device.type == "cuda" else "It runs on the processor."
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
