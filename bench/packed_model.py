@@ -27,17 +27,9 @@ from record import save, table
 
 import qviz
 from qviz.kernels import formats, registry
-from qviz.kernels.packed_model import (
-    PackedModel,
-    Speed,
-    compare_logits,
-    compare_texts,
-    memory,
-    pack_model,
-    random_llama,
-    speed,
-    speeds,
-)
+from qviz.kernels.packed_compare import compare_logits, compare_texts
+from qviz.kernels.packed_cost import Speed, memory, random_llama, speed, speeds
+from qviz.kernels.packed_model import PackedModel, pack_model
 from qviz.models.load import LoadedModel, linear_layers
 from qviz.models.quantize import QuantizedModel
 from qviz.models.texts import evaluation_texts
@@ -93,7 +85,8 @@ def device_title(device: str) -> str:
 
 
 def notes_of(args: argparse.Namespace) -> str:
-    absent = [str(each) for each in registry.available(args.device) if not each]
+    there = registry.available(args.device)
+    absent = [f"{each.kernel.name}: {each.reason}" for each in there if not each]
     on_cuda = (
         " On CUDA, memory is what torch had allocated in that process, and the most while 32 "
         "tokens were generated."

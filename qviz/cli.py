@@ -82,6 +82,8 @@ def kernels_command(args: argparse.Namespace) -> None:
     say(str(kernels.available(args.device)))
     if args.list:
         return
+    if args.json is not None:  # what cannot be written should fail now, not after minutes
+        args.json.parent.mkdir(parents=True, exist_ok=True)
     found = None
     for shape in shapes:
         one = kernels.measure(

@@ -15,7 +15,14 @@ import qviz
 from qviz.methods.gptq_record import record
 from qviz.study.gptq_walk import Walk
 
-PACKAGES = ("qviz.core.", "qviz.methods.", "qviz.models.", "qviz.study.", "qviz.exercises.", "qviz.kernels.")
+PACKAGES = (
+    "qviz.core.",
+    "qviz.methods.",
+    "qviz.models.",
+    "qviz.study.",
+    "qviz.exercises.",
+    "qviz.kernels.",
+)
 LAYER = "model.layers.0.mlp.down_proj"
 
 

@@ -4,8 +4,10 @@ Its package is imported when a kernel is first tried. Sources: bitsandbytes
 autograd/_functions.py (matmul_4bit, MatMul8bitLt), backends/{cpu,cuda}/ops.py.
 """
 
+import contextlib
 import logging
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -55,14 +57,32 @@ def _without_remote_code() -> Iterator[None]:
             sys.modules["kernels"] = known
 
 
+@contextmanager
+def _without_cast_warning() -> Iterator[None]:
+    """With inputs that are not float16, LLM.int8() writes a line to the log for each product, which
+    would be timed, and thousands of them. `activations` and `arithmetic` say what it says."""
+    log, mine = logging.getLogger("bitsandbytes.autograd._functions"), threading.get_ident()
+
+    def from_others(record: logging.LogRecord) -> bool:
+        return threading.get_ident() != mine
+
+    log.addFilter(from_others)
+    try:
+        yield
+    finally:
+        log.removeFilter(from_others)
+
+
 class _Bitsandbytes(Kernel):
     """What its kernels share: the package has to be there."""
 
     def _lacks(self, device: torch.device) -> str | None:
         try:
             bitsandbytes()
-        except ImportError:
-            return NOT_INSTALLED
+        except ModuleNotFoundError as error:
+            if error.name == "bitsandbytes":
+                return NOT_INSTALLED
+            raise  # installed, but what it needs is not: that is another remedy
         return None
 
 
@@ -226,7 +246,8 @@ class LlmInt8(_Bitsandbytes):
         state.is_training, state.has_fp16_weights = False, False
         state.threshold = THRESHOLD
         state.CB, state.SCB = packed.tensors["weight"], packed.tensors["absmax"]
-        y = package.matmul(x, packed.tensors["weight"], state=state, threshold=THRESHOLD)
+        with contextlib.nullcontext() if x.dtype == torch.float16 else _without_cast_warning():
+            y = package.matmul(x, packed.tensors["weight"], state=state, threshold=THRESHOLD)
         return y  # type: ignore[no-any-return]
 
 

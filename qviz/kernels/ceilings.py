@@ -34,6 +34,12 @@ class Ceilings:
     matmul_rate: Mapping[str, float]
     cache: int
 
+    @property
+    def bandwidth(self) -> float:
+        """Bytes per second at best: those of the copy or of the read, whichever is faster. What
+        bounds a product, which reads far more than it writes."""
+        return max(self.copy_bandwidth, self.read_bandwidth)
+
 
 def ceilings(device: torch.device | str | None = None) -> Ceilings:
     """Measure them on this device (None: the GPU, if there is one); takes a few seconds.
@@ -54,13 +60,26 @@ def ceilings(device: torch.device | str | None = None) -> Ceilings:
 def _bandwidths(device: torch.device, cache: int) -> tuple[float, float]:
     """Bytes per second of a copy (both ways) and of a sum."""
     size = max(LEAST_COPY[device.type], 4 * cache)
-    if device.type == "cpu":
-        require_memory(2 * size, "measuring the bandwidth", "Close what holds memory")
+    _require_room(2 * size, device)
     source = torch.ones(size // 4, device=device)
     target = torch.empty_like(source)
     copy = _seconds(lambda: target.copy_(source), device)
     read = _seconds(source.sum, device)
     return 2 * size / copy, size / read
+
+
+def _require_room(size: int, device: torch.device) -> None:
+    what, instead = "measuring the bandwidth", "Close what holds memory"
+    if device.type == "cpu":
+        require_memory(size, what, instead)
+        return
+    torch.cuda.empty_cache()  # what torch only keeps for later counts as free
+    free = torch.cuda.mem_get_info(device)[0]
+    if size > free:
+        raise MemoryError(
+            f"{what} needs {size / 2**30:.1f} GiB of the GPU's memory, {free / 2**30:.1f} GiB are "
+            f"free. {instead}"
+        )
 
 
 def _rate(make: Maker, device: torch.device) -> float:

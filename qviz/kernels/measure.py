@@ -21,7 +21,7 @@ from qviz.kernels.errors import Target
 from qviz.kernels.kernel import LACKING, Kernel, Packed
 from qviz.kernels.machine import load, machine
 from qviz.kernels.registry import BASELINE
-from qviz.kernels.results import HALF, Crossover, Measurement, Point
+from qviz.kernels.results import HALF, Crossover, Measurement, Point, baseline_dtype
 from qviz.kernels.timing import (
     COLD,
     Timer,
@@ -95,6 +95,7 @@ def measure(
     )
     if not wanted:
         raise ValueError("there is no format to measure; name one, such as int4-g128")
+    _check_formats(wanted, run.shape[1])
     taking_part = run.those_that_run(list(asked.values()))
     with alone(run.wait, stopped) as mine, torch.inference_mode():
         if not mine:
@@ -294,6 +295,7 @@ class _Run:
                 ready[entrant.name] = _Ready.of(entrant, x, target, self.device, self.cache)
             except (*LACKING, ValueError) as error:
                 self.leave_out(entrant.kernel.name, format, f"It failed: {_said(error)}.", batch)
+        self._keep_comparable(ready, format, batch)
         times = round_robin({n: r.timer for n, r in ready.items()}, self.seconds, self.stopped)
         if times is None:
             return False
@@ -301,6 +303,17 @@ class _Run:
         for name, each in ready.items():
             self.points.append(each.point(format, times[name], launches.get(name), target))
         return True
+
+    def _keep_comparable(self, ready: "dict[str, _Ready]", format: str, batch: int) -> None:
+        """Leave out those beside which the 16-bit product failed: a time alone says nothing."""
+        beside = {
+            _name(r.entrant.dtype) for r in ready.values() if r.entrant.kernel.name == BASELINE
+        }
+        for name, each in list(ready.items()):
+            if baseline_dtype(_name(each.entrant.dtype)) not in beside:
+                del ready[name]
+                why = f"There is no {BASELINE} to compare it with: that failed."
+                self.leave_out(each.entrant.kernel.name, format, why, batch)
 
     def _launches(self, ready: "dict[str, _Ready]") -> dict[str, Timing]:
         """CUDA: the same products one by one from Python."""
@@ -447,6 +460,17 @@ def _checked_shape(shape: tuple[int, int] | None, weight: torch.Tensor | None) -
         raise ValueError(f"shape must be (out, in), such as (4096, 4096), got {shape!r}")
     out, columns = (require_int(n, "each side of the shape", 1, 2**20) for n in shape)
     return out, columns
+
+
+def _check_formats(wanted: Sequence[formats.Format], columns: int) -> None:
+    """ValueError, with the format, where one does not take rows of this length: before anything is
+    measured, not in the middle."""
+    row = torch.linspace(-1, 1, columns)[None]
+    for each in wanted:
+        try:
+            each.quantize(row)
+        except ValueError as error:
+            raise ValueError(f"{each.name} does not take this shape: {error}") from error
 
 
 def _checked_batches(batches: Sequence[int]) -> list[int]:

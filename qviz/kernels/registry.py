@@ -91,5 +91,6 @@ def require(name: str, device: torch.device | str | None = None) -> Kernel:
     reason = kernel.missing(where)
     if reason is not None:
         there = [each.kernel.name for each in available(where) if each]
-        raise RuntimeError(f"{reason} On {where} there are {', '.join(there)}")
+        others = f" On {where} there are {', '.join(there)}." if there else ""
+        raise RuntimeError(f"{reason}{others}")
     return kernel

@@ -187,7 +187,7 @@ class Measurement:
     def baseline(self, point: Point) -> Point:
         """The 16-bit product beside it: same shape, format and batch, inputs of the same dtype
         (bfloat16 for a kernel with 32-bit inputs). LookupError where it was not measured."""
-        dtype = point.dtype if point.dtype in HALF else HALF[0]
+        dtype = baseline_dtype(point.dtype)
         beside = self.select(
             kernel=BASELINE, format=point.format, shape=point.shape, batch=point.batch, dtype=dtype
         )
@@ -216,8 +216,7 @@ class Measurement:
         """The least time that this device's ceilings leave for a point (Williams et al. 2009)."""
         rate = self.ceilings.matmul_rate.get(point.arithmetic or "")
         arithmetic = None if rate is None else point.flops / rate
-        bandwidth = max(self.ceilings.copy_bandwidth, self.ceilings.read_bandwidth)
-        return Bound(point.moved_bytes / bandwidth, arithmetic)
+        return Bound(point.moved_bytes / self.ceilings.bandwidth, arithmetic)
 
     def crossover(self, kernel: str, format: str, shape: tuple[int, int]) -> Crossover:
         """From which batch a kernel is no longer faster than 16-bit weights.
@@ -228,9 +227,10 @@ class Measurement:
             raise ValueError(f"{BASELINE} is what the others are compared with")
         points = {p.batch: p for p in self.select(kernel=kernel, format=format, shape=shape)}
         if not points:
+            why = self.left_out.get(kernel) or self.left_out.get(f"{kernel}, {format}")
             raise LookupError(
                 f"{kernel} was not measured with {format} at {shape[0]}×{shape[1]}: "
-                f"{self.left_out.get(kernel, 'it was not asked for.')}"
+                f"{why or 'it was not asked for.'}"
             )
         batches = tuple(sorted(points))
         speedups = {batch: self.speedup(points[batch]) for batch in batches}
@@ -275,6 +275,11 @@ class Measurement:
         """What to_json wrote. ValueError, naming the field, for anything else."""
         read: Measurement = plain.loads(cls, text)
         return read
+
+
+def baseline_dtype(dtype: str) -> str:
+    """The dtype of the 16-bit product that a kernel with such inputs is compared with."""
+    return dtype if dtype in HALF else HALF[0]
 
 
 def _meets_one(low: int, fast: float, high: int, slow: float) -> float:

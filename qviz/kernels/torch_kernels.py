@@ -20,11 +20,10 @@ from qviz.kernels.samples import affine_sample, sample_weight
 from qviz.methods.registry import quantize
 
 E4M3_MAX = 448.0
-HALF = (torch.bfloat16, torch.float16)
 
 
 class Int4(Kernel):
-    """Four-bit groups, rebuilt in the registers: x̂ = (q − 8)·s + o, with s and o in bfloat16.
+    """Four-bit groups, rebuilt in the registers: x̂ = (q − 8)·s + o, s and o in the inputs' dtype.
 
     On a CUDA device weights lie in the order in which a tensor core wants them (16 × 8 tiles, 8
     tiles of inputs together); on a CPU, 16 to 64 rows beside each other.
@@ -48,15 +47,14 @@ class Int4(Kernel):
         return None
 
     def adapt(self, q: QuantizedTensor, dtype: torch.dtype) -> QuantizedTensor:
-        """Scales and offsets as it stores them: bfloat16, or float32 for float32 inputs."""
+        """Scales and offsets in the inputs' dtype, as the kernel wants them."""
         grid = q.grid
         assert isinstance(grid, Affine)
-        stored = torch.bfloat16 if dtype in HALF and dtype is not torch.float16 else dtype
-        scale = grid.scale.to(stored)
+        scale = grid.scale.to(dtype)
         # The level of code 8 (from 0 to 15); the kernel's other levels start from it.
         middle = grid.decode(torch.full_like(grid.scale, grid.qmin + 8).unsqueeze(-1)).squeeze(-1)
         codes = (q.codes.to(torch.int16) - grid.qmin - 8).to(torch.int8)
-        shifted = Affine(scale, 4, -8, 7, torch.float32, offset=middle.to(stored))
+        shifted = Affine(scale, 4, -8, 7, torch.float32, offset=middle.to(dtype))
         return replace(q, codes=codes, grid=shifted)
 
     def _pack(
@@ -241,7 +239,8 @@ def row_scale(q: QuantizedTensor) -> torch.Tensor:
 def int8_rows(name: str, q: QuantizedTensor) -> str | None:
     """Why a kernel for symmetric 8-bit rows does not take this tensor; None: it does."""
     grid = affine_of(q)
-    rows = grid is not None and grid.scale.shape[1] == 1 and q.granularity.kind != "flat"
+    along = q.granularity.kind != "flat" and q.granularity.axis == 1
+    rows = grid is not None and grid.scale.shape[1] == 1 and along
     if grid is None or not rows or grid.bits != 8 or grid.qmin >= 0:
         return f"{name} takes symmetric 8-bit codes with one scale per row."
     if grid.zero_point is not None or grid.offset is not None:
@@ -252,8 +251,8 @@ def int8_rows(name: str, q: QuantizedTensor) -> str | None:
 def fp8_rows(name: str, q: QuantizedTensor) -> str | None:
     """Why a kernel for E4M3 rows does not take this tensor; None: it does."""
     grid = q.grid
-    kind = q.granularity.kind
-    if not isinstance(grid, Codebook) or grid.bits != 8 or kind not in ("channel", "tensor"):
+    rows = q.granularity.kind in ("channel", "tensor") and q.granularity.axis == 1
+    if not isinstance(grid, Codebook) or grid.bits != 8 or not rows:
         return f"{name} takes FP8 weights with a scale per row, or one for all."
     if not torch.equal(grid.values.nan_to_num(0.0), e4m3_values(grid.values.device)):
         return f"{name} takes FP8 E4M3; this tensor has other levels."

@@ -183,18 +183,23 @@ INT8_GEMV = ((4, 32, 1), (4, 64, 2), (2, 64, 2), (2, 128, 4))  # chunks of 16 co
 FP8_GEMV = ((8, 32, 1), (4, 32, 1), (4, 64, 2), (4, 128, 4), (2, 128, 4))  # chunks of 4 words
 # (rows, words or columns, warps, stages): 64 rows and 4 warps are what Hopper's own instruction
 # (wgmma) wants, 32 rows make more programs.
-FOUR_BIT_DOT = ((64, 32, 4, 3), (64, 16, 4, 3), (32, 16, 4, 3), (32, 32, 4, 2))
+FOUR_BIT_DOT = ((64, 32, 4, 3), (64, 16, 4, 3), (32, 16, 4, 3), (32, 16, 4, 2))
 EIGHT_BIT_DOT = ((64, 128, 4, 4), (32, 128, 4, 4), (64, 256, 4, 3), (32, 256, 4, 3))
 FP8_WIDE_DOT = ((64, 32, 4, 3), (32, 32, 4, 3), (32, 64, 4, 3))
+# Without tensor cores the factors of every multiply-add lie in registers, and few tiles fit there.
+FLOAT32_DOT = ((32, 16, 4, 3), (32, 16, 4, 2))
 
 
 def dot_configs(
-    options: Sequence[tuple[int, int, int, int]], tokens: int, unit: str
+    options: Sequence[tuple[int, int, int, int]], x: torch.Tensor, unit: str
 ) -> list[Config]:
-    """Configurations of a product of matrices: 16 to 64 tokens a program."""
-    block = min(max(power_above(tokens), 16), 64)
+    """Configurations of a product of matrices with inputs x [tokens, …]: 16 to 64 tokens a
+    program."""
+    wide = x.dtype == torch.float32
+    block = min(max(power_above(x.shape[0]), 16), 16 if wide else 64)
     return [
-        Config({"BLOCK_TOKENS": block, "BLOCK_ROWS": r, unit: u}, w, s) for r, u, w, s in options
+        Config({"BLOCK_TOKENS": block, "BLOCK_ROWS": r, unit: u}, w, s)
+        for r, u, w, s in (FLOAT32_DOT if wide else options)
     ]
 
 
@@ -329,7 +334,7 @@ class FourBit(TritonKernel):
     def _dot(self, packed: Packed, x: torch.Tensor, y: torch.Tensor) -> Run:
         rows, tokens, split = packed.shape[0], x.shape[0], self._split(packed, x.shape[0])
         constants = {**four_bit_constants(packed), "SPLIT": split}
-        configs = dot_configs(FOUR_BIT_DOT, tokens, "BLOCK_WORDS")
+        configs = dot_configs(FOUR_BIT_DOT, x, "BLOCK_WORDS")
         fixed = four_bit_tensors(packed)
         grid = dot_grid(rows, tokens, split)
         device = packed.device
@@ -497,7 +502,7 @@ class EightBit(TritonKernel):
         run = chosen(
             packed.device,
             "eight_bit_dot",
-            dot_configs(EIGHT_BIT_DOT, tokens, "BLOCK_COLUMNS"),
+            dot_configs(EIGHT_BIT_DOT, codes, "BLOCK_COLUMNS"),
             constants,
             dot_grid(rows, tokens),
             (codes, step, t["weight"], t["scale"], y, tokens, rows),
@@ -625,7 +630,7 @@ class Fp8A16(TritonKernel):
         run = chosen(
             packed.device,
             "fp8_wide_dot",
-            dot_configs(FP8_WIDE_DOT, tokens, "BLOCK_WORDS"),
+            dot_configs(FP8_WIDE_DOT, x, "BLOCK_WORDS"),
             constants,
             dot_grid(rows, tokens),
             (x, words, scale, y, tokens, rows),

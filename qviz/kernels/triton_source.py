@@ -106,7 +106,9 @@ def affine_gemv(
     total = tl.full((BLOCK_ROWS, BLOCK_CHUNKS), 0.0, tl.float32)
 
     for start in range(0, chunks, BLOCK_CHUNKS):
-        # [words] A thread has one chunk of each row: CHUNK words side by side, one load.
+        # [words] A thread has one chunk of each row: CHUNK words side by side, one load. Their
+        # addresses are one run, reshaped afterwards: so the compiler sees that neighbouring
+        # threads should have neighbouring chunks, and not, say, neighbouring rows.
         word = start * CHUNK + tl.arange(0, BLOCK_CHUNKS * CHUNK)
         words = tl.load(
             words_ptr + (row[:, None] * (chunks * CHUNK) + word[None, :]),

@@ -12,20 +12,13 @@ from models.conftest import WORDS, build, save_tokenizer
 
 import qviz
 from qviz.core.transform import InputScale
-from qviz.kernels import formats, packed_model, registry
+from qviz.kernels import formats, packed_compare, packed_cost, registry
 from qviz.kernels.dense import Matmul
 from qviz.kernels.kernel import Kernel
-from qviz.kernels.packed_model import (
-    PackedLinear,
-    compare,
-    compare_logits,
-    compare_texts,
-    memory,
-    pack_model,
-    random_llama,
-    speed,
-    speeds,
-)
+from qviz.kernels.packed_compare import compare, compare_logits, compare_texts
+from qviz.kernels.packed_cost import memory, random_llama, speed, speeds
+from qviz.kernels.packed_linear import PackedLinear
+from qviz.kernels.packed_model import pack_model
 from qviz.models.load import LoadedModel, load_model
 from qviz.models.rotate import rotate_model
 
@@ -472,17 +465,17 @@ def test_speed_counts_tokens(tiny):
         low, high = rate.range
         assert low <= rate.p95 <= rate.median <= high
     assert "tokens/s" in str(found)
-    assert packed_model.Rate(10, (1.0, 2.0, 4.0)).median == 5.0
+    assert packed_cost.Rate(10, (1.0, 2.0, 4.0)).median == 5.0
 
 
 def test_models_are_measured_in_turns(tiny, monkeypatch):
-    ran, run = [], packed_model._generate
+    ran, run = [], packed_cost.greedy
 
     def noted(model, ids, new_tokens):
         ran.append((model.name, new_tokens))
         return run(model, ids, new_tokens)
 
-    monkeypatch.setattr(packed_model, "_generate", noted)
+    monkeypatch.setattr(packed_cost, "greedy", noted)
     models = {name: replace(tiny["llama"], name=name) for name in ("a", "b")}
     speeds(models, [5, 6], new_tokens=3, repeats=2)
     assert ran == [("a", 2), ("b", 2), *[("a", 3), ("b", 3)] * 2]
@@ -564,7 +557,7 @@ def test_where_texts_part(tiny):
         assert said == qviz.generate(model, "the quick", max_new_tokens=30)
     assert found.parts_at is not None
     ours, theirs = (
-        packed_model._continued(m, "the quick", 30) for m in (made.model, tiny["llama"])
+        packed_compare._continued(m, "the quick", 30) for m in (made.model, tiny["llama"])
     )
     assert ours[: found.parts_at] == theirs[: found.parts_at]
     assert ours[found.parts_at] != theirs[found.parts_at]
@@ -572,7 +565,7 @@ def test_where_texts_part(tiny):
 
 def test_generation_stops_at_the_end_of_text(tiny):
     whole = compare_texts(tiny["llama"], tiny["llama"], "the quick", new_tokens=12)
-    ids = packed_model._continued(tiny["llama"], "the quick", 12)
+    ids = packed_compare._continued(tiny["llama"], "the quick", 12)
     module = copy.copy(tiny["llama"].model)
     module.config = copy.deepcopy(module.config)
     module.config.eos_token_id = [ids[5]]
@@ -603,14 +596,14 @@ def test_a_kernel_that_is_not_exact_is_seen(tiny):
 
 
 def test_slower_and_larger_are_called_so():
-    slow, fast, both = (packed_model.Rate(8, s) for s in ((4.0, 4.4), (2.0, 2.2), (2.1, 4.1)))
-    assert packed_model._pace(slow, fast) == "slower, 2.00 times"
-    assert packed_model._pace(fast, slow) == "2.00 times as fast"
+    slow, fast, both = (packed_cost.Rate(8, s) for s in ((4.0, 4.4), (2.0, 2.2), (2.1, 4.1)))
+    assert packed_compare._pace(slow, fast) == "slower, 2.00 times"
+    assert packed_compare._pace(fast, slow) == "2.00 times as fast"
     for one in (slow, fast):
-        assert packed_model._pace(one, both) == "no difference beyond that between repeats"
-    assert packed_model._size(0.25) == "4.00 times smaller"
-    assert packed_model._size(2.0) == "larger, 2.00 times"
-    assert packed_model._size(1.0) == "the same"
+        assert packed_compare._pace(one, both) == "no difference beyond that between repeats"
+    assert packed_compare._size(0.25) == "4.00 times smaller"
+    assert packed_compare._size(2.0) == "larger, 2.00 times"
+    assert packed_compare._size(1.0) == "the same"
 
 
 def test_compare_refuses_what_cannot_generate(tiny):

@@ -75,7 +75,7 @@ def run(name, q, x, block):
     return y
 
 
-@pytest.mark.parametrize("block", [Block(4, 4), Block(1, 1), Block(16, 2)], ids=str)
+@pytest.mark.parametrize("block", [Block(4, 4), Block(2, 2), Block(16, 1)], ids=str)
 @pytest.mark.parametrize("case", CASES)
 def test_all_programs_together_are_the_product(case, block):
     name, q = cases()[case]

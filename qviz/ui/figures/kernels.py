@@ -19,12 +19,12 @@ DASHES = ("dash", "dot", "dashdot", "longdash", "longdashdot")
 
 
 def points_of(measured: Measurement, kernel: str) -> dict[int, Point]:
-    """Batch → a kernel's point. Of 16-bit weights that were measured in two dtypes (beside kernels
-    with other inputs), the first."""
+    """Batch, ascending → a kernel's point. Of 16-bit weights that were measured in two dtypes
+    (beside kernels with other inputs), the first."""
     found: dict[int, Point] = {}
     for point in measured.select(kernel=kernel):
         found.setdefault(point.batch, point)
-    return found
+    return dict(sorted(found.items()))
 
 
 def role(kernel: str, chosen: str) -> str:
@@ -181,13 +181,14 @@ def roofline(
     measured: Measurement, kernels: Sequence[str], batches: Sequence[int], chosen: str
 ) -> go.Figure:
     """Operations per second over operations per byte, both logarithmic, and what the device allows:
-    the sloped roof is the bandwidth of a copy, a flat one the rate of a large product; a frame for
-    each batch. The chosen kernel's line goes through its points of all batches."""
+    the sloped roof is the bandwidth of a copy or a read, the faster one, a flat roof the rate of a
+    large product; a frame for each batch. The chosen kernel's line goes through its points of all
+    batches."""
     figure = go.Figure(layout=axes_layout("operations per byte moved", "10⁹ operations per second"))
     points = [p for name in kernels for p in points_of(measured, name).values()]
     low = min(p.intensity for p in points) / 2
     high = max(p.intensity for p in points) * 3
-    bandwidth = measured.ceilings.copy_bandwidth
+    bandwidth = measured.ceilings.bandwidth
     rates = measured.ceilings.matmul_rate
     used = dict.fromkeys(p.arithmetic for p in points if p.arithmetic and p.arithmetic in rates)
     for i, dtype in enumerate(used):

@@ -133,8 +133,8 @@ class Inside:
         steps = self.walk.steps
         self.origin.text = (
             f"{FIRST_LAYER} of the bundled model, {self._q.shape[0]}×{self._q.shape[1]}, and an "
-            f"input that it really gets. {self.walk.programs} programs run at once on a GPU; this "
-            f"is number {program}."
+            f"input that it really gets. The whole product takes {self.walk.programs} such "
+            f"programs, as many at once as a GPU has room for; this is number {program}."
         )
         self.transport.set_steps(
             len(steps),

@@ -28,6 +28,7 @@ from qviz.ui.widgets import (
     Equation,
     Readout,
     Slider,
+    Status,
     Text,
     details,
     figures_row,
@@ -58,7 +59,8 @@ EQUATION = """
 TERMS = {
     "t": "t: the time of one product Y = X·Wᵀ",
     "bytes": "bytes: the packed weight, the inputs and the outputs, each moved once",
-    "bandwidth": "B: bytes a second that a plain copy moves on this device, measured",
+    "bandwidth": "B: bytes a second that a plain copy or read moves on this device, the faster one, "
+    "measured",
     "operations": "2·m·n·k: a multiplication and an addition for each of m tokens, n outputs, k "
     "inputs",
     "rate": "R: operations a second of the best large product on this device, measured",
@@ -80,6 +82,7 @@ class Race:
         self._shapes = _shape_names(p.shape for r in self.records for p in r.measurement.points)
         self._ceilings: Ceilings | None = None  # of this machine, once they were measured
         self._worker: Thread | None = None
+        self._measuring = False
         self._stop = Event()
         self._revealed = False
         self._build()
@@ -127,7 +130,9 @@ class Race:
         self.kernel_control = Choice("Look closer at", ["…"])
         self.measure_button = Button("Measure it here")
         self.stop_button = Button("Stop")
-        self.idle, self.busy = stack(self.measure_button), stack(self.stop_button)
+        # Not the page's status, which every control that is used meanwhile clears.
+        self.progress = Status()
+        self.idle, self.busy = stack(self.measure_button), stack(self.progress, self.stop_button)
         show_only(self.busy, False)
         self.guess_control = Choice("Before you drag: up to how many tokens is it faster than 16 "
                                     "bits?", [GUESS])  # fmt: skip
@@ -224,6 +229,7 @@ class Race:
             self.absent.set_rows([])
             self.caption.set_texts("")
             self.verdict.set_texts("")
+            self.equation.actives = []
             return
         with self._page.quietly():
             self.batch_control.set_options([str(batch) for batch in self.batches])
@@ -232,7 +238,7 @@ class Race:
             ends = [NEVER, *(str(b) for b in self.batches[:-1]), BEYOND]
             self.guess_control.set_options([GUESS, *ends], 0)
         self._revealed = False
-        self.absent.set_rows([(name, why) for name, why in self.shown.left_out.items()])
+        self.absent.set_rows(list(self.shown.left_out.items()))
         self._draw()
 
     def _say_origin(self) -> None:
@@ -241,15 +247,15 @@ class Race:
             about = record.measurement.machine
             self.origin.text = (
                 f"Recorded on {record.title} (torch {about.get('torch', '?')}), not measured here. "
-                f"What this machine does, only measuring tells."
-            )
+                f"What this machine does, only measuring tells. {_busy_words(record.measurement)}"
+            ).strip()
         elif self.shown is None:
             self.origin.text = (
                 f"Not measured on this machine yet: press “{self.measure_button.label}”. "
                 f"{_device_words()}"
             )
         else:
-            self.origin.text = f"Measured on {title(self.shown)}. {_busy_words(self.shown)}"
+            self.origin.text = f"Measured on {title(self.shown)}. {_busy_words(self.shown)}".strip()
 
     def _draw(self) -> None:
         shown = self.shown
@@ -302,6 +308,8 @@ class Race:
             truth = BEYOND
         guess = self.guess_control.value
         said = "" if guess == GUESS else "Right. " if guess == truth else f"Not {guess}. "
+        if said and (crossing.verdict == "within the spread" or crossing.gaps):
+            said = "No guess is right or wrong here. "
         self.verdict.set_texts(f"{said}{crossing}")
 
     # ---------------------------------------------------------------- words
@@ -350,9 +358,12 @@ class Race:
         if point is None:
             return f"{self.kernel} was not measured with {tokens}."
         bound, speed = shown.bound(point), shown.speedup(point)
+        over = point.time.median / bound.seconds
         beside = f"{_three(max(speed, 1 / speed))} times as {'fast' if speed > 1 else 'slow'} as"
         if point.time.overlaps(shown.baseline(point).time):
             beside = "within the spread as fast as"
+        if self.kernel == BASELINE:
+            beside = "there is no other kernel to set beside these"
         if _unsteady(point) or _unsteady(shown.baseline(point)):
             beside = (
                 "the repeats are more than a factor of 2 apart (something else ran?), " + beside
@@ -360,10 +371,15 @@ class Race:
         asked = f"Moving {_size(point.moved_bytes)} asks for {_time(bound.memory)}"
         if bound.arithmetic is not None:
             asked += f", the arithmetic for {_time(bound.arithmetic)}"
+        took = f"the kernel takes {_three(over)} times as long as it."
+        if over < 1:
+            took = (
+                f"the kernel takes {_three(over)} of it, so the device can do more than what was "
+                f"measured as its best."
+            )
         return (
             f"With {tokens}, {self.kernel} takes {_time(point.time.median)}: {beside} 16-bit "
-            f"weights. {asked}, so {bound.limit} is the tighter bound; the kernel takes "
-            f"{_three(point.time.median / bound.seconds)} times as long as it."
+            f"weights. {asked}, so {bound.limit} is the tighter bound; {took}"
         )
 
     def _times_in_words(self, batch: int) -> str:
@@ -384,15 +400,15 @@ class Race:
             return f"{self.kernel} was not measured at batch {batch}."
         return (
             f"{self.kernel} at batch {batch}: {number(point.intensity, 3)} operations per byte, "
-            f"{number(point.rate / 1e9, 3)} billion operations per second; a copy moves "
-            f"{number(shown.ceilings.copy_bandwidth / 1e9, 3)} billion bytes per second."
+            f"{number(point.rate / 1e9, 3)} billion operations per second; a copy or read moves "
+            f"{number(shown.ceilings.bandwidth / 1e9, 3)} billion bytes per second."
         )
 
     # ---------------------------------------------------------------- measuring here
 
     def measure(self) -> None:
         """Begin to measure the chosen shape and format, beside the page: it stays usable."""
-        if self._worker is not None and self._worker.is_alive():
+        if self._measuring:
             raise ValueError("this page is measuring already; wait for it, or press Stop")
         if self.record is not None:
             with self._page.quietly():
@@ -403,6 +419,8 @@ class Race:
                 self.format_control.index = self._offered_formats.index(format)
             self._new_choice()
         self._stop.clear()
+        self._measuring = True
+        self.progress.busy("beginning to measure")
         show_only(self.idle, False)
         show_only(self.busy, True)
         self._worker = Thread(target=self._measure, args=(self.shape, self.format), daemon=True)
@@ -411,6 +429,7 @@ class Race:
     def stop(self) -> None:
         """Stop after the step that runs; what was measured until then is shown."""
         self._stop.set()
+        self.progress.busy("stopping after the step that runs")
 
     def wait(self, seconds: float | None = None) -> None:
         """Until the measuring has ended."""
@@ -421,7 +440,8 @@ class Race:
         """In a thread of its own, so that the page answers meanwhile."""
 
         def progress(done: int, total: int, text: str) -> None:
-            self._page.status.busy(f"{done} of {total}: {text}")
+            if not self._stop.is_set():
+                self.progress.busy(f"{done} of {total}: {text}")
 
         try:
             found = measure(
@@ -440,15 +460,25 @@ class Race:
         with self._page.one_at_a_time:
             show_only(self.idle, True)
             show_only(self.busy, False)
+            self._measuring = False
             self._page.status.clear()
-            then()
+            try:
+                then()
+            except Exception as error:  # in this thread nobody else would tell the learner
+                self._page.status.show_error(f"a defect of qviz: {error!r}")
+                raise
 
     def _take(self, found: Measurement, shape: tuple[int, int], format: str) -> None:
+        self._ceilings = found.ceilings  # they take seconds, and stay what they are
         if not found.points:
-            self._page.status.show_error("stopped before anything was measured")
+            whys = " ".join(f"{name}: {why}" for name, why in found.left_out.items())
+            self._page.status.show_error(
+                f"nothing could be measured. {whys}"
+                if found.complete
+                else "stopped before anything was measured"
+            )
             return
         self.live[shape, format] = found
-        self._ceilings = found.ceilings  # they take seconds, and stay what they are
         if self.record is None and (self.shape, self.format) == (shape, format):
             self._new_choice()
 
@@ -475,9 +505,17 @@ def _shape_names(more: Iterable[tuple[int, int]]) -> dict[str, tuple[int, int]]:
 
 
 def _only(measured: Measurement, shape: tuple[int, int], format: str) -> Measurement | None:
-    """One shape and format of a measurement; None where it has no such points."""
+    """One shape and format of a measurement, and who was left out of it; None where it has no such
+    points."""
     points = measured.select(shape=shape, format=format)
-    return replace(measured, points=points) if points else None
+    if not points:
+        return None
+    absent = {}
+    for key, why in measured.left_out.items():
+        kernel, *where = key.split(", ")  # and format or batch, where only that
+        if not any(part in FORMATS and part != format for part in where):
+            absent[", ".join([kernel, *(part for part in where if part != format)])] = why
+    return replace(measured, points=points, left_out=absent)
 
 
 def _activations(kernel: str) -> str:
@@ -507,8 +545,8 @@ def _busy_words(measured: Measurement) -> str:
         return " ".join(words)
     if load > cores / 4:
         words.append(
-            f"The machine had other work (load {load:g} on {cores} cores): take the figures with "
-            f"a grain of salt, or measure again."
+            f"In the minute before, the machine was busy (load {load:g} on {cores} cores), with "
+            f"other work or an earlier measuring: do not trust small differences."
         )
     return " ".join(words)
 

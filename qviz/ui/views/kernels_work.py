@@ -105,9 +105,14 @@ class AtWork:
             self.kernel_control.value,
             (FORMATS[self.format]),
         )
+        say = self._page.status.busy
+        say("Loading the model …")
         model = load_model(source or None)
+        say(f"Quantizing its layers to {format.title} …")
         quantized = quantize_model(model, format.method, **format.options)
+        say(f"Packing them for {kernel} …")
         packed = pack_model(quantized, kernel, device=registry.default_device())
+        say("Both models read, write, and are timed in turns …")
         found = compare(
             packed, prompt=prompt, quantized=quantized, max_tokens=TOKENS, new_tokens=NEW_TOKENS,
             repeats=REPEATS,
@@ -118,8 +123,8 @@ class AtWork:
     def _show(self, name: str) -> None:
         found = self.comparison
         texts, logits = found.texts, found.logits
-        self.packed_text.set_texts(texts.packed)
-        self.reference_text.set_texts(texts.reference)
+        self.packed_text.set_texts(texts.prompt + texts.packed)
+        self.reference_text.set_texts(texts.prompt + texts.reference)
         self.where.text = (
             f"{name}, {' and '.join(found.kernels)} in {_name(found.dtype)}, measured now. "
             f"{' '.join(found.notes)}"
@@ -153,9 +158,7 @@ class AtWork:
 
 def _verdict(found: Any) -> str:
     """What the comparison says, in two sentences."""
-    fast, dense = found.speed
-    ratio = fast.decode.median / dense.decode.median
-    pace = f"{number(max(ratio, 1 / ratio), 3)} times as {'fast' if ratio > 1 else 'slow'}"
+    pace = next(row["in words"] for row in found.rows if row["what"].startswith("decode"))
     small = found.memory[1].total / found.memory[0].total
     at = found.texts.parts_at
     same = (
@@ -164,8 +167,8 @@ def _verdict(found: Any) -> str:
         else f"the two texts part at new token {at + 1} of {found.texts.new_tokens}"
     )
     return (
-        f"Packed, the model takes {number(small, 3)} times fewer bytes and writes {pace} as with "
-        f"16-bit weights; {same}."
+        f"Packed, the model takes {number(small, 3)} times fewer bytes. Writing, beside 16-bit "
+        f"weights: {pace}. And {same}."
     )
 
 

@@ -2,6 +2,7 @@ export default widget(({ model, el, signal }) => {
   el.classList.add("qv-code");
   const pre = elem("pre");
   pre.tabIndex = 0;
+  pre.setAttribute("role", "group"); // a name needs a role
   pre.setAttribute("aria-label", model.get("label"));
   const code = elem("code");
   const copy = elem("button", "qv-button", "Copy");
