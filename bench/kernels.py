@@ -28,7 +28,7 @@ from qviz.kernels.timing import Timing
 ROOT = Path(__file__).parents[1]
 BIG = (8192, 28672)  # the down projection of Llama-3.1-70B
 SHAPES = {"cpu": [(4096, 4096), (2048, 8192)], "cuda": [BIG, (4096, 4096)]}
-BATCHES = (1, 16, 64)
+BATCHES = (1, 4, 16, 64, 256)
 CUDA_FORMATS = ("int4-g128", "int4-asym-g128", "nf4-g64", "int8", "fp8")
 BUDGET = 0.7  # of a copy's bandwidth, for 4-bit weights with 16-bit inputs at batch 1
 RIVAL = "bitsandbytes"

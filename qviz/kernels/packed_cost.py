@@ -72,7 +72,8 @@ def memory(
     continued it by `new_tokens`. On a CPU the memory of a process is not the model's alone:
     bench/packed_model.py measures it in processes of their own.
 
-    >>> packed = qviz.kernels.pack_model(qviz.quantize_model(model, bits=4, group_size=32), "torch.matmul")
+    >>> quantized = qviz.quantize_model(model, bits=4, group_size=32)
+    >>> packed = qviz.kernels.pack_model(quantized, "torch.matmul")
     >>> use = memory(packed)
     >>> use.total == use.sixteen_bit_total  # the 16-bit product packs nothing
     True

@@ -114,7 +114,8 @@ def pack_model(
     kernel: only their weight is packed. Factors that were folded into the model are there already;
     others run with the layer. RuntimeError where a kernel does not run on the device.
 
-    >>> packed = qviz.kernels.pack_model(qviz.quantize_model(model, bits=4, group_size=32), "torch.matmul")
+    >>> quantized = qviz.quantize_model(model, bits=4, group_size=32)
+    >>> packed = qviz.kernels.pack_model(quantized, "torch.matmul")
     >>> packed.kernels["model.layers.0.mlp.up_proj"]
     'torch.matmul'
     """

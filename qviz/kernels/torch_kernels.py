@@ -213,7 +213,7 @@ def int8_tokens(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     x = x.float()
     scale = x.abs().amax(dim=1, keepdim=True) / 127
     # A token of zeros has no scale; 0/1 keeps its codes 0.
-    codes = torch.round(x / torch.where(scale == 0, 1.0, scale))
+    codes = torch.round(x / scale.masked_fill(scale == 0, 1.0))
     return codes.to(torch.int8), scale
 
 
@@ -223,7 +223,7 @@ def fp8_tokens(x: torch.Tensor, *, whole: bool) -> tuple[torch.Tensor, torch.Ten
     top = x.abs().amax() if whole else x.abs().amax(dim=1, keepdim=True)
     scale = top / E4M3_MAX
     # Clamped, since what is above 448 after rounding the quotient becomes NaN in some versions.
-    scaled = (x / torch.where(scale == 0, 1.0, scale)).clamp(-E4M3_MAX, E4M3_MAX)
+    scaled = (x / scale.masked_fill(scale == 0, 1.0)).clamp(-E4M3_MAX, E4M3_MAX)
     return scaled.to(torch.float8_e4m3fn), scale
 
 

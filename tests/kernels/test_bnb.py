@@ -1,5 +1,6 @@
 """bitsandbytes' products against float64, by what they are given of ours."""
 
+import logging
 import sys
 
 import pytest
@@ -9,6 +10,7 @@ from kernel_cases import agrees, gives_back_the_weight, inputs
 import qviz
 from qviz import kernels
 from qviz.kernels import bnb
+from qviz.kernels import kernel as kernel_module
 
 BATCHES = (1, 3, 16, 64)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -75,6 +77,32 @@ def test_llm_int8(rows, columns, dtype):
     for tokens in BATCHES:
         agrees(kernel, q, inputs(tokens, columns, dtype))  # one column holds outliers
         agrees(kernel, q, inputs(tokens, columns, dtype) / 16)  # none does
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_llm_int8_writes_no_log_for_each_product(dtype, caplog):
+    """Its line about a cast would be timed with every product; what others log is left alone."""
+    kernel = there("bitsandbytes.llm_int8")
+    q = qviz.quantize(weight(32, 64), "llm_int8").weight
+    kernel.multiply(kernel.pack(q, dtype=dtype), inputs(3, 64, dtype))
+    assert caplog.records == []
+    logging.getLogger("bitsandbytes.autograd._functions").warning("another's")
+    assert [record.message for record in caplog.records] == ["another's"]
+
+
+def test_an_installation_that_is_broken_is_not_called_absent(monkeypatch):
+    def broken(name):
+        def load():
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+        return load
+
+    kernel = kernels.get("bitsandbytes.matmul_4bit")
+    monkeypatch.setattr(bnb, "bitsandbytes", broken("bitsandbytes"))
+    assert kernel._lacks(torch.device("cpu")) == bnb.NOT_INSTALLED
+    monkeypatch.setattr(bnb, "bitsandbytes", broken("scipy"))
+    reason = kernel_module._probed.__wrapped__(kernel, torch.device("cpu"))
+    assert reason == "bitsandbytes.matmul_4bit does not run here: No module named 'scipy'."
 
 
 def test_a_copy_reads_its_own_bytes():

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qviz.kernels import errors, formats, registry, timing
-from qviz.kernels.ceilings import Ceilings, ceilings
+from qviz.kernels.ceilings import Ceilings, _require_room, ceilings
 from qviz.kernels.dense import Matmul
 from qviz.kernels.measure import (
     Point,
@@ -410,6 +410,34 @@ def test_who_is_left_out_and_why(fakes):
     }
 
 
+def test_without_the_sixteen_bit_product_there_is_no_race(fakes, monkeypatch):
+    """A time with nothing beside it would make every comparison of the run fail."""
+
+    class Breaking(Matmul):
+        def product(self, packed, x):
+            if x.shape[0] == 4:
+                raise RuntimeError("out of memory")
+            return super().product(packed, x)
+
+    kernels = (Breaking(), Off())
+    monkeypatch.setattr(registry, "_all", lambda: {kernel.name: kernel for kernel in kernels})
+    monkeypatch.setattr(Off, "product", Matmul.product)
+    found = quick((32, 64), "int8", [1, 4])
+    assert {p.batch for p in found.points} == {1} and len(found.points) == 2
+    assert found.left_out == {
+        "torch.matmul, batch 4": "It failed: out of memory.",
+        "fake.off, batch 4": "There is no torch.matmul to compare it with: that failed.",
+    }
+    assert [one.batches for one in found.crossovers()] == [(1,)]
+
+
+def test_a_format_that_does_not_fit_is_refused_before_anything_is_measured(fakes):
+    steps = []
+    with pytest.raises(ValueError, match="q4_k does not take this shape: Q4_K needs rows"):
+        quick((64, 96), ["int8", "q4_k"], [1], progress=lambda *step: steps.append(step))
+    assert steps == []
+
+
 def test_several_formats_in_one_run(fakes):
     found = quick((32, 128), ["int8", "int4-g128"], [1], kernels=["fake.picky"])
     assert [(p.kernel, p.format) for p in found.points] == [
@@ -499,10 +527,18 @@ def test_what_does_not_fit_is_refused_before_anything_is_made(fakes, monkeypatch
         quick((8192, 28672), "int8", [1], kernels=["fake.off"])
 
 
+def test_buffers_that_do_not_fit_on_a_gpu_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**29, 2**34))
+    with pytest.raises(MemoryError, match=r"needs 1.0 GiB of the GPU's memory, 0.5 GiB are free"):
+        _require_room(2**30, torch.device("cuda", 0))
+
+
 def test_ceilings_are_those_of_this_machine():
     found = ceilings("cpu")
     assert found.cache == timing.last_level_cache(CPU).size
     assert 1e8 < found.copy_bandwidth < 1e13 and 1e8 < found.read_bandwidth < 1e13
+    assert found.bandwidth == max(found.copy_bandwidth, found.read_bandwidth)
     assert {"bfloat16", "float32"} <= found.matmul_rate.keys()
     assert all(1e7 < rate < 1e15 for rate in found.matmul_rate.values())
 
@@ -594,6 +630,9 @@ def test_comparisons_that_cannot_be_made_are_refused():
         alone.speedup(alone.points[0])
     with pytest.raises(LookupError, match="It is absent"):
         alone.crossover("x", "int8", (8, 8))
+    several = replace(alone, left_out={"x, int8": "It takes 4 bits."})
+    with pytest.raises(LookupError, match="It takes 4 bits"):
+        several.crossover("x", "int8", (8, 8))
 
 
 def test_the_baseline_has_the_dtype_of_the_inputs():

@@ -118,6 +118,8 @@ def test_a_whole_number_is_a_float_where_one_is_wanted():
     found = Measurement.from_json(altered("ceilings.copy_bandwidth", 10**9))
     assert found.ceilings.copy_bandwidth == 1e9
     assert type(found.ceilings.copy_bandwidth) is float
+    with pytest.raises(ValueError, match=r"copy_bandwidth must be finite"):
+        Measurement.from_json(altered("ceilings.copy_bandwidth", 10**400))
 
 
 def test_text_that_is_no_json_is_said():

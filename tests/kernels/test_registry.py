@@ -67,8 +67,9 @@ def test_names_that_are_unknown_or_absent():
     with pytest.raises(ValueError, match="int4-g128"):
         formats.get("int4-g12")
     if not torch.cuda.is_available():
-        with pytest.raises(RuntimeError, match="no CUDA device"):
+        with pytest.raises(RuntimeError, match="no CUDA device") as caught:
             kernels.require("torch.int4", "cuda")
+        assert str(caught.value).endswith("without CUDA.")  # and no list of nothing
 
 
 def test_multiply_checks_what_it_is_given():

@@ -1,5 +1,7 @@
 """torch's own products against float64: sizes that do not fit, groups, batches, dtypes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from inputs import calibration_for
@@ -7,6 +9,7 @@ from kernel_cases import agrees, gives_back_the_weight, inputs
 
 import qviz
 from qviz import kernels
+from qviz.core.granularity import Granularity
 from qviz.kernels.torch_kernels import fp8_tokens, int8_tokens
 
 BATCHES = (1, 3, 16, 64)
@@ -144,6 +147,17 @@ def test_what_a_kernel_refuses(name, options, said):
     assert said in kernel.refuses(q)
     with pytest.raises(ValueError, match=said):
         kernel.pack(q)
+
+
+@pytest.mark.parametrize("name", ["torch.int8", "torch.int8_dynamic", "torch.fp8"])
+def test_a_scale_per_column_is_no_scale_per_row(name):
+    """Of a square weight the two have the same shape: only the axis tells."""
+    options = {"bits": 8, "granularity": "channel", "group_size": None}
+    w = weight(32, 32)
+    q = qviz.quantize(w, "fp8") if name == "torch.fp8" else qviz.quantize(w, **options)
+    kernel = kernels.get(name)
+    assert kernel.refuses(q) is None
+    assert kernel.refuses(replace(q, granularity=Granularity("channel", axis=0))) is not None
 
 
 def test_e5m2_is_another_format():

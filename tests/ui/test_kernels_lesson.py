@@ -1,6 +1,7 @@
 """Lesson 11: what is on the page is what was measured, recorded or computed, and says which."""
 
 from dataclasses import replace
+from threading import Event
 
 import pytest
 
@@ -98,8 +99,11 @@ def test_the_roof_is_what_was_measured(measured):
     figure = roofline(measured, [BASELINE, FAST, SLOW], BATCHES, FAST)
     roof = figure.data[0]
     assert roof.y[1] == roof.y[2] == pytest.approx(200)  # 2e11 operations a second
-    assert roof.x[1] == pytest.approx(2e11 / 2e10)  # where the two ceilings meet
-    assert roof.y[0] / roof.x[0] == pytest.approx(20)  # 2e10 bytes a second
+    assert roof.x[1] == pytest.approx(2e11 / 3e10)  # where the two ceilings meet
+    assert roof.y[0] / roof.x[0] == pytest.approx(30)  # 3e10 bytes a second, a read
+    for one in measured.points:  # the turn of the roof is that of the bound in words
+        left = one.intensity < roof.x[1]
+        assert measured.bound(one).limit == ("memory" if left else "arithmetic")
     spot = figure.frames[0].data[1]
     chosen = measured.select(kernel=FAST, batch=1)[0]
     assert spot.x[0] == pytest.approx(chosen.flops / chosen.moved_bytes)
@@ -220,11 +224,18 @@ def test_stopping_shows_what_there_is(bare, quick, monkeypatch, measured):
 
     def measure(shape, format, batches, *, progress, stopped, **options):
         progress(0, 3, "something")
-        assert "something" in bare.status.text
+        assert "something" in race.progress.text
+        race.guess_control.index = 0
+        race.shape_control.index = 1 - min(race.shape_control.index, 1)  # clears the page's status
+        assert "something" in race.progress.text
+        race.shape_control.index = before
         race.stop_button.click()
         assert stopped()
+        progress(1, 3, "a step that was under way")
+        assert "stopping" in race.progress.text
         return replace(measured, points=measured.points[:3], complete=False)
 
+    before = race.shape_control.index
     monkeypatch.setattr(kernels_race, "measure", measure)
     race.measure_button.click()
     race.wait(20)
@@ -245,10 +256,105 @@ def test_what_cannot_be_measured_is_said_in_words(bare, monkeypatch):
     assert "qv-gone" not in bare.race.idle._dom_classes
 
 
-def test_a_busy_machine_is_named(bare, measured):
+def test_a_press_while_it_measures_begins_nothing(bare, monkeypatch, measured):
+    race, go, calls = bare.race, Event(), []
+
+    def measure(*arguments, **options):
+        calls.append(arguments)
+        assert go.wait(20)
+        return measured
+
+    monkeypatch.setattr(kernels_race, "measure", measure)
+    race.measure_button.click()
+    race.measure_button.click()
+    assert "measuring already" in bare.status.text
+    go.set()
+    race.wait(20)
+    assert len(calls) == 1
+    race.measure_button.click()  # and the next press is taken
+    race.wait(20)
+    assert len(calls) == 2 and bare.status.text == ""
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_defect_while_it_is_drawn_is_said(bare, monkeypatch, measured):
+    """In a thread of its own an exception would reach nobody."""
+    alone = replace(measured, points=tuple(p for p in measured.points if p.kernel != BASELINE))
+    monkeypatch.setattr(kernels_race, "measure", lambda *a, **k: alone)
+    bare.race.measure_button.click()
+    bare.race.wait(20)
+    assert bare.status.kind == "error" and "torch.matmul was not measured" in bare.status.text
+    assert "qv-gone" not in bare.race.idle._dom_classes
+
+
+def test_where_nothing_could_be_measured_the_reason_is_said(bare, monkeypatch, measured):
+    none = replace(measured, points=())
+    monkeypatch.setattr(kernels_race, "measure", lambda *a, **k: none)
+    bare.race.measure_button.click()
+    bare.race.wait(20)
+    assert bare.status.text == "nothing could be measured. triton.w4a16: There is no GPU."
+
+
+def test_a_busy_machine_is_named(bare, measured, monkeypatch):
     busy = replace(measured, machine={**measured.machine, "load before": "1.9"})
-    assert "other work (load 1.9 on 2 cores)" in kernels_race._busy_words(busy)
+    assert "was busy (load 1.9 on 2 cores)" in kernels_race._busy_words(busy)
     assert kernels_race._busy_words(measured) == ""
+    monkeypatch.setattr(kernels_race, "recorded", lambda: [Record("a", "Test 9000", busy)])
+    assert "was busy (load 1.9 on 2 cores)" in KernelsLesson().race.origin.text
+
+
+def test_of_another_format_nobody_is_missing_here(measured):
+    both = replace(
+        measured,
+        left_out={
+            "triton.w4a16": "There is no GPU.",
+            f"torch.fp8, {FORMAT}": "Other levels.",
+            "torch.int4, int8": "Eight bits.",
+            f"torch.int8, {FORMAT}, batch 64": "It failed.",
+        },
+    )
+    assert kernels_race._only(both, SHAPE, FORMAT).left_out == {
+        "triton.w4a16": "There is no GPU.",
+        "torch.fp8": "Other levels.",
+        "torch.int8, batch 64": "It failed.",
+    }
+
+
+def lesson_of(measured, monkeypatch):
+    monkeypatch.setattr(kernels_race, "recorded", lambda: [Record("a", "Test 9000", measured)])
+    return KernelsLesson()
+
+
+def test_a_race_that_is_too_close_judges_no_guess(measured, monkeypatch):
+    close = [replace(p, time=Timing(4e-4, 3e-4, 5e-4, 9)) for p in measured.points]
+    race = lesson_of(replace(measured, points=tuple(close)), monkeypatch).race
+    race.guess_control.index = 2
+    assert race.verdict.texts[0].startswith("No guess is right or wrong here.")
+    assert "within each other's spread" in race.verdict.texts[0]
+
+
+def test_faster_than_the_bound_is_no_multiple_of_it(measured, monkeypatch):
+    """Ceilings are measured, so that a kernel can be below what they ask for."""
+    slow = replace(measured.ceilings, copy_bandwidth=1e9, read_bandwidth=1e9)
+    race = lesson_of(replace(measured, ceilings=slow), monkeypatch).race
+    assert "the device can do more" in race.caption.texts[0]
+
+
+def test_what_was_different_with_a_point_is_said(measured, monkeypatch):
+    looped = [
+        replace(p, note="timed in a loop") if p.kernel == FAST and p.batch == 8 else p
+        for p in measured.points
+    ]
+    race = lesson_of(replace(measured, points=tuple(looped)), monkeypatch).race
+    assert race.caption.texts[1].endswith(" as it. torch.int4: timed in a loop.")
+    assert "loop" not in race.caption.texts[0]
+
+
+def test_sixteen_bits_alone_are_compared_with_nothing(measured, monkeypatch):
+    only = replace(measured, points=tuple(p for p in measured.points if p.kernel == BASELINE))
+    race = lesson_of(only, monkeypatch).race
+    assert race.kernel == BASELINE
+    assert "there is no other kernel to set beside these 16-bit weights" in race.caption.texts[0]
 
 
 # ---------------------------------------------------------------------- inside a kernel

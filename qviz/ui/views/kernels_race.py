@@ -16,7 +16,7 @@ from qviz.kernels.machine import machine
 from qviz.kernels.measure import BATCHES, measure
 from qviz.kernels.records import Record, recorded, title
 from qviz.kernels.registry import BASELINE
-from qviz.kernels.results import Measurement, Point
+from qviz.kernels.results import Bound, Measurement, Point
 from qviz.kernels.shapes import SHAPES
 from qviz.ui.figures.kernels import points_of, roofline, speedups, times
 from qviz.ui.views.lesson_page import EXPECTED, LessonPage
@@ -59,8 +59,8 @@ EQUATION = """
 TERMS = {
     "t": "t: the time of one product Y = X·Wᵀ",
     "bytes": "bytes: the packed weight, the inputs and the outputs, each moved once",
-    "bandwidth": "B: bytes a second that a plain copy or read moves on this device, the faster one, "
-    "measured",
+    "bandwidth": "B: bytes a second that a plain copy or read moves on this device (the faster of "
+    "the two), measured",
     "operations": "2·m·n·k: a multiplication and an addition for each of m tokens, n outputs, k "
     "inputs",
     "rate": "R: operations a second of the best large product on this device, measured",
@@ -154,6 +154,7 @@ class Race:
         self.absent = Readout()
         self.caption = Caption()
         self.verdict = Caption()
+        self.verdict.add_class("qv-aside")
         self.controls = [
             self.kernel_control,
             self.format_control,
@@ -262,7 +263,7 @@ class Race:
         if shown is None:
             return
         kernels, batches, chosen = self.kernels, self.batches, self.kernel
-        self.times.height = 52 + 26 * len(kernels)
+        self.times.height = 60 + 30 * len(kernels)
         self.times.set_figures(
             times(shown, kernels, batches, chosen),
             [self._times_in_words(batch) for batch in batches],
@@ -339,8 +340,8 @@ class Race:
             f"{_time(point.time.low)} – {_time(point.time.high)}",
             _time(beside.time.median),
             f"{_three(shown.speedup(point))}×",
-            _size(point.weight_bytes),
-            _size(beside.weight_bytes),
+            size(point.weight_bytes),
+            size(beside.weight_bytes),
             _percent(shown.bandwidth_share(point)),
             "not known" if rate is None else _percent(rate),
             _time(bound.memory),
@@ -357,29 +358,12 @@ class Race:
         tokens = "1 token" if batch == 1 else f"{batch} tokens"
         if point is None:
             return f"{self.kernel} was not measured with {tokens}."
-        bound, speed = shown.bound(point), shown.speedup(point)
-        over = point.time.median / bound.seconds
-        beside = f"{_three(max(speed, 1 / speed))} times as {'fast' if speed > 1 else 'slow'} as"
-        if point.time.overlaps(shown.baseline(point).time):
-            beside = "within the spread as fast as"
-        if self.kernel == BASELINE:
-            beside = "there is no other kernel to set beside these"
-        if _unsteady(point) or _unsteady(shown.baseline(point)):
-            beside = (
-                "the repeats are more than a factor of 2 apart (something else ran?), " + beside
-            )
-        asked = f"Moving {_size(point.moved_bytes)} asks for {_time(bound.memory)}"
-        if bound.arithmetic is not None:
-            asked += f", the arithmetic for {_time(bound.arithmetic)}"
-        took = f"the kernel takes {_three(over)} times as long as it."
-        if over < 1:
-            took = (
-                f"the kernel takes {_three(over)} of it, so the device can do more than what was "
-                f"measured as its best."
-            )
+        beside = shown.baseline(point)
+        said = f"{_compared(point, beside, shown.speedup(point))} 16-bit weights."
+        notes = dict.fromkeys(f" {p.kernel}: {p.note}." for p in (point, beside) if p.note)
         return (
-            f"With {tokens}, {self.kernel} takes {_time(point.time.median)}: {beside} 16-bit "
-            f"weights. {asked}, so {bound.limit} is the tighter bound; {took}"
+            f"With {tokens}, {self.kernel} takes {_time(point.time.median)}: {said} "
+            f"{_bound_words(point, shown.bound(point))}{''.join(notes)}"
         )
 
     def _times_in_words(self, batch: int) -> str:
@@ -551,6 +535,33 @@ def _busy_words(measured: Measurement) -> str:
     return " ".join(words)
 
 
+def _compared(point: Point, beside: Point, speed: float) -> str:
+    """How it compares with 16-bit weights, up to those words."""
+    said = f"{_three(max(speed, 1 / speed))} times as {'fast' if speed > 1 else 'slow'} as"
+    if point.time.overlaps(beside.time):
+        said = "within the spread as fast as"
+    if point.kernel == BASELINE:
+        said = "there is no other kernel to set beside these"
+    if _unsteady(point) or _unsteady(beside):
+        said = f"the repeats are more than a factor of 2 apart (something else ran?), {said}"
+    return said
+
+
+def _bound_words(point: Point, bound: Bound) -> str:
+    """What the device's ceilings ask for, and how the measured time compares."""
+    asked = f"Moving {_size(point.moved_bytes)} asks for {_time(bound.memory)}"
+    if bound.arithmetic is not None:
+        asked += f", the arithmetic for {_time(bound.arithmetic)}"
+    times = _three(point.time.median / bound.seconds)
+    took = f"the kernel takes {times} times as long as it."
+    if point.time.median < bound.seconds:
+        took = (
+            f"the kernel takes {times} of it, so the device can do more than what was measured as "
+            f"its best."
+        )
+    return f"{asked}, so {bound.limit} is the tighter bound; {took}"
+
+
 def _unsteady(point: Point) -> bool:
     """Whether the 10th and the 90th percentile are more than a factor of 2 apart."""
     return point.time.high > 2 * point.time.low
@@ -560,7 +571,7 @@ def _time(seconds: float) -> str:
     return f"{_three(1e3 * seconds)} ms" if seconds >= 1e-3 else f"{_three(1e6 * seconds)} µs"
 
 
-def _size(count: float) -> str:
+def size(count: float) -> str:
     for power, unit in ((9, "GB"), (6, "MB"), (3, "kB")):
         if count >= 10**power:
             return f"{_three(count / 10**power)} {unit}"

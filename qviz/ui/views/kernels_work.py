@@ -7,6 +7,7 @@ import torch
 from qviz.kernels import registry
 from qviz.kernels.formats import DEFAULT_FORMAT, FORMATS
 from qviz.kernels.registry import BASELINE
+from qviz.ui.views.kernels_race import size
 from qviz.ui.views.lesson_page import LessonPage
 from qviz.ui.widgets import (
     Button,
@@ -129,14 +130,7 @@ class AtWork:
             f"{name}, {' and '.join(found.kernels)} in {_name(found.dtype)}, measured now. "
             f"{' '.join(found.notes)}"
         )
-        self.figures.set_rows(
-            [
-                (row["what"], f"{number(row['packed'])} · {number(row['16 bits'])} · "
-                 f"{row['in words'] or number(row['ratio'])}")
-                for row in found.rows
-            ],
-            "Packed · 16 bits · in words",
-        )  # fmt: skip
+        self.figures.set_rows([_figure(row) for row in found.rows], "Packed · 16 bits · in words")
         self.logits.set_rows(
             [
                 ("tokens compared", str(logits.tokens)),
@@ -154,6 +148,13 @@ class AtWork:
         self.memory.set_rows([*rows, ("total", f"{packed.total:,} · {dense.total:,}")],
                              "Bytes held · in 16 bits")  # fmt: skip
         self.caption.set_texts(_verdict(found))
+
+
+def _figure(row: dict[str, Any]) -> tuple[str, str]:
+    """One row of a comparison: both figures, and what their ratio means."""
+    show = size if "bytes" in row["what"] else number
+    words = row["in words"] or f"{number(row['ratio'])} times"
+    return row["what"], f"{show(row['packed'])} · {show(row['16 bits'])} · {words}"
 
 
 def _verdict(found: Any) -> str:
