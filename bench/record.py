@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from qviz.kernels.machine import processor
+
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
     "qviz", "torch", "numpy", "transformers", "voila", "jupyterlab", "anywidget", "plotly",
@@ -25,7 +27,7 @@ def conditions() -> dict[str, Any]:
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": _output("git", "rev-parse", "--short", "HEAD"),
         "python": platform.python_version(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "load before": round(os.getloadavg()[0], 2),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
@@ -88,12 +90,3 @@ def _version(name: str) -> str:
 def _output(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -10,7 +10,7 @@ TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_its_code_runs_from_top_to_bottom(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     names: dict[str, object] = {}
     printed = []
     for code in blocks:
@@ -20,6 +20,8 @@ def test_its_code_runs_from_top_to_bottom(capsys, tmp_path, monkeypatch):
     assert f"{names['q'].bits_per_weight:.3f} bits" in blocks[0]  # the figure in the comment
     assert "round" in printed[1]  # what was handed in does not compensate
     assert list((tmp_path / "run").iterdir())
+    assert "available" in printed[3] and "batch" in printed[3]
+    assert names["packed"].nbytes > 0 and names["y"].shape == (3, 256)
 
 
 def test_links_to_files():

@@ -20,7 +20,7 @@ def machine(device: torch.device) -> dict[str, str]:
     """Names → what is there now; all text, and "unknown" where the system does not say."""
     found = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-        "processor": _processor(),
+        "processor": processor(),
         "cores": str(os.cpu_count() or "unknown"),
         "threads": str(torch.get_num_threads()),
         "cache": str(last_level_cache(device)),
@@ -51,7 +51,8 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name, as far as the system tells."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():

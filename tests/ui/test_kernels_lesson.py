@@ -346,7 +346,7 @@ def test_what_was_different_with_a_point_is_said(measured, monkeypatch):
         for p in measured.points
     ]
     race = lesson_of(replace(measured, points=tuple(looped)), monkeypatch).race
-    assert race.caption.texts[1].endswith(" as it. torch.int4: timed in a loop.")
+    assert race.caption.texts[1].endswith(". torch.int4: timed in a loop.")
     assert "loop" not in race.caption.texts[0]
 
 

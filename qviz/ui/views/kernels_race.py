@@ -549,17 +549,14 @@ def _compared(point: Point, beside: Point, speed: float) -> str:
 
 def _bound_words(point: Point, bound: Bound) -> str:
     """What the device's ceilings ask for, and how the measured time compares."""
-    asked = f"Moving {_size(point.moved_bytes)} asks for {_time(bound.memory)}"
+    asked = f"Moving {size(point.moved_bytes)} asks for {_time(bound.memory)}"
     if bound.arithmetic is not None:
         asked += f", the arithmetic for {_time(bound.arithmetic)}"
     times = _three(point.time.median / bound.seconds)
-    took = f"the kernel takes {times} times as long as it."
+    took = f"the kernel takes {times} times as long as it"
     if point.time.median < bound.seconds:
-        took = (
-            f"the kernel takes {times} of it, so the device can do more than what was measured as "
-            f"its best."
-        )
-    return f"{asked}, so {bound.limit} is the tighter bound; {took}"
+        took += ": the device can do more than what was measured as its best"
+    return f"{asked}, so {bound.limit} is the tighter bound; {took}."
 
 
 def _unsteady(point: Point) -> bool:
