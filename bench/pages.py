@@ -143,8 +143,10 @@ def write_notebooks(folder: Path) -> None:
 def press_and_time(page: Page, slider: str, drawn: str, skip: int, presses: int) -> list[float]:
     """Milliseconds from keypress to paint of all `drawn` but the first `skip`."""
     page.locator(slider).first.focus()
+    page.keyboard.press("End")  # where the first keys below lead away from
+    page.wait_for_timeout(600)
     assert page.evaluate(WATCH, [drawn, skip]) > 0, f"nothing to watch: {drawn}"
-    # Never past an end, where nothing would be drawn: no slider begins at its left end.
+    # Never past an end, where nothing would be drawn.
     keys = ["ArrowLeft", "ArrowLeft", "ArrowRight", "ArrowRight"] * (presses // 4 + 1)
     times = []
     for key in keys[: presses + 2]:
@@ -166,6 +168,7 @@ def latencies(browser: Browser, presses: int) -> list[dict[str, Any]]:
     ours = (".qv-range", ".qv-matrix")
     all_of_it = (".qv-range", ".qv-matrix, .qv-chart")
     heatmap = (".noUi-handle", "plotly")
+    table = ".qv-side .qv-card:first-child .qv-readout"
     with tempfile.TemporaryDirectory() as folder:
         write_notebooks(Path(folder))
         runs = [
@@ -175,6 +178,11 @@ def latencies(browser: Browser, presses: int) -> list[dict[str, Any]]:
             (Path(folder), "FigureWidget heatmap 1024²", "heatmap_1024", *heatmap),
             (lessons, "first lesson, the pictures", "01_bit_width", *ours),
             (lessons, "first lesson, pictures and charts", "01_bit_width", *all_of_it),
+            (lessons, "kernels lesson, the figures", "11_memory_and_speed", ".qv-range", table),
+            (
+                lessons, "kernels lesson, figures and charts", "11_memory_and_speed",
+                ".qv-range", f"{table}, .qv-main .qv-card:first-child .qv-chart",
+            ),
         ]  # fmt: skip
         for notebooks in (Path(folder), lessons):
             with server(notebooks) as (port, _):
@@ -184,7 +192,7 @@ def latencies(browser: Browser, presses: int) -> list[dict[str, Any]]:
                         if where != notebooks:
                             continue
                         for at, trip in ((port, "none"), (far, "150 ms")):
-                            skip = int("lesson" in name)  # its first picture never changes
+                            skip = int("first lesson" in name)  # its first picture never changes
                             few = 8 if "FigureWidget" in name else presses
                             page = open_page(browser, at, notebook, slider, drawn)
                             times = press_and_time(page, slider, drawn, skip, few)
@@ -230,7 +238,8 @@ def open_page(browser: Browser, port: int, notebook: str, slider: str, drawn: st
     page = browser.new_page(viewport={"width": 1280, "height": 800})
     page.goto(f"http://127.0.0.1:{port}/voila/render/{notebook}.ipynb", timeout=120_000)
     page.wait_for_selector(slider, timeout=120_000)
-    selector = ".js-plotly-plot .heatmaplayer" if drawn == "plotly" else "[data-qv-painted] canvas"
+    selector = "[data-qv-painted]" if "readout" in drawn else "[data-qv-painted] canvas"
+    selector = ".js-plotly-plot .heatmaplayer" if drawn == "plotly" else selector
     page.wait_for_selector(selector, timeout=120_000, state="attached")
     if "qv-chart" in drawn:
         page.wait_for_selector(".qv-chart .js-plotly-plot", timeout=120_000)
@@ -284,7 +293,8 @@ def open_once(
     start = time.perf_counter()
     page.goto(f"http://127.0.0.1:{port}/voila/render/{notebook}.ipynb", timeout=120_000)
     page.wait_for_selector(".qv-range", timeout=120_000)
-    page.wait_for_selector("[data-qv-painted] canvas", timeout=120_000, state="attached")
+    painted = "[data-qv-painted] canvas, .qv-chart .js-plotly-plot"
+    page.wait_for_selector(painted, timeout=120_000, state="attached")
     ready = time.perf_counter() - start
     page.wait_for_timeout(4000)
     memory = kernel_memory(process, kernels[-1])

@@ -23,6 +23,10 @@ class Matmul(Kernel):
     def refuses(self, q: QuantizedTensor) -> str | None:
         return None
 
+    def reference(self, q: QuantizedTensor, x: torch.Tensor) -> torch.Tensor:
+        """In float64, of Ŵ rounded to the inputs' dtype: that is what its bytes stand for."""
+        return self.inputs(x, q) @ q.dequantize().to(x.dtype).double().T
+
     def _pack(
         self, q: QuantizedTensor, device: torch.device, dtype: torch.dtype
     ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -60,6 +60,11 @@ class Int4(Kernel):
     def _pack(
         self, q: QuantizedTensor, device: torch.device, dtype: torch.dtype
     ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        if device.type == "cuda" and dtype is not torch.bfloat16:
+            raise ValueError(
+                f"{self.name} multiplies bfloat16 inputs on CUDA, not {dtype}: pass "
+                f"dtype=torch.bfloat16"
+            )
         grid, size = q.grid, group_of(q)
         assert isinstance(grid, Affine) and grid.offset is not None and size is not None
         rows, columns = q.shape

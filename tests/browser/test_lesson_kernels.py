@@ -109,7 +109,7 @@ def test_measuring_this_machine(tab):
     labels = choose.locator("option").all_inner_texts()
     choose.select_option(label=next(text for text in labels if "bundled" in text))
     tab.page.get_by_role("button", name="Measure it here").click()
-    tab.page.get_by_role("button", name="Stop").wait_for()
+    tab.page.get_by_role("button", name="Stop measuring").wait_for()
     eventually(lambda: "Measured on" in tab.page.inner_text(".qv-main"), 120)
     assert tab.page.get_by_role("button", name="Measure it here").is_visible()
     assert float(rows(tab)["as fast as 16 bits"].rstrip("×")) > 0
@@ -147,9 +147,10 @@ def test_stepping_through_a_kernel(tab):
         tab.page.keyboard.press("ArrowRight")
     assert len(set(seen)) > 5  # the picture changes with the steps
     tab.page.keyboard.press("End")
-    eventually(lambda: rows(tab)["output y"] != "–")
+    eventually(lambda: rows(tab)["output y, in bfloat16"] != "–")
     value, wide = (
-        float(rows(tab)[n].replace("−", "-")) for n in ("output y", "the same in float64")
+        float(rows(tab)[n].replace("−", "-"))
+        for n in ("output y, in bfloat16", "the same in float64")
     )
     assert value == pytest.approx(wide, rel=2**-7)
 

@@ -163,3 +163,11 @@ def test_a_scale_per_column_is_no_scale_per_row(name):
 def test_e5m2_is_another_format():
     q = qviz.quantize(weight(16, 32), "fp8", format="fp8_e5m2")
     assert "E4M3" in kernels.get("torch.fp8").refuses(q)
+
+
+def test_int4_on_cuda_is_for_bfloat16_alone():
+    """Refused when it is packed, not by torch when it is multiplied; on the way, without a GPU."""
+    kernel = kernels.get("torch.int4")
+    q = kernel.adapt(qviz.quantize(weight(16, 128), bits=4, group_size=64), torch.float16)
+    with pytest.raises(ValueError, match="bfloat16 inputs on CUDA"):
+        kernel._pack(q, torch.device("cuda"), torch.float16)

@@ -118,7 +118,7 @@ def test_a_record_is_shown_as_recorded(lesson):
     assert "Recorded on Test 9000" in race.origin.text and "not measured here" in race.origin.text
     assert race.source_control.options[0] == kernels_race.HERE
     assert race.batch_control.options == ["1", "8", "64"]
-    assert rows(race.absent) == {"triton.w4a16": ["There is no GPU."]}
+    assert rows(race.absent) == {"triton.\u200bw4a16": ["There is no GPU."]}
 
 
 def test_the_table_has_the_measured_figures(lesson, measured):
@@ -169,7 +169,7 @@ def test_nothing_is_claimed_before_it_was_measured(bare):
     assert "Not measured on this machine yet" in race.origin.text
     assert "There is no GPU here" in race.origin.text or "There is a GPU" in race.origin.text
     assert "qv-gone" in race.charts._dom_classes
-    assert race.table.rows == [] and race.caption.texts == [""]
+    assert race.table.rows == [] and "times every kernel that takes" in race.caption.texts[0]
     assert race.shape_control.value.startswith("2048×2048")
 
 
@@ -229,7 +229,7 @@ def test_stopping_shows_what_there_is(bare, quick, monkeypatch, measured):
         race.shape_control.index = 1 - min(race.shape_control.index, 1)  # clears the page's status
         assert "something" in race.progress.text
         race.shape_control.index = before
-        race.stop_button.click()
+        race.measure_button.click()
         assert stopped()
         progress(1, 3, "a step that was under way")
         assert "stopping" in race.progress.text
@@ -242,7 +242,21 @@ def test_stopping_shows_what_there_is(bare, quick, monkeypatch, measured):
     assert race.batches == [1]
     assert "Stopped early" in race.origin.text
     assert "qv-gone" in race.busy._dom_classes
-    assert "qv-gone" not in race.idle._dom_classes
+    assert race.measure_button.label == kernels_race.MEASURE
+
+
+def test_what_was_measured_behind_the_learners_back_is_said(bare, monkeypatch, measured):
+    race = bare.race
+
+    def measure(shape, format, batches, **options):
+        race.format_control.index = 1 - min(race.format_control.index, 1)
+        return measured
+
+    monkeypatch.setattr(kernels_race, "measure", measure)
+    race.measure_button.click()
+    race.wait(20)
+    assert race.shown is None and "Meanwhile" in race.origin.text
+    assert "was measured here" in race.origin.text
 
 
 def test_what_cannot_be_measured_is_said_in_words(bare, monkeypatch):
@@ -253,24 +267,28 @@ def test_what_cannot_be_measured_is_said_in_words(bare, monkeypatch):
     bare.race.measure_button.click()
     bare.race.wait(20)
     assert bare.status.kind == "error" and "would not fit" in bare.status.text
-    assert "qv-gone" not in bare.race.idle._dom_classes
+    assert bare.race.measure_button.label == kernels_race.MEASURE
 
 
-def test_a_press_while_it_measures_begins_nothing(bare, monkeypatch, measured):
+def test_a_press_while_it_measures_stops_it(bare, monkeypatch, measured):
     race, go, calls = bare.race, Event(), []
 
-    def measure(*arguments, **options):
+    def measure(*arguments, stopped, **options):
         calls.append(arguments)
         assert go.wait(20)
+        assert stopped() is (len(calls) == 1)  # the first is, the second is not
         return measured
 
     monkeypatch.setattr(kernels_race, "measure", measure)
     race.measure_button.click()
+    assert race.measure_button.label == kernels_race.STOP
+    with pytest.raises(ValueError, match="measuring already"):
+        race.measure()
     race.measure_button.click()
-    assert "measuring already" in bare.status.text
+    assert "stopping" in race.progress.text
     go.set()
     race.wait(20)
-    assert len(calls) == 1
+    assert len(calls) == 1 and race.measure_button.label == kernels_race.MEASURE
     race.measure_button.click()  # and the next press is taken
     race.wait(20)
     assert len(calls) == 2 and bare.status.text == ""
@@ -284,7 +302,7 @@ def test_a_defect_while_it_is_drawn_is_said(bare, monkeypatch, measured):
     bare.race.measure_button.click()
     bare.race.wait(20)
     assert bare.status.kind == "error" and "torch.matmul was not measured" in bare.status.text
-    assert "qv-gone" not in bare.race.idle._dom_classes
+    assert bare.race.measure_button.label == kernels_race.MEASURE
 
 
 def test_where_nothing_could_be_measured_the_reason_is_said(bare, monkeypatch, measured):
@@ -397,7 +415,9 @@ def test_the_program_ends_with_the_kernels_output(inside):
     assert walk.rows == slice(20, 24)
     for row in range(4):
         inside.tile_view.cursor = [row, 0]
-        stored, wide = (column(inside.table, n)[-1] for n in ("output y", "the same in float64"))
+        stored, wide = (
+            column(inside.table, n)[-1] for n in ("output y, in bfloat16", "the same in float64")
+        )
         stored, wide = (float(text.replace("−", "-")) for text in (stored, wide))
         assert stored == pytest.approx(float(walk.y[row]), rel=1e-3)
         assert stored == pytest.approx(wide, rel=2**-8)
@@ -416,10 +436,30 @@ def test_the_bits_in_brackets_are_the_code(opened):
         assert int(bits.replace("[", "").replace("]", "").replace(" ", ""), 2) == int(word, 16)
 
 
+def test_the_table_can_be_recomputed_by_hand(inside):
+    """Factors and product stand under their names; the int8 sum comes to the output."""
+    table = {row["label"]: row["texts"] for row in inside.table.rows}
+
+    def value(label: str, step: int = -1) -> float:
+        text = table[label][step]
+        return float(text.replace("−", "-").replace(",", ""))
+
+    if inside.walk.kernel == "triton.w8a8":
+        assert value("q · q_x") == value("code q") * value("input's code")
+        scales = value("token's scale") * value("scale s of its row")
+        assert value("the sum of its row") * scales == pytest.approx(
+            value("the same in float64"), rel=3e-3
+        )
+        return
+    name = "q − z" if inside.walk.kernel == "triton.w4a16" else "its level"
+    product = kernels_inside.PRODUCT[inside.walk.kernel]
+    assert value(product) == pytest.approx(value(name) * value("input x"), rel=2e-3)
+
+
 def test_what_was_read_is_counted(inside):
     read = column(inside.traffic, "moved so far, all in all")
     assert read[-1] == f"{inside.walk.nbytes:,} bytes"
-    assert column(inside.traffic, "16-bit weights alone")[-1] == f"{2 * 4 * 1024:,} bytes"
+    assert column(inside.traffic, "the same weights in 16 bits")[-1] == f"{2 * 4 * 1024:,} bytes"
     counts = [int(text.replace(",", "").split()[0]) for text in read]
     assert counts == sorted(counts)
 

@@ -233,9 +233,10 @@ def roofline(
     ]
     figure.update_xaxes(type="log", range=list(np.log10([low, high])), dtick=1)
     rate = [p.rate / 1e9 for p in points]
-    # Above the roof there is nothing but the legend.
-    room = 10 ** (0.2 + 0.1 * (len(kernels) + len(used)) * np.log10(max(rate) / min(rate)))
     roof = max([*(rates[dtype] / 1e9 for dtype in used), *rate])
+    # Above the roof there is nothing but the legend, a tenth of the height for each line of it.
+    part = min(0.105 * (len(kernels) + len(used)), 0.55)
+    room = (2 * roof / min(rate)) ** (part / (1 - part))
     figure.update_yaxes(type="log", dtick=1, exponentformat="none",
                         range=list(np.log10([min(rate) / 2, roof * room])))  # fmt: skip
     figure.update_layout(showlegend=True, legend=_legend(right=False))

@@ -59,6 +59,8 @@ class KernelsLesson(LessonPage):
         chosen = self.part_control.value
         if chosen == INSIDE:
             self.inside.open()
+        elif chosen == MODEL:
+            self.work.open()
         for name, widgets in self._of_part.items():
             for widget in widgets:
                 show_only(widget, name == chosen)

@@ -6,6 +6,7 @@ step to step needs no kernel of Jupyter.
 
 import torch
 
+from qviz.core.grids import Affine
 from qviz.kernels import registry
 from qviz.kernels.formats import FORMATS
 from qviz.kernels.tiles import EVENTS, SHOWN, Block, Step, Walk, programs, source, walk
@@ -28,6 +29,14 @@ from qviz.ui.widgets import (
 
 ROWS = (1, 2, 4, 8, 16)
 FORMULAS = {event.name: event.formula for event in EVENTS}
+INT8_FORMULAS = {
+    "tile.inputs": "q_x[column]",
+    "tile.products": "total + Σ q · q_x",
+    "tile.store": "y[row] = s_x · s[row] · Σ total",
+}
+PRODUCT = {
+    "triton.w4a16": "(q − z) · x", "triton.nf4": "level · x", "triton.w8a8": "q · q_x",
+}  # fmt: skip
 SHOWS = {
     "tile.rows": "nothing has been read yet",
     "tile.step": "the token's inputs",
@@ -177,6 +186,10 @@ class Inside:
         assert self.walk is not None
         assert self._cell is not None
         told = story(self.walk, *self._cell, self._wide)
+        if self.walk.kernel == "triton.w8a8":
+            assert isinstance(self._q.grid, Affine)
+            scale = self._q.grid.scale.flatten()[self.walk.rows.start + self._cell[0]]
+            told[-1]["scale s of its row"] = number(float(scale))
         labels = list(dict.fromkeys(label for each in told for label in each))
         self.table.set_rows(
             [(label, [each.get(label, UNKNOWN) for each in told], _ROLES.get(label, ""))
@@ -188,16 +201,23 @@ class Inside:
     def _draw_traffic(self) -> None:
         """Bytes read up to each step, and what 16-bit weights would have needed."""
         assert self.walk is not None
-        read, weights, here, there = 0, 0, [], []
+        read, packed, weights, here, ours, there = 0, 0, 0, [], [], []
         rows = self.walk.rows.stop - self.walk.rows.start
         for step in self.walk.steps:
             read += step.nbytes
+            if step.event in (*_READS, "tile.scale"):
+                packed += step.nbytes
             if step.event in _READS:
                 weights += rows * (step.columns.stop - step.columns.start)
             here.append(f"{read:,} bytes")
+            ours.append(f"{packed:,} bytes")
             there.append(f"{2 * weights:,} bytes")
         self.traffic.set_rows(
-            [("moved so far, all in all", here), ("16-bit weights alone", there, "original")]
+            [
+                ("moved so far, all in all", here),
+                ("of it weights and scales", ours, "codes"),
+                ("the same weights in 16 bits", there, "original"),
+            ]
         )
 
     def _mark(self) -> None:
@@ -283,11 +303,14 @@ def story(walk: Walk, row: int, column: int, wide: torch.Tensor) -> list[dict[st
     for i, step in enumerate(walk.steps):
         if step.event in _READS:  # another tile, another weight
             known = {k: v for k, v in known.items() if k in ("the sum of its row", "token's scale")}
-        known = {**known, "what happens": FORMULAS[step.event], **_told(walk, i, row, column)}
+        formula = FORMULAS[step.event]
+        if walk.kernel == "triton.w8a8":
+            formula = INT8_FORMULAS.get(step.event, formula)
+        known = {**known, "what happens": formula, **_told(walk, i, row, column)}
         told.append(known)
     told[-1] = {
         **told[-1],
-        "output y": number(float(walk.y[row])),
+        "output y, in bfloat16": number(float(walk.y[row])),
         "the same in float64": number(float(wide[row])),
     }
     return told
@@ -327,12 +350,18 @@ def _told(walk: Walk, i: int, row: int, column: int) -> dict[str, str]:
         case "tile.products":
             product = products(walk, i)[row, column]
             if walk.kernel != "triton.w8a8":
-                return {"times the input": number(float(product))}
+                return {PRODUCT[walk.kernel]: number(float(product))}
             total = int(_sum_so_far(walk, i)[row])
-            return {"times the input": f"{int(product):,}", "the sum of its row": f"{total:,}"}
+            return {PRODUCT[walk.kernel]: _integer(int(product)),
+                    "the sum of its row": _integer(total)}  # fmt: skip
         case "tile.total":
             return {"the sum of its row": number(float(held["total"][row].sum()))}
     return {}
+
+
+def _integer(value: int) -> str:
+    """All digits in groups of three, with the minus sign that `number` uses."""
+    return f"{value:,}".replace("-", "−")
 
 
 def _sum_so_far(walk: Walk, i: int) -> torch.Tensor:

@@ -5,7 +5,7 @@ is shown as recorded, with machine and date; a press of the button measures this
 batches are sent ahead, so that the slider needs no kernel.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from threading import Event, Thread
 
@@ -39,9 +39,10 @@ from qviz.ui.widgets import (
     stack,
 )
 
-HERE = "this machine, measured now"
+HERE = "this machine"
 FIRST_SHAPE = ("Llama-3.2-1B", "o_proj")  # 2048 × 2048: some seconds on two cores
 SECONDS = 0.15  # of timing for each kernel and batch
+MEASURE, STOP = "Measure it here", "Stop measuring"
 GUESS = "your guess"
 NEVER, BEYOND = "never", "at every batch here"
 
@@ -128,11 +129,10 @@ class Race:
         self.format_control = Choice("Weights stored as", [FORMATS[DEFAULT_FORMAT].title])
         self.shape_control = Choice("Shape, from a model", ["…"])
         self.kernel_control = Choice("Look closer at", ["…"])
-        self.measure_button = Button("Measure it here")
-        self.stop_button = Button("Stop")
+        self.measure_button = Button(MEASURE)
         # Not the page's status, which every control that is used meanwhile clears.
         self.progress = Status()
-        self.idle, self.busy = stack(self.measure_button), stack(self.progress, self.stop_button)
+        self.busy = stack(self.progress)
         show_only(self.busy, False)
         self.guess_control = Choice("Before you drag: up to how many tokens is it faster than 16 "
                                     "bits?", [GUESS])  # fmt: skip
@@ -155,13 +155,15 @@ class Race:
         self.caption = Caption()
         self.verdict = Caption()
         self.verdict.add_class("qv-aside")
+        self.predict = section("Predict", self.guess_control, self.verdict)
+        self.closer = stack(self.kernel_control)
         self.controls = [
-            self.kernel_control,
+            self.closer,
             self.format_control,
             details("Shape and machine", self.shape_control, self.source_control),
-            self.idle,
+            self.measure_button,
             self.busy,
-            section("Predict", self.guess_control, self.verdict),
+            self.predict,
         ]
         self.main = [section("The race", self.origin, self.charts)]
         self.side = [
@@ -179,8 +181,7 @@ class Race:
         page.on_change(self.format_control, "index", self._new_choice)
         page.on_change(self.kernel_control, "index", self._draw)
         page.on_change(self.guess_control, "index", self._judge)
-        self.measure_button.on_click(page.handler(self.measure))
-        self.stop_button.on_click(page.handler(self.stop))
+        self.measure_button.on_click(page.handler(self.press))
 
     # ---------------------------------------------------------------- what can be chosen
 
@@ -223,12 +224,17 @@ class Race:
     # ---------------------------------------------------------------- drawing
 
     def _show_all(self) -> None:
-        show_only(self.charts, self.shown is not None)
+        for widget in (self.charts, self.closer, self.predict):
+            show_only(widget, self.shown is not None)
         self._say_origin()
         if self.shown is None:
-            self.table.set_rows([])
-            self.absent.set_rows([])
-            self.caption.set_texts("")
+            self.table.set_rows([], "The kernel")
+            self.absent.set_rows(_reasons({k.kernel.name: k.reason for k in registry.available()
+                                           if k.reason is not None}))  # fmt: skip
+            self.caption.set_texts(
+                f"“{MEASURE}” times every kernel that takes "
+                f"{FORMATS[self.format].title} beside 16-bit weights."
+            )
             self.verdict.set_texts("")
             self.equation.actives = []
             return
@@ -239,7 +245,7 @@ class Race:
             ends = [NEVER, *(str(b) for b in self.batches[:-1]), BEYOND]
             self.guess_control.set_options([GUESS, *ends], 0)
         self._revealed = False
-        self.absent.set_rows(list(self.shown.left_out.items()))
+        self.absent.set_rows(_reasons(self.shown.left_out))
         self._draw()
 
     def _say_origin(self) -> None:
@@ -252,8 +258,7 @@ class Race:
             ).strip()
         elif self.shown is None:
             self.origin.text = (
-                f"Not measured on this machine yet: press “{self.measure_button.label}”. "
-                f"{_device_words()}"
+                f"Not measured on this machine yet: press “{MEASURE}”. {_device_words()}"
             )
         else:
             self.origin.text = f"Measured on {title(self.shown)}. {_busy_words(self.shown)}".strip()
@@ -320,7 +325,7 @@ class Race:
         points = points_of(self.shown, self.kernel)
         columns = [self._figures(points.get(batch)) for batch in self.batches]
         rows = [(name, [each[name] for each in columns]) for name in columns[0]]
-        rows.append(("inputs become", [_activations(self.kernel)]))
+        rows.append(("inputs", [_activations(self.kernel)]))
         self.table.set_rows(rows, self.kernel)
 
     def _figures(self, point: Point | None) -> dict[str, str]:
@@ -359,7 +364,7 @@ class Race:
         if point is None:
             return f"{self.kernel} was not measured with {tokens}."
         beside = shown.baseline(point)
-        said = f"{_compared(point, beside, shown.speedup(point))} 16-bit weights."
+        said = f"{_compared(point, beside, shown.speedup(point))}."
         notes = dict.fromkeys(f" {p.kernel}: {p.note}." for p in (point, beside) if p.note)
         return (
             f"With {tokens}, {self.kernel} takes {_time(point.time.median)}: {said} "
@@ -390,6 +395,13 @@ class Race:
 
     # ---------------------------------------------------------------- measuring here
 
+    def press(self) -> None:
+        """One button begins and stops, so that the keyboard's focus has somewhere to stay."""
+        if self._measuring:
+            self.stop()
+        else:
+            self.measure()
+
     def measure(self) -> None:
         """Begin to measure the chosen shape and format, beside the page: it stays usable."""
         if self._measuring:
@@ -405,7 +417,7 @@ class Race:
         self._stop.clear()
         self._measuring = True
         self.progress.busy("beginning to measure")
-        show_only(self.idle, False)
+        self.measure_button.label = STOP
         show_only(self.busy, True)
         self._worker = Thread(target=self._measure, args=(self.shape, self.format), daemon=True)
         self._worker.start()
@@ -442,8 +454,8 @@ class Race:
 
     def _finish(self, then: Callable[[], None]) -> None:
         with self._page.one_at_a_time:
-            show_only(self.idle, True)
             show_only(self.busy, False)
+            self.measure_button.label = MEASURE
             self._measuring = False
             self._page.status.clear()
             try:
@@ -465,6 +477,11 @@ class Race:
         self.live[shape, format] = found
         if self.record is None and (self.shape, self.format) == (shape, format):
             self._new_choice()
+        else:  # the learner looks at something else meanwhile
+            self.origin.text += (
+                f" Meanwhile {self._named(shape)}, {FORMATS[format].title}, was measured here: "
+                f"choose it, under figures of {HERE}."
+            )
 
 
 # ---------------------------------------------------------------------- names and numbers
@@ -502,6 +519,15 @@ def _only(measured: Measurement, shape: tuple[int, int], format: str) -> Measure
     return replace(measured, points=points, left_out=absent)
 
 
+def _reasons(left_out: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Rows of a table: who is not there, and why. Names may break after a point, so that the table
+    fits beside the charts; a reason that begins with the name does without it."""
+    return [
+        (name.replace(".", ".\u200b"), why.removeprefix(f"{name} "))
+        for name, why in left_out.items()
+    ]
+
+
 def _activations(kernel: str) -> str:
     known = registry.kernels().get(kernel)
     return "not known" if known is None else known.activations
@@ -536,14 +562,20 @@ def _busy_words(measured: Measurement) -> str:
 
 
 def _compared(point: Point, beside: Point, speed: float) -> str:
-    """How it compares with 16-bit weights, up to those words."""
+    """How it compares with 16-bit weights, without a full stop."""
     said = f"{_three(max(speed, 1 / speed))} times as {'fast' if speed > 1 else 'slow'} as"
     if point.time.overlaps(beside.time):
         said = "within the spread as fast as"
     if point.kernel == BASELINE:
         said = "there is no other kernel to set beside these"
-    if _unsteady(point) or _unsteady(beside):
-        said = f"the repeats are more than a factor of 2 apart (something else ran?), {said}"
+    unsteady = dict.fromkeys(each.kernel for each in (point, beside) if _unsteady(each))
+    if unsteady:
+        said = (
+            f"{said} 16-bit weights, but the repeats of {' and of '.join(unsteady)} are more than "
+            f"a factor of 2 apart (something else ran?)"
+        )
+    else:
+        said += " 16-bit weights"
     return said
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from qviz.kernels import registry
+from qviz.kernels.alone import alone
 from qviz.kernels.formats import DEFAULT_FORMAT, FORMATS
 from qviz.kernels.registry import BASELINE
 from qviz.ui.views.kernels_race import size
@@ -34,11 +35,11 @@ class AtWork:
 
     def __init__(self, page: LessonPage) -> None:
         self._page = page
-        self._formats = _formats_with_kernels()
+        self._formats: dict[str, list[str]] = {}  # filled when the part is opened
         self.comparison: Any = None  # the last Comparison
-        titles = [FORMATS[name].title for name in self._formats]
-        first = list(self._formats).index(DEFAULT_FORMAT) if DEFAULT_FORMAT in self._formats else 0
-        self.format_control = Choice("Weights stored as", titles, first)
+        self._shown: tuple[str, str] | None = None  # its format and kernel
+        self._said = ""
+        self.format_control = Choice("Weights stored as", ["…"])
         self.kernel_control = Choice("Multiplied by", ["…"])
         self.prompt_control = TextField("Prompt", PROMPT.strip())
         self.write_button = Button("Let both write")
@@ -63,7 +64,7 @@ class AtWork:
                 self.where,
                 figures_row(
                     stack(Text("with packed weights", "h3"), self.packed_text),
-                    stack(Text("with the same weights, dequantized to 16 bits", "h3"),
+                    stack(Text("with the same, dequantized", "h3"),
                           self.reference_text),
                     wide=True,
                 ),
@@ -72,9 +73,20 @@ class AtWork:
         ]  # fmt: skip
         self.side = [section("", self.logits), section("", self.memory)]
         page.on_change(self.format_control, "index", self._offer_kernels)
+        page.on_change(self.kernel_control, "index", self._say_whose)
         self.write_button.on_click(page.handler(self.write, WORKING))
-        self._offer_kernels()
         self._empty()
+
+    def open(self) -> None:
+        """Find out which formats have a kernel here, the first time that the part is shown."""
+        if self._formats:
+            return
+        self._formats = _formats_with_kernels()
+        names = list(self._formats)
+        first = names.index(DEFAULT_FORMAT) if DEFAULT_FORMAT in names else 0
+        with self._page.quietly():
+            self.format_control.set_options([FORMATS[name].title for name in names], first)
+        self._offer_kernels()
 
     @property
     def format(self) -> str:
@@ -83,6 +95,16 @@ class AtWork:
     def _offer_kernels(self) -> None:
         with self._page.quietly():
             self.kernel_control.set_options(self._formats[self.format])
+        self._say_whose()
+
+    def _say_whose(self) -> None:
+        """Which format and kernel the figures belong to, where others have been chosen since."""
+        if self._shown is None:
+            return
+        again = ""
+        if self._shown != (self.format, self.kernel_control.value):
+            again = f" For what you chose since, press “{self.write_button.label}” again."
+        self.where.text = f"{self._said}{again}"
 
     def _empty(self) -> None:
         self.where.text = (
@@ -101,11 +123,9 @@ class AtWork:
         prompt = str(self.prompt_control.value)
         if not prompt.strip():
             raise ValueError("type a prompt first, such as def main():")
-        source, kernel, format = (
-            self.source_control.value.strip(),
-            self.kernel_control.value,
-            (FORMATS[self.format]),
-        )
+        source, kernel = self.source_control.value.strip(), self.kernel_control.value
+        chosen = self.format
+        format = FORMATS[chosen]
         say = self._page.status.busy
         say("Loading the model …")
         model = load_model(source or None)
@@ -113,23 +133,27 @@ class AtWork:
         quantized = quantize_model(model, format.method, **format.options)
         say(f"Packing them for {kernel} …")
         packed = pack_model(quantized, kernel, device=registry.default_device())
-        say("Both models read, write, and are timed in turns …")
-        found = compare(
-            packed, prompt=prompt, quantized=quantized, max_tokens=TOKENS, new_tokens=NEW_TOKENS,
-            repeats=REPEATS,
-        )  # fmt: skip
+        waiting = "Waiting: another page or command measures on this machine …"
+        with alone(lambda: say(waiting)):
+            say("Both models read, write, and are timed in turns …")
+            found = compare(
+                packed, prompt=prompt, quantized=quantized, max_tokens=TOKENS,
+                new_tokens=NEW_TOKENS, repeats=REPEATS,
+            )  # fmt: skip
         self.comparison = found
-        self._show(model.name)
+        self._shown = (chosen, kernel)
+        self._show(model.name, format.title)
 
-    def _show(self, name: str) -> None:
+    def _show(self, name: str, stored: str) -> None:
         found = self.comparison
         texts, logits = found.texts, found.logits
         self.packed_text.set_texts(texts.prompt + texts.packed)
         self.reference_text.set_texts(texts.prompt + texts.reference)
-        self.where.text = (
-            f"{name}, {' and '.join(found.kernels)} in {_name(found.dtype)}, measured now. "
-            f"{' '.join(found.notes)}"
-        )
+        self._said = (
+            f"{name}: {stored}, {' and '.join(found.kernels)} in {_name(found.dtype)}, measured "
+            f"here. {' '.join(found.notes)}"
+        ).strip()
+        self._say_whose()
         self.figures.set_rows([_figure(row) for row in found.rows], "Packed · 16 bits · in words")
         self.logits.set_rows(
             [
@@ -153,13 +177,21 @@ class AtWork:
 def _figure(row: dict[str, Any]) -> tuple[str, str]:
     """One row of a comparison: both figures, and what their ratio means."""
     show = size if "bytes" in row["what"] else number
-    words = row["in words"] or f"{number(row['ratio'])} times"
+    words = _in_order(row["in words"]) or f"ratio {number(row['ratio'])}"
     return row["what"], f"{show(row['packed'])} · {show(row['16 bits'])} · {words}"
+
+
+def _in_order(words: str) -> str:
+    """“slower, 3.00 times” as “3.00 times slower”, to stand in a sentence."""
+    what, comma, times = words.partition(", ")
+    return f"{times} {what}" if comma else words
 
 
 def _verdict(found: Any) -> str:
     """What the comparison says, in two sentences."""
-    pace = next(row["in words"] for row in found.rows if row["what"].startswith("decode"))
+    pace = _in_order(
+        next(row["in words"] for row in found.rows if row["what"].startswith("decode"))
+    )
     small = found.memory[1].total / found.memory[0].total
     at = found.texts.parts_at
     same = (
