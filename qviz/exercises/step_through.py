@@ -288,7 +288,7 @@ class _Judge:
         found = _explained(
             found, lambda d: abs(d.ours - d.theirs) == 1 and bool(ties[d.row, d.column])
         )
-        if any(d.distance <= FAR for d in found.unexplained):
+        if found.unexplained:
             width = self._tie_width
             found = _explained(found, lambda d: d.distance <= float(width[d.step]))
         return found
@@ -325,8 +325,14 @@ class _Judge:
     @cached_property
     def _tie_width(self) -> torch.Tensor:
         """[in] how far from the middle between two codes a weight may be at each step, to be a
-        tie: some times as far as float32 moves it, which is the precision of most learners."""
-        return (4 * self._drift).clamp(max=FAR)
+        tie: some times as far as float32 moves it, which is the precision of most learners.
+
+        That is less than FAR as a rule. Where H is nearly singular it can be more: some processors'
+        float32 inverse leaves the last rows of U off by a sixth, and then their codes say nothing
+        about the learner.
+        """
+        width = 4 * self._drift
+        return torch.where(self._drift > FAR, width, width.clamp(max=FAR))
 
     @cached_property
     def _drift(self) -> torch.Tensor:

@@ -86,11 +86,14 @@ def straddling_rows() -> Tally:
     from bitsandbytes.backends.default.ops import _dequantize_4bit_compute
     from bitsandbytes.functional import get_4bit_type
 
+    # Not compiled for each shape; where torch could not prepare to compile it, it is plain already.
+    plain = getattr(_dequantize_4bit_compute, "__wrapped__", _dequantize_4bit_compute)
+
     def one(w: torch.Tensor, form: str) -> Pairs:
         ours = qviz.quantize(w, "nf4", format=form)
         packed, state = theirs(w, quant_type=form)
         absmax, code = state.absmax, get_4bit_type(form, "cpu")
-        back = _dequantize_4bit_compute.__wrapped__(  # not compiled for each shape
+        back = plain(
             packed.flatten(), absmax, code, 64, w.shape, w.dtype
         )
         yield ours.dequantize(), back
