@@ -93,9 +93,7 @@ def straddling_rows() -> Tally:
         ours = qviz.quantize(w, "nf4", format=form)
         packed, state = theirs(w, quant_type=form)
         absmax, code = state.absmax, get_4bit_type(form, "cpu")
-        back = plain(
-            packed.flatten(), absmax, code, 64, w.shape, w.dtype
-        )
+        back = plain(packed.flatten(), absmax, code, 64, w.shape, w.dtype)
         yield ours.dequantize(), back
 
     ragged = {dtype: [w for w in cases(dtype) if w.shape[1] % 64] for dtype in DTYPES}
