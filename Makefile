@@ -7,7 +7,8 @@ PEERS := .venv-peers
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 RECIPE := pyproject.toml constraints.txt
-PEER_BENCHES = bench/time_gguf.py bench/time_hqq.py bench/kernels.py bench/packed_model.py
+PEER_BENCHES = bench/time_gguf.py bench/time_hqq.py bench/kernels.py bench/kernels_correctness.py \
+	bench/packed_model.py
 BENCHES = $(filter-out bench/record.py bench/exactness.py $(PEER_BENCHES),$(wildcard bench/[a-z]*.py))
 
 # Where to start from: PYTHON=… or the first of these that is new enough.
