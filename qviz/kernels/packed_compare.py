@@ -128,13 +128,13 @@ def _pace(ours: Rate, theirs: Rate) -> str:
     if low <= high16 and low16 <= high:
         return "no difference beyond that between repeats"
     ratio = ours.median / theirs.median
-    return f"{ratio:.2f} times as fast" if ratio > 1 else f"slower, {1 / ratio:.2f} times"
+    return f"{ratio:.2f} times as fast" if ratio > 1 else f"{1 / ratio:.2f} times slower"
 
 
 def _size(ratio: float) -> str:
     if ratio == 1:
         return "the same"
-    return f"{1 / ratio:.2f} times smaller" if ratio < 1 else f"larger, {ratio:.2f} times"
+    return f"{1 / ratio:.2f} times smaller" if ratio < 1 else f"{ratio:.2f} times larger"
 
 
 def compare(

@@ -187,7 +187,6 @@ class Race:
 
     def _offer(self) -> None:
         """Offer what the chosen source has: a record its own, this machine everything."""
-        record = self.record
         with self._page.quietly():
             titles = [f"recorded: {one.title}" for one in self.records]
             at = self.source_control.index

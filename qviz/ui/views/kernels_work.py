@@ -109,7 +109,7 @@ class AtWork:
     def _empty(self) -> None:
         self.where.text = (
             f"The bundled model continues your prompt twice. {_device_words()} It loads the model "
-            f"into this page's Python, about 450 MB."
+            f"into this page's Python, which then takes more memory."
         )
         self.caption.set_texts(f"Press “{self.write_button.label}”.")
 
@@ -177,21 +177,13 @@ class AtWork:
 def _figure(row: dict[str, Any]) -> tuple[str, str]:
     """One row of a comparison: both figures, and what their ratio means."""
     show = size if "bytes" in row["what"] else number
-    words = _in_order(row["in words"]) or f"ratio {number(row['ratio'])}"
+    words = row["in words"] or f"ratio {number(row['ratio'])}"
     return row["what"], f"{show(row['packed'])} · {show(row['16 bits'])} · {words}"
-
-
-def _in_order(words: str) -> str:
-    """“slower, 3.00 times” as “3.00 times slower”, to stand in a sentence."""
-    what, comma, times = words.partition(", ")
-    return f"{times} {what}" if comma else words
 
 
 def _verdict(found: Any) -> str:
     """What the comparison says, in two sentences."""
-    pace = _in_order(
-        next(row["in words"] for row in found.rows if row["what"].startswith("decode"))
-    )
+    pace = next(row["in words"] for row in found.rows if row["what"].startswith("decode"))
     small = found.memory[1].total / found.memory[0].total
     at = found.texts.parts_at
     same = (
