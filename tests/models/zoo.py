@@ -869,7 +869,7 @@ def root() -> Path:
 def directory(name: str) -> Path:
     """A directory with this architecture's model and tokenizer; made once per process."""
     one = ZOO[name]
-    path = root() / name.replace(" ", "-").replace(",", "").lower()
+    path = root() / f"tiny-{name.replace(' ', '-').replace(',', '').lower()}"
     model = one.model()
     model.save_pretrained(path)
     if one.tokenizer:
