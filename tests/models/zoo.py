@@ -26,6 +26,7 @@ from torch import nn
 BUNDLED = Path(__file__).parents[2] / "qviz" / "data" / "model"
 VOCABULARY, WIDTH = 512, 64
 
+OWN = object()  # stands for the value that the configuration class has by itself
 SIZES: Mapping[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": WIDTH,
@@ -84,17 +85,14 @@ def tiny(model_class: str, **changes: Any) -> Any:
 
 
 def sized(config_class: Any, **changes: Any) -> Any:
-    """A configuration of this class: SIZES as far as it has them, then `changes`.
-
-    A change of None leaves the class's own value.
-    """
+    """A configuration of this class: SIZES as far as it has them, then `changes`."""
     config_class = (
         getattr(transformers, config_class) if isinstance(config_class, str) else config_class
     )
     has = config_class()
     options = {name: value for name, value in SIZES.items() if hasattr(has, name)}
     options = {**options, **TEXT, **changes}
-    return config_class(**{k: v for k, v in options.items() if v is not None})
+    return config_class(**{k: v for k, v in options.items() if v is not OWN})
 
 
 def drawn(model: Any) -> Any:
@@ -330,7 +328,7 @@ DECODERS = (
     decoder(
         "Falcon",
         "FalconForCausalLM",
-        head_dim=None,
+        head_dim=OWN,
         ffn_hidden_size=96,
         new_decoder_architecture=True,
         num_kv_heads=2,
@@ -339,7 +337,7 @@ DECODERS = (
         "Falcon, 7B form",
         "FalconForCausalLM",
         "one head of keys and values",
-        head_dim=None,
+        head_dim=OWN,
         ffn_hidden_size=96,
     ),
     decoder("MPT", "MptForCausalLM", "ALiBi", max_seq_len=128, expansion_ratio=2),
@@ -379,7 +377,7 @@ DECODERS = (
         "XLNet",
         "XLNetLMHeadModel",
         "sequence first; tokens in any order",
-        max_position_embeddings=None,
+        max_position_embeddings=OWN,
         d_inner=96,
         d_model=WIDTH,
         n_head=4,
@@ -399,6 +397,7 @@ DECODERS = (
         attn_layers=["local", "local"],
     ),
     decoder("BERT as decoder", "BertLMHeadModel", is_decoder=True),
+    decoder("BERT, called a decoder", "BertLMHeadModel", "every token sees the whole text"),
     decoder(
         "BART decoder",
         "BartForCausalLM",
@@ -407,6 +406,7 @@ DECODERS = (
         decoder_attention_heads=4,
         is_encoder_decoder=False,
         is_decoder=True,
+        forced_eos_token_id=None,
     ),
 )
 
@@ -416,7 +416,7 @@ RECURRENT = (
     recurrent("FalconMamba", "FalconMambaForCausalLM"),
     recurrent("RWKV", "RwkvForCausalLM", attention_hidden_size=WIDTH, context_length=128),
     recurrent(
-        "xLSTM", "xLSTMForCausalLM", num_heads=4, head_dim=None, qk_dim_factor=1.0, chunk_size=16
+        "xLSTM", "xLSTMForCausalLM", num_heads=4, head_dim=OWN, qk_dim_factor=1.0, chunk_size=16
     ),
     recurrent(
         "RecurrentGemma",
@@ -462,7 +462,7 @@ RECURRENT = (
         mamba_num_heads=8,
         mamba_head_dim=16,
         n_groups=1,
-        num_hidden_layers=None,
+        num_hidden_layers=OWN,
         chunk_size=16,
         moe_shared_expert_intermediate_size=32,
         layers_block_type=["mamba", "attention", "moe", "mlp"],
@@ -559,7 +559,7 @@ EXPERTS = (
         "Jamba",
         "JambaForCausalLM",
         "recurrent layers",
-        layers_block_type=None,
+        layers_block_type=OWN,
         attn_layer_period=2,
         attn_layer_offset=1,
         expert_layer_period=2,
@@ -590,7 +590,7 @@ EXPERTS = (
         zero_expert_num=2,
         moe_topk=2,
         num_layers=2,
-        num_hidden_layers=None,
+        num_hidden_layers=OWN,
     ),
 )
 
@@ -650,7 +650,7 @@ ENCODERS = (
         "Funnel",
         "FunnelModel",
         "shortens the sequence",
-        num_hidden_layers=None,
+        num_hidden_layers=OWN,
         block_sizes=[1, 1],
         d_inner=96,
         d_head=16,
@@ -661,7 +661,7 @@ ENCODERS = (
         "MobileBertModel",
         embedding_size=32,
         intra_bottleneck_size=32,
-        true_hidden_size=None,
+        true_hidden_size=OWN,
     ),
     encoder("SqueezeBERT", "SqueezeBertModel", "linears as convolutions", embedding_size=WIDTH),
     encoder("ConvBERT", "ConvBertModel", embedding_size=32),
@@ -672,7 +672,7 @@ ENCODERS = (
     encoder("RoFormer", "RoFormerModel", embedding_size=WIDTH),
     encoder("RemBERT", "RemBertModel", input_embedding_size=32, output_embedding_size=32),
     encoder("Megatron-BERT", "MegatronBertModel"),
-    encoder("MRA", "MraModel"),
+    encoder("MRA", "MraModel", "without its CUDA kernel, attention gives zeros"),
     encoder("YOSO", "YosoModel"),
     encoder("LayoutLM", "LayoutLMModel", "positions on a page", max_2d_position_embeddings=64),
     encoder("Jina v3", "JinaEmbeddingsV3Model"),
@@ -683,7 +683,7 @@ ENCODERS = (
         d_ff=96,
         d_kv=16,
         num_layers=2,
-        num_hidden_layers=None,
+        num_hidden_layers=OWN,
         decoder_start_token_id=0,
     ),
 )
@@ -703,7 +703,7 @@ BOTH = (
         d_ff=96,
         d_kv=16,
         num_layers=2,
-        num_hidden_layers=None,
+        num_hidden_layers=OWN,
         decoder_start_token_id=0,
     ),
     both(
@@ -715,7 +715,7 @@ BOTH = (
         decoder_ffn_dim=96,
         encoder_attention_heads=4,
         decoder_attention_heads=4,
-        num_hidden_layers=None,
+        num_hidden_layers=OWN,
     ),
 )
 
@@ -818,7 +818,7 @@ def whisper() -> Any:
         decoder_ffn_dim=96,
         max_source_positions=64,
         max_target_positions=128,
-        num_hidden_layers=None,
+        num_hidden_layers=OWN,
         decoder_start_token_id=0,
     )
 
