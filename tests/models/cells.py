@@ -86,7 +86,7 @@ class Case:
     def original(self) -> Any:
         """The model as transformers reads it, without qviz."""
         cls = type(self.zoo.model())
-        model = cls.from_pretrained(self.path).eval()
+        model = cls.from_pretrained(self.path, dtype=torch.float32).eval()
         return model.requires_grad_(False)
 
     @cached_property
@@ -121,16 +121,23 @@ class Case:
 
 def judge(check: Callable[[Case], str], case: Case, seconds: int = SECONDS) -> Outcome:
     """Run one check and sort what happens."""
+    return sort_out(lambda: check(case), lambda words: _without_names(words, case), seconds)
+
+
+def sort_out(
+    call: Callable[[], str], rename: Callable[[str], str] = str, seconds: int = SECONDS
+) -> Outcome:
+    """What a call comes to: what it returns, a refusal, or a failure; `rename` mends the words."""
     try:
         with _time_limit(seconds), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return Outcome("ok", check(case))
+            return Outcome("ok", call())
     except Wrong as wrong:
         return Outcome("fails", str(wrong))
     except TimeoutError:
         return Outcome("fails", f"not done after {seconds} s")
     except Exception as error:  # noqa: BLE001  whatever comes is what is to be shown
-        words = _without_names(str(error), case)
+        words = rename(str(error))
         if isinstance(error, REFUSALS) and _raised_by_qviz(error):
             return Outcome("refused", words)
         frame = traceback.extract_tb(error.__traceback__)[-1]

@@ -14,9 +14,10 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -59,6 +60,7 @@ class Architecture:
     make       builds it, with random weights
     note       what is unusual in it
     tokenizer  one of TOKENIZERS, or "" for none
+    saving     options of save_pretrained
     """
 
     name: str
@@ -66,6 +68,7 @@ class Architecture:
     make: Callable[[], Any]
     note: str = ""
     tokenizer: str = "text"
+    saving: Mapping[str, Any] = field(default_factory=dict)
 
     def model(self) -> Any:
         """A new instance, with the same weights every time."""
@@ -77,11 +80,10 @@ class Architecture:
 # ---------------------------------------------------------------------------------------- building
 
 
-def tiny(model_class: str, **changes: Any) -> Any:
+def tiny(model_class: str, weights: torch.dtype = torch.float32, **changes: Any) -> Any:
     """A model of this class: SIZES as far as its configuration has them, then `changes`."""
-    model_class = getattr(transformers, model_class)
-    config = sized(model_class.config_class, **changes)
-    return drawn(model_class(config))
+    chosen = getattr(transformers, model_class)
+    return drawn(chosen(sized(chosen.config_class, **changes))).to(weights)
 
 
 def sized(config_class: Any, **changes: Any) -> Any:
@@ -235,12 +237,17 @@ TOKENIZERS: Mapping[str, Callable[[], Any]] = {
 
 
 def _one(kind: str, tokenizer: str = "text") -> Callable[..., Architecture]:
-    def build(name: str, model_class: str, note: str = "", **changes: Any) -> Architecture:
-        chosen = changes.pop("tokenizer", tokenizer)
-        special = SENTENCE if chosen in ("sentence", "protein") else {}
-        return Architecture(
-            name, kind, partial(tiny, model_class, **{**special, **changes}), note, chosen
-        )
+    def build(
+        name: str,
+        model_class: str,
+        note: str = "",
+        tokenizer: str = tokenizer,
+        saving: Mapping[str, Any] = MappingProxyType({}),
+        **changes: Any,
+    ) -> Architecture:
+        special = SENTENCE if tokenizer in ("sentence", "protein") else {}
+        make = partial(tiny, model_class, **{**special, **changes})
+        return Architecture(name, kind, make, note, tokenizer, saving)
 
     return build
 
@@ -288,6 +295,10 @@ DECODERS = (
         pad_token_id=0,
         eos_token_id=1,
         bos_token_id=0,
+    ),
+    decoder("Llama, bfloat16", "LlamaForCausalLM", weights=torch.bfloat16),
+    decoder(
+        "Llama, shards", "LlamaForCausalLM", "several files", saving={"max_shard_size": "99KB"}
     ),
     decoder("Mistral", "MistralForCausalLM", "attends to a window", sliding_window=24),
     decoder("Ministral", "MinistralForCausalLM"),
@@ -471,6 +482,9 @@ RECURRENT = (
 
 EXPERTS = (
     experts("Mixtral", "MixtralForCausalLM"),
+    experts(
+        "Mixtral, shards", "MixtralForCausalLM", "several files", saving={"max_shard_size": "99KB"}
+    ),
     experts("Qwen2-MoE", "Qwen2MoeForCausalLM", "a shared expert"),
     experts("Qwen3-MoE", "Qwen3MoeForCausalLM"),
     experts(
@@ -871,7 +885,7 @@ def directory(name: str) -> Path:
     one = ZOO[name]
     path = root() / f"tiny-{name.replace(' ', '-').replace(',', '').lower()}"
     model = one.model()
-    model.save_pretrained(path)
+    model.save_pretrained(path, **one.saving)
     if one.tokenizer:
         TOKENIZERS[one.tokenizer]().save_pretrained(path)
     return path
