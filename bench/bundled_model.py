@@ -19,7 +19,7 @@ from record import RESULTS, save, table
 
 import qviz
 from qviz.models.checkpoint import BUNDLED
-from qviz.models.load import LoadedModel
+from qviz.models.layers import LoadedModel
 from qviz.models.texts import evaluation_texts
 
 NAME, TITLE = "bundled_model", "Bundled model: perplexity on held-out Python by bits"

@@ -20,7 +20,7 @@ from qviz.core.calibration import Calibration
 from qviz.core.linear import QuantizedLinear
 from qviz.core.metrics import output_energy
 from qviz.methods.gguf.mixes import layer_types
-from qviz.models.load import LoadedModel, linear_layers
+from qviz.models.layers import LoadedModel, linear_layers
 from qviz.models.quantize import QuantizedModel
 from qviz.models.rotate import rotate_model
 from qviz.models.texts import find_text

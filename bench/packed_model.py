@@ -30,7 +30,7 @@ from qviz.kernels import formats, registry
 from qviz.kernels.packed_compare import compare_logits, compare_texts
 from qviz.kernels.packed_cost import Speed, memory, random_llama, speed, speeds
 from qviz.kernels.packed_model import PackedModel, pack_model
-from qviz.models.load import LoadedModel, linear_layers
+from qviz.models.layers import LoadedModel, linear_layers
 from qviz.models.quantize import QuantizedModel
 from qviz.models.texts import evaluation_texts
 
@@ -156,7 +156,7 @@ def quantized_as(model: LoadedModel, name: str) -> QuantizedModel:
         if first not in tensors:
             tensors[first] = one.quantize(layers[first].weight)
         tensors[layer] = tensors[first]
-    return QuantizedModel(model, tensors, {})
+    return QuantizedModel(model, tensors, {}, one.method)
 
 
 # ---------------------------------------------------------------------- one model's rows

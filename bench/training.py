@@ -15,7 +15,7 @@ import torch
 from record import save
 
 import qviz
-from qviz.models.load import LoadedModel
+from qviz.models.layers import LoadedModel
 from qviz.models.texts import calibration_texts
 from qviz.study.training import train_quantized
 

@@ -34,6 +34,7 @@ class Calibration:
     tokens: int
     layer: str = ""
     source: str = ""
+    weights: str = ""
 
     def __post_init__(self) -> None:
         if self.hessian.ndim != 2 or self.hessian.shape[0] != self.hessian.shape[1]:

@@ -15,9 +15,9 @@ import torch
 
 from qviz.kernels.packed_cost import MemoryUse, Rate, Speed, greedy, memory, prompt_ids, speeds
 from qviz.kernels.packed_model import PackedModel
-from qviz.models.capture import require_tokenizer, token_windows
-from qviz.models.load import LoadedModel
+from qviz.models.layers import LoadedModel
 from qviz.models.quantize import QuantizedModel
+from qviz.models.reading import require_tokenizer, token_windows
 from qviz.models.text import Perplexity, perplexity
 from qviz.models.texts import evaluation_texts
 

@@ -16,9 +16,9 @@ from torch import nn
 from qviz.core.check import require_int
 from qviz.kernels.packed_linear import PackedLinear
 from qviz.kernels.packed_model import PackedModel
-from qviz.models.capture import require_tokenizer
 from qviz.models.checkpoint import HEAD
-from qviz.models.load import LoadedModel, is_conv1d
+from qviz.models.layers import LoadedModel, is_conv1d
+from qviz.models.reading import require_tokenizer
 
 PARTS = ("packed linears", "other linears", "embeddings", "output head", "norms", "rest")
 

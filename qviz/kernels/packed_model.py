@@ -24,7 +24,7 @@ from qviz.core.transform import InputScale
 from qviz.kernels import registry
 from qviz.kernels.kernel import Kernel
 from qviz.kernels.packed_linear import PackedLinear, inner_dtype
-from qviz.models.load import LoadedModel
+from qviz.models.layers import LoadedModel
 from qviz.models.quantize import Quantized, QuantizedModel
 from qviz.models.rotate import run_online
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from qviz.core.check import require_int
 from qviz.methods.kv_cache import attention
-from qviz.models.capture import token_windows
-from qviz.models.load import LoadedModel, require_loaded
+from qviz.models.layers import LoadedModel, loaded
+from qviz.models.reading import run, token_windows
 from qviz.models.rotate import LLAMA_LIKE
 
 
@@ -70,7 +70,7 @@ def capture_attention(
     >>> states = capture_attention(qviz.load_model(), "def f(x):\\n    return x\\n" * 8, 2)
     >>> q = qviz.quantize(states.keys[:32], "kv_cache", bits=2)
     """
-    require_loaded(model)
+    model = loaded(model)
     if getattr(model.config, "model_type", "") not in LLAMA_LIKE:
         raise ValueError(
             f"{model.name} is a {model.config.model_type} model; attention is captured in "
@@ -89,8 +89,8 @@ def capture_attention(
 
     handle = module.register_forward_pre_hook(hook, with_kwargs=True)
     try:
+        run(model, torch.tensor([ids], device=model.device))
         with torch.no_grad():
-            model.model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
             return _states(module, seen["hidden"], *seen["rotary"])
     finally:
         handle.remove()

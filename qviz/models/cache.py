@@ -29,7 +29,7 @@ log = logging.getLogger("qviz")
 
 LIMIT_BYTES = 2 << 30  # of all files: a class that tries its own texts must not fill the disk
 ABANDONED = 86400  # seconds after which a half-written file has no writer
-FORMAT = 1  # part of the key: raise it when what is stored changes its meaning
+FORMAT = 2  # part of the key: raise it when what is stored changes its meaning
 TENSORS = ("inputs", "hessian", "act_absmax", "act_absmean")
 
 
@@ -70,7 +70,11 @@ def read(key: Mapping[str, Any], layer: str) -> Calibration | None:
                     part: _tensor(file, f"{entry['group']}.{part}", header) for part in TENSORS
                 }
                 return Calibration(
-                    **tensors, tokens=entry["tokens"], layer=name, source=header["source"]
+                    **tensors,
+                    tokens=entry["tokens"],
+                    layer=name,
+                    source=header["source"],
+                    weights=header["weights"],
                 )
     except (SafetensorError, ValueError, TypeError, KeyError, OSError) as error:
         log.warning("the cached calibration %s is damaged (%s); computing it again", path, error)
@@ -99,8 +103,14 @@ def write(key: Mapping[str, Any], calibrations: Mapping[str, Calibration]) -> No
         for part in TENSORS:
             tensors[f"{group}.{part}"] = getattr(calibration, part).cpu().contiguous()
     checksums = {name: checksum(tensor) for name, tensor in tensors.items()}
-    source = next(iter(calibrations.values())).source
-    header = {"layers": layers, "checksums": checksums, "source": source, "key": dict(key)}
+    any_of_them = next(iter(calibrations.values()))
+    header = {
+        "layers": layers,
+        "checksums": checksums,
+        "source": any_of_them.source,
+        "weights": any_of_them.weights,
+        "key": dict(key),
+    }
     try:
         write_whole(path, tensors, json.dumps(header))
         _evict(path)

@@ -12,10 +12,8 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +22,19 @@ from torch import nn
 
 from qviz.core.calibration import Calibration
 from qviz.core.check import require_int
+from qviz.core.memory import require_memory
 from qviz.models import cache
 from qviz.models.checkpoint import find_checkpoint, list_layers
-from qviz.models.load import (
-    LinearLayer,
-    LoadedModel,
-    choose_layers,
-    linear_layers,
-    load_model,
-    require_loaded,
-    require_memory,
-)
+from qviz.models.layers import LinearLayer, LoadedModel, choose_layers, linear_layers, loaded
+from qviz.models.load import load_model
+from qviz.models.reading import WindowBatch, as_in_use, equal_batches, run, token_windows
+from qviz.models.resume import weights_fingerprint
 from qviz.models.statistics import Collector
 from qviz.models.texts import calibration_texts, evaluation_texts, find_text
 
 Progress = Callable[[int, int], None]  # called with (done, total)
 
-MAX_TOKENS, SEQUENCE_LENGTH, KEEP_INPUTS = 4096, 512, 1024
+MAX_TOKENS, KEEP_INPUTS = 4096, 1024
 BUNDLED_TOKENS = 16384  # of the bundled model, which is small: 1024 channels want that many
 FIRST_TEXT = "python"  # what is captured where nobody names a text
 STORE_ALL_BELOW = 2**30  # bytes of Hessians up to which a run keeps every layer, not only one
@@ -49,7 +43,7 @@ STORE_ALL_BELOW = 2**30  # bytes of Hessians up to which a run keeps every layer
 def capture(
     model: LoadedModel,
     texts: str | Sequence[str],
-    layers: Sequence[str] | None = None,
+    layers: str | Sequence[str] | None = None,
     *,
     max_tokens: int = MAX_TOKENS,
     sequence_length: int | None = None,
@@ -64,12 +58,15 @@ def capture(
 
     The texts are cut into windows of `sequence_length` tokens (None: 512, or what the model can
     take), one window from each text in turn, until `max_tokens` are together. Every token counts
-    once, special tokens included; padding never counts. `keep_inputs` rows are drawn from all of
-    them at random by `seed`, the same tokens for every layer, in the order of the text (all rows
-    if there are fewer). Sums are kept in `hessian_dtype`, float32 or float64; results are on the
-    model's device. layers=None takes all that the model runs.
+    once, special tokens included; windows of different length never run together, so there is no
+    padding. `keep_inputs` rows are drawn from all of them at random by `seed`, the same tokens for
+    every layer, in the order of the text (all rows if there are fewer). Sums are kept in
+    `hessian_dtype`, float32 or float64; results are on the model's device. layers=None takes all
+    that the model runs; names may be patterns, "*.mlp.*". An expert of a mixture sees the tokens
+    routed to it, one without any has no entry. Each Calibration knows from which weights it is.
 
-    Raises ValueError for unknown layers, for empty texts and for inputs that are NaN or infinite.
+    Raises ValueError for unknown layers, for empty texts, for inputs that are NaN or infinite and
+    for whatever the model itself fails on.
 
     >>> model = qviz.load_model()
     >>> calibration = qviz.capture(model, "def f(x):\\n    return x", max_tokens=64)
@@ -77,28 +74,40 @@ def capture(
     torch.Size([1024, 1024])
     """
     require_collecting(hessian_dtype, keep_inputs, batch_size)
-    require_loaded(model)
+    model = loaded(model)
     wanted = choose_layers(model, layers)
     windows = token_windows(model, texts, max_tokens, sequence_length)
-    # At least one Hessian for each width within each module; q, k and v share one.
-    widths = {(name.rpartition(".")[0], one.in_features) for name, one in wanted.items()}
+    # At least one Hessian for each width within each module; q, k and v share one, experts do not.
+    widths = {
+        (name if one.stack else name.rpartition(".")[0], one.in_features)
+        for name, one in wanted.items()
+    }
     needed = sum(width**2 for _, width in widths) * hessian_dtype.itemsize
     require_memory(needed, f"Hessians for {len(wanted)} layers", "Name fewer layers at a time")
     with as_in_use(model):
         results = collect(
             wanted,
-            padded_batches(windows, batch_size, model.device),
+            equal_batches(windows, batch_size, model.device),
             runner_of(model, wanted),
             keep_inputs=keep_inputs,
             hessian_dtype=hessian_dtype,
             source=source,
+            weights=weights_fingerprint(model),
             seed=seed,
             progress=progress,
         )
-    silent = [name for name in wanted if name not in results]
+    silent = [n for n, one in wanted.items() if n not in results and one.stack is None]
     if silent and layers is not None:
-        raise ValueError(f"the model never ran {', '.join(silent)} on this text; leave it out")
+        raise ValueError(f"{', '.join(silent)}: {NEVER_RAN}")
+    if not results:
+        raise ValueError(f"no token of these texts reached {', '.join(wanted)}; take longer texts")
     return results
+
+
+NEVER_RAN = (
+    "the model never calls it as a layer on text (it may use the weight in another way), so there "
+    "are no inputs to capture; leave it out"
+)
 
 
 def require_collecting(hessian_dtype: torch.dtype, keep_inputs: int, batch_size: int) -> None:
@@ -109,52 +118,16 @@ def require_collecting(hessian_dtype: torch.dtype, keep_inputs: int, batch_size:
     require_int(batch_size, "batch_size", 1, 4096)
 
 
-@contextmanager
-def as_in_use(model: LoadedModel) -> Iterator[None]:
-    """While open, the model runs as in evaluation: dropout would calibrate on noise."""
-    training = [module for module in model.model.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@dataclass(frozen=True, eq=False)
-class WindowBatch:
-    """Some windows as a model reads them.
-
-    ids    [batch, longest] token ids
-    mask   [batch, longest] bool, True where there is a token
-    first  the number of the first window
-    """
-
-    ids: torch.Tensor
-    mask: torch.Tensor
-    first: int
-
-
-def padded_batches(
-    windows: list[list[int]], batch_size: int, device: torch.device
-) -> list[WindowBatch]:
-    """All windows, `batch_size` at a time."""
-    starts = range(0, len(windows), batch_size)
-    return [WindowBatch(*_pad(windows[i : i + batch_size], device), i) for i in starts]
-
-
 def runner_of(
     model: LoadedModel, layers: Mapping[str, LinearLayer]
 ) -> Callable[[WindowBatch], None]:
     """A function that runs the model on a batch, as much of it as has these layers."""
-    runner = _smallest_runner(model, layers)
-    options = {"use_cache": False} if model.kind == "decoder" else {}
+    part = _smallest_part(model, layers)
 
-    def run(batch: WindowBatch) -> None:
-        runner(input_ids=batch.ids, attention_mask=batch.mask.long(), **options)
+    def run_on(batch: WindowBatch) -> None:
+        run(model, batch.ids, part)
 
-    return run
+    return run_on
 
 
 def collect(
@@ -165,23 +138,24 @@ def collect(
     keep_inputs: int,
     hessian_dtype: torch.dtype,
     source: str,
+    weights: str,
     seed: int,
     progress: Progress | None = None,
 ) -> dict[str, Calibration]:
     """Layer → statistics of its inputs while `run` is called with each batch.
 
-    Layers that never ran are not in it.
+    Layers that never ran are not in it, nor experts to which no token was routed.
     """
     collector = Collector(hessian_dtype, keep_inputs, seed)
     total = batches[-1].first + len(batches[-1].ids)
     with input_hooks(layers, collector.see), torch.no_grad():
         for batch in batches:
-            collector.begin(batch.mask, batch.first)
+            collector.begin(batch)
             run(batch)
             collector.flush()
             if progress is not None:
                 progress(batch.first + len(batch.ids), total)
-    return collector.results(layers, source)
+    return collector.results(layers, source, weights)
 
 
 @contextmanager
@@ -213,91 +187,11 @@ def input_hooks(
             handle.remove()
 
 
-def token_windows(
-    model: LoadedModel,
-    texts: str | Sequence[str],
-    max_tokens: int | None,
-    sequence_length: int | None,
-) -> list[list[int]]:
-    """The texts as windows of token ids, one from each text in turn, at most max_tokens together.
-
-    Each window carries the special tokens that the model's tokenizer puts around a text.
-    """
-    length = window_length(model, sequence_length)
-    if max_tokens is not None:
-        require_int(max_tokens, "max_tokens", 1, 10**9)
-    per_text = []
-    for text in as_texts(texts):
-        encoded = require_tokenizer(model)(
-            text, truncation=True, max_length=length, return_overflowing_tokens=True
-        )
-        per_text.append([list(ids) for ids in encoded["input_ids"]])
-    in_turn = [w for w in chain.from_iterable(zip_longest(*per_text)) if w]
-    windows: list[list[int]] = []
-    left = max_tokens if max_tokens is not None else sum(map(len, in_turn))
-    for window in in_turn:
-        if left > 0:
-            windows.append(window[:left])
-            left -= len(windows[-1])
-    if not windows:
-        raise ValueError("the texts hold no tokens; give at least one text that is not empty")
-    return windows
-
-
-def as_texts(texts: str | Sequence[str]) -> list[str]:
-    """One text or several as a list, each a non-empty string."""
-    if not isinstance(texts, Iterable):
-        raise TypeError(f"texts must be a string or several, got {type(texts).__name__}")
-    listed = [texts] if isinstance(texts, str) else list(texts)
-    for i, text in enumerate(listed):
-        if not isinstance(text, str):
-            raise TypeError(f"text {i} must be a string, got {type(text).__name__}")
-    if not any(text.strip() for text in listed):
-        raise ValueError("the texts are empty; give at least one text with some words")
-    return [text for text in listed if text.strip()]
-
-
-def window_length(model: LoadedModel, sequence_length: int | None) -> int:
-    """The window in tokens: as asked, or 512, within what the model has positions for."""
-    longest = model.max_length or 10**9
-    if sequence_length is None:
-        return min(SEQUENCE_LENGTH, longest)
-    if longest < sequence_length:
-        raise ValueError(
-            f"sequence_length={sequence_length}, but {model.name} has positions for {longest} "
-            f"tokens; take at most that"
-        )
-    return require_int(sequence_length, "sequence_length", 4, longest)
-
-
-def require_tokenizer(model: LoadedModel) -> Any:
-    if model.tokenizer is None:
-        raise ValueError(
-            f"{model.name} has no tokenizer, so it cannot read text; put its tokenizer.json "
-            f"beside the weights"
-        )
-    return model.tokenizer
-
-
-def _smallest_runner(model: LoadedModel, layers: Mapping[str, LinearLayer]) -> nn.Module:
+def _smallest_part(model: LoadedModel, layers: Mapping[str, LinearLayer]) -> nn.Module:
     """The base model if it has all the layers: the output head may cost more than the rest."""
     base = getattr(model.model, "base_model", model.model)
     inside = set(map(id, base.modules()))
     return base if all(id(layer.module) in inside for layer in layers.values()) else model.model
-
-
-def _pad(windows: list[list[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and mask (True where there is a token), both [batch, longest].
-
-    Padding is on the right, where the tokens of a decoder do not see it; id 0 always exists.
-    """
-    longest = max(map(len, windows))
-    ids = torch.zeros(len(windows), longest, dtype=torch.long)
-    mask = torch.zeros(len(windows), longest, dtype=torch.bool)
-    for row, window in enumerate(windows):
-        ids[row, : len(window)] = torch.tensor(window)
-        mask[row, : len(window)] = True
-    return ids.to(device), mask.to(device)
 
 
 _one_at_a_time = threading.Lock()  # two callbacks that miss together should run the model once
@@ -366,8 +260,15 @@ def load_calibration(
         cache.write(key | {"layers": "all" if scope is None else [layer]}, captured)
     (name,) = chosen
     if name not in captured:
-        raise ValueError(f"the model never ran {name} on this text; take another layer")
+        raise ValueError(f"{name}: {_silence(chosen[name])}")
     return captured[name]
+
+
+def _silence(layer: LinearLayer) -> str:
+    """Why there is no calibration of a layer although the model ran."""
+    if layer.stack is None:
+        return NEVER_RAN
+    return "no token of this text was routed to this expert; take a longer text or another expert"
 
 
 def _look_up(key: dict[str, Any], layer: str) -> Calibration | None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qviz.models import hub
+from qviz.models.names import PLAIN, Translation, translation_of
 
 if TYPE_CHECKING:
     import torch
@@ -99,16 +100,28 @@ class Checkpoint:
 
     @cached_property
     def weight_map(self) -> dict[str, str]:
-        """Tensor name → file name, from the index if there is one, else from the one header."""
+        """Tensor name → file name: of the one file model.safetensors, else by the index.
+
+        In the order of transformers, so that a single weight and a whole model come from the same
+        file where both are there (an index may be older than the file beside it).
+        """
         if self.path is not None and self.origin == "file":
             return dict.fromkeys(read_header(self.path), self.path.name)
+        if self.path is None:
+            # without the network when the local Hub cache has either
+            sharded = hub.cached(self.name, INDEX) and not hub.cached(self.name, SINGLE)
+            whole = None if sharded else self._remote_header(SINGLE)
+            if whole is not None:
+                return dict.fromkeys(whole, SINGLE)
+        elif (self.path / SINGLE).is_file():
+            return dict.fromkeys(read_header(self.path / SINGLE), SINGLE)
         index = self.fetch(INDEX)
         if index is not None:
             mapped = _read_json(index)
             if not isinstance(mapped, dict) or not isinstance(mapped.get("weight_map"), dict):
                 raise ValueError(f"{index} is damaged: no 'weight_map' in it. Download it again")
             return {str(k): str(v) for k, v in mapped["weight_map"].items()}
-        single = self.fetch(SINGLE) or self._only_safetensors_file()
+        single = self._only_safetensors_file()
         return dict.fromkeys(read_header(single), single.name)
 
     def file(self, filename: str) -> Path:
@@ -127,23 +140,40 @@ class Checkpoint:
     def headers(self) -> dict[str, TensorInfo]:
         """Every tensor of the model. From the Hub only the headers travel, not the weights."""
         infos: dict[str, TensorInfo] = {}
-        if self.path is None:
-            indexed = self.fetch(INDEX) is not None
-            for filename in sorted(set(self.weight_map.values())) if indexed else [SINGLE]:
-                infos |= self._remote_header(filename)
-            return infos
         for filename in sorted(set(self.weight_map.values())):
-            infos |= read_header(self.file(filename))
+            found = (
+                self._remote_header(filename)
+                if self.path is None
+                else read_header(self.file(filename))
+            )
+            if found is None:
+                raise FileNotFoundError(
+                    f"{self.name}: {INDEX} names {filename}, which the repository does not have"
+                )
+            infos |= found
         return infos
 
-    def _remote_header(self, filename: str) -> dict[str, TensorInfo]:
+    def _remote_header(self, filename: str) -> dict[str, TensorInfo] | None:
+        """The header of a file on the Hub, or None if there is no such file."""
         cached = hub.cached(self.name, filename)
         if cached is not None:
             return read_header(cached)
         remote = hub.header(self.name, filename)
         if remote is None:
-            raise FileNotFoundError(_no_safetensors(self))
+            return None
         return {n: TensorInfo(n, shape, dtype, filename) for n, (shape, dtype) in remote.items()}
+
+    def read(self, tensor: str, row: int | None = None) -> torch.Tensor:
+        """A tensor of the files, or one entry along its first axis, in the dtype it is stored in.
+
+        ValueError for one that is not of floats: it would need scales that are elsewhere.
+        """
+        path = self.file(self.weight_map[tensor])
+        header = read_header(path)
+        if tensor not in header:
+            raise ValueError(f"{INDEX} places {tensor} in {path.name}, which does not have it")
+        require_floats(self.name, header[tensor], self.weight_map)
+        return _read_tensor(path, tensor, row)
 
     def identity(self) -> str:
         """A string that changes when the model's files change: the key of cached results.
@@ -216,9 +246,11 @@ def load_layer(name_or_path: str | Path | None, layer: str) -> torch.Tensor:
     """Read one weight straight from safetensors: a tensor [out, in] in the stored float dtype.
 
     name_or_path: None for the bundled model, "minilm", a directory, a .safetensors file or a Hub
-    id, of which only the file that holds the layer is downloaded. `layer` may end in ".weight"
+    id, of which only the files that hold the layer are downloaded. `layer` may end in ".weight"
     or not, and a unique tail of the name will do. GPT-2's Conv1D weights, stored as [in, out],
-    come back as [out, in]; config.json has to be beside them, since only it tells.
+    come back as [out, in]; config.json has to be beside them, since only it tells. An expert of a
+    mixture is named as list_layers does it, "…experts.gate_up_proj.3" or, as in Python,
+    "…experts.gate_up_proj[3]", however the files store it.
 
     Raises ValueError for an unknown layer (naming close matches), a tensor that is not a matrix,
     an already quantized or a damaged file; FileNotFoundError, ConnectionError or ImportError
@@ -228,48 +260,119 @@ def load_layer(name_or_path: str | Path | None, layer: str) -> torch.Tensor:
     torch.Size([256, 1024])
     """
     checkpoint = find_checkpoint(name_or_path)
+    translation = translation_of(checkpoint)
+    if translation is not None:
+        known = _layers_by_module(checkpoint, translation)
+        name = match_name(plain_name(layer), known)
+        if name is not None:
+            weight = translation.read(translation.place(name), checkpoint.read)
+            return _require_matrix(checkpoint, name, weight)
+        if plain_name(layer) not in map(plain_name, checkpoint.weight_map):
+            _refuse_packed(checkpoint, layer)
+            raise ValueError(no_layer(layer, known))
     tensor = _match_tensor(checkpoint, layer)
-    path = checkpoint.file(checkpoint.weight_map[tensor])
-    header = read_header(path)
-    if tensor not in header:
-        raise ValueError(f"{INDEX} places {tensor} in {path.name}, which does not have it")
-    info = header[tensor]
-    if info.dtype not in FLOAT_BYTES:
-        raise ValueError(
-            f"{tensor} is stored as {info.dtype}: this checkpoint is already quantized. "
-            f"Give the original one, in {', '.join(FLOAT_BYTES)}"
-        )
-    if len(info.shape) != 2 or 0 in info.shape:
-        raise ValueError(
-            f"{tensor} has shape {info.shape}, but a linear layer's weight is a matrix "
-            f"[out, in]. Use list_layers() to see the layers of {checkpoint.name}"
-        )
-    weight = _read_tensor(path, tensor)
+    weight = _require_matrix(checkpoint, tensor, checkpoint.read(tensor))
     return weight.T.contiguous() if checkpoint.is_conv1d(tensor) else weight
 
 
-def list_layers(name_or_path: str | Path | None = None) -> list[LayerInfo]:
-    """The linear layers of a model, in natural order (2 before 10), from file headers alone.
+def _require_matrix(checkpoint: Checkpoint, name: str, weight: torch.Tensor) -> torch.Tensor:
+    if weight.ndim != 2 or 0 in weight.shape:
+        raise ValueError(
+            f"{name} has shape {tuple(weight.shape)}, but a linear layer's weight is a matrix "
+            f"[out, in]. Use list_layers() to see the layers of {checkpoint.name}"
+        )
+    return weight
 
-    Raises ValueError if there are none that load_layer could read, saying what there is.
+
+def list_layers(name_or_path: str | Path | None = None) -> list[LayerInfo]:
+    """The linear layers of a model, in natural order (2 before 10), without reading weights.
+
+    They are those of qviz.linear_layers of the loaded model, under the same names: from the file
+    headers alone for the commonest kinds of model, for others by the modules of the model, whose
+    class transformers has to import. Raises ValueError if there are none that load_layer could
+    read, saying what there is.
     """
     checkpoint = find_checkpoint(name_or_path)
-    headers = checkpoint.headers()
-    layers = []
-    for info in headers.values():
-        name = info.name.removesuffix(".weight")
-        if info.dtype in FLOAT_BYTES and is_linear_weight(info, checkpoint.config):
-            rows, columns = info.shape
-            turned = checkpoint.is_conv1d(info.name)
-            shape = (columns, rows) if turned else (rows, columns)
-            layers.append(LayerInfo(name, shape, info.dtype, info.file))
+    translation = translation_of(checkpoint)
+    if translation is None:
+        layers = _layers_by_name(checkpoint)
+    else:
+        layers = _layers_by_module(checkpoint, translation)
     if not layers:
-        kinds = ", ".join(sorted({i.dtype for i in headers.values() if len(i.shape) == 2}))
+        matrices = [i for i in checkpoint.headers().values() if len(i.shape) >= 2]
+        for info in matrices:
+            require_floats(checkpoint.name, info, checkpoint.weight_map)
+        kinds = ", ".join(sorted({i.dtype for i in matrices}))
         raise ValueError(
             f"{checkpoint.name} has no linear weights in {', '.join(FLOAT_BYTES)} "
             f"(its matrices are: {kinds or 'none'}). Give an unquantized checkpoint"
         )
-    return sorted(layers, key=lambda layer: natural_key(layer.name))
+    return sorted(layers.values(), key=lambda layer: natural_key(layer.name))
+
+
+def _layers_by_name(checkpoint: Checkpoint) -> dict[str, LayerInfo]:
+    """By the names and shapes in the files, which are the model's own."""
+    headers = checkpoint.headers()
+    config = dict(checkpoint.config)
+    kind = str(config.get("model_type"))
+    config.setdefault("tie_word_embeddings", PLAIN.get(kind, False))
+    layers = {}
+    for info in headers.values():
+        name = info.name.removesuffix(".weight")
+        own = HEAD.search(name) is not None and _is_no_table(checkpoint, info, headers)
+        if info.dtype in FLOAT_BYTES and (is_linear_weight(info, config) or own):
+            rows, columns = info.shape
+            shape = (columns, rows) if checkpoint.is_conv1d(info.name) else (rows, columns)
+            layers[name] = LayerInfo(name, shape, info.dtype, info.file)
+    return layers
+
+
+def _is_no_table(
+    checkpoint: Checkpoint, head: TensorInfo, headers: Mapping[str, TensorInfo]
+) -> bool:
+    """Whether a stored head differs from every table of embeddings: transformers then leaves it a
+    layer of its own, whatever config.json says of tying."""
+    tables = [i for i in headers.values() if i.shape == head.shape and i.name != head.name]
+    return checkpoint.path is not None and not any(
+        _same(checkpoint, head.name, table.name) for table in tables
+    )
+
+
+def _same(checkpoint: Checkpoint, one: str, other: str) -> bool:
+    return bool((checkpoint.read(one) == checkpoint.read(other)).all())
+
+
+def _layers_by_module(checkpoint: Checkpoint, translation: Translation) -> dict[str, LayerInfo]:
+    """By the model's modules, as far as the files have weights for them."""
+    from qviz.models.layers import linear_layers, tied_layers
+
+    headers, model = checkpoint.headers(), translation.model
+    names = [*linear_layers(model)]
+    for name in tied_layers(model):
+        head = f"{name}.weight"
+        table = translation.tied.get(head)
+        stored = head in translation.origins and table in translation.origins
+        if stored and checkpoint.path is not None:
+            (ours,), (theirs,) = translation.tensors(head), translation.tensors(str(table))
+            if not _same(checkpoint, ours, theirs):
+                names.append(name)
+    layers = {}
+    for name in names:
+        place = translation.place(name)
+        if place.parameter not in translation.origins:
+            continue
+        first = headers[translation.tensors(place.parameter)[0]]
+        if first.dtype in FLOAT_BYTES:
+            rows, columns = model.get_submodule(name).weight.shape
+            turned = place.turned and place.expert is None
+            shape = (columns, rows) if turned else (rows, columns)
+            layers[name] = LayerInfo(name, shape, first.dtype, first.file)
+    return layers
+
+
+def plain_name(layer: object) -> str:
+    """A layer's name without ".weight", an expert's number after a dot: "experts.up[3]" → ".3"."""
+    return re.sub(r"\[(\d+)\]", r".\1", str(layer)).removesuffix(".weight")
 
 
 def is_linear_weight(info: TensorInfo, config: Mapping[str, Any]) -> bool:
@@ -348,12 +451,13 @@ def _entry(name: str, file: str, entry: Mapping[str, Any]) -> TensorInfo:
     return TensorInfo(name, shape, str(entry["dtype"]), file, int(begin), int(end))
 
 
-def _read_tensor(path: Path, tensor: str) -> torch.Tensor:
+def _read_tensor(path: Path, tensor: str, row: int | None = None) -> torch.Tensor:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            weight: torch.Tensor = file.get_tensor(tensor)
+            weight: torch.Tensor
+            weight = file.get_tensor(tensor) if row is None else file.get_slice(tensor)[row]
     except SafetensorError as error:
         raise ValueError(_damaged(path, str(error))) from error
     return weight
@@ -362,19 +466,69 @@ def _read_tensor(path: Path, tensor: str) -> torch.Tensor:
 def _match_tensor(checkpoint: Checkpoint, layer: str) -> str:
     """The full tensor name of a layer given with or without '.weight' or prefix."""
     tensors = {name.removesuffix(".weight"): name for name in checkpoint.weight_map}
-    short = str(layer).removesuffix(".weight")
+    short = plain_name(layer)
     matched = match_name(short, tensors)
     if matched is not None:
         return tensors[matched]
-    for suffix in ("qweight", "weight_packed", "qs"):
-        if match_name(f"{short}.{suffix}", tensors):
-            raise ValueError(
-                f"{layer} is stored as packed integers ({suffix}): this checkpoint is already "
-                f"quantized. Give the original one, in {', '.join(FLOAT_BYTES)}"
-            )
+    _refuse_packed(checkpoint, layer)
     other = re.compile(rf"{TABLE.pattern}|norm|(^|\.)ln_", re.IGNORECASE)
     linear = [n for n, full in tensors.items() if full != n and not other.search(n)]
     raise ValueError(no_layer(layer, linear or tensors))
+
+
+# What lies beside weights that are quantized, and what then made them.
+LEFTOVERS = (
+    (r"\.(weight_packed|weight_shape|weight_zero_point|weight_g_idx)$", "compressed-tensors"),
+    (r"\.(qweight|qzeros)$", "GPTQ or AWQ"),
+    (r"\.SCB$", "LLM.int8() of bitsandbytes"),
+    (r"\.(absmax|quant_map|nested_absmax|quant_state\.[\w.]+)$", "4 bits of bitsandbytes"),
+    (r"_blocks$", "MXFP4, as GPT-OSS is published"),
+    (r"\.weight_scale_inv$", "FP8 with a scale for each block, as DeepSeek-V3 is published"),
+    (r"\.(weight_scale|weight_scale_2)$", "integers or FP8 with scales"),
+    (r"\.qs$", "GGUF"),
+)
+
+
+def leftover(names: Iterable[str], module: str = "") -> tuple[str, str] | None:
+    """A tensor that only quantized weights have beside them, and what seems to have made it; of
+    one module, or of all."""
+    inside = [name for name in names if name.startswith(module)]
+    for pattern, maker in LEFTOVERS:
+        for name in inside:
+            if re.search(pattern, name):
+                return name, maker
+    return None
+
+
+def require_floats(checkpoint: str, info: TensorInfo, names: Iterable[str]) -> None:
+    """ValueError for a weight that is stored quantized: as integers or 8-bit floats, or as floats
+    with the scales beside it that it still has to be multiplied by."""
+    module = info.name.removesuffix("weight")
+    beside = leftover(names, module if module.endswith(".") else info.name)
+    if info.dtype in FLOAT_BYTES and beside is None:
+        return
+    seems = f" beside {beside[0]}" if beside and beside[0] != info.name else ""
+    seems += f" ({beside[1]}, it seems)" if beside else ""
+    raise ValueError(
+        f"{checkpoint} stores {info.name} as {info.dtype}{seems}: this checkpoint is already "
+        f"quantized. Give the original one, in {', '.join(FLOAT_BYTES)}"
+    )
+
+
+def _refuse_packed(checkpoint: Checkpoint, layer: str) -> None:
+    """ValueError for a layer whose weight the files hold only in packed form."""
+    parts = {name.rpartition(".")[0] for name in checkpoint.weight_map}
+    stack, _, last = plain_name(layer).rpartition(".")
+    module = match_name(plain_name(layer), parts)
+    whole = stack if last.isdigit() else plain_name(layer)
+    for name in checkpoint.weight_map:
+        inside = module is not None and name.startswith(f"{module}.")
+        if (inside or name.removesuffix("_blocks").endswith(whole)) and leftover([name]):
+            raise ValueError(
+                f"{layer} is stored in packed form ({name}: {leftover([name])[1]}, it seems): "  # type: ignore[index]
+                f"this checkpoint is already quantized. Give the original one, in "
+                f"{', '.join(FLOAT_BYTES)}"
+            )
 
 
 def _read_json(path: Path) -> Any:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from qviz.core.transform import InputScale
-from qviz.models.load import LinearLayer, LoadedModel, copy_of, linear_layers
+from qviz.models.layers import LinearLayer, LoadedModel, copy_of, linear_layers
 from qviz.models.rotate import OnlineHadamard
 
 

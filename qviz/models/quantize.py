@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,26 +17,28 @@ from qviz.core.tensor import QuantizedTensor
 from qviz.core.transform import InputScale
 from qviz.methods import registry
 from qviz.methods.smoothquant import SmoothLinear
-from qviz.models.capture import Progress
+from qviz.models.capture import NEVER_RAN, Progress
 from qviz.models.checkpoint import HEAD
 from qviz.models.fold import Feed, feeds, fold_in_place, transforms
-from qviz.models.load import (
+from qviz.models.layers import (
     LinearLayer,
     LoadedModel,
+    Wrapped,
     choose_layers,
     copy_of,
     linear_layer,
     linear_layers,
+    loaded,
     skipped_layers,
 )
-from qviz.models.resume import Checkpoint, describe
+from qviz.models.resume import Checkpoint, describe, weights_fingerprint
 from qviz.models.rotate import put_in_place
 from qviz.models.sequential import Sequential, follow, noted, run_key
 
 Quantized = QuantizedTensor | QuantizedLinear
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class QuantizedModel:
     """A model whose linear layers went through a quantizer.
 
@@ -44,12 +47,15 @@ class QuantizedModel:
     tensors  layer → QuantizedTensor or QuantizedLinear: codes, scales and what they cost; in the
              coordinates of the model given, whatever was folded into the copy
     skipped  layer → why it was left as it was
-    notes    what was taken from a checkpoint, and what of it was damaged and made again
+    method   the method's name
+    notes    what was taken from a checkpoint, and what of it was damaged and made again; experts
+             that few or no tokens reached, and what was done instead
     """
 
     model: LoadedModel
     tensors: Mapping[str, Quantized]
     skipped: Mapping[str, str]
+    method: str
     notes: tuple[str, ...] = ()
 
     @property
@@ -57,6 +63,29 @@ class QuantizedModel:
         """Bits per weight over all quantized weights, scales and all else included."""
         bits = sum(q.ledger.total_bits for q in self.tensors.values())
         return bits / sum(q.ledger.weights for q in self.tensors.values())
+
+    @property
+    def share(self) -> float:
+        """The share of the model's parameters that was quantized."""
+        return sum(q.ledger.weights for q in self.tensors.values()) / self._parameters
+
+    @property
+    def _parameters(self) -> int:
+        return sum(p.numel() for p in self.model.model.parameters())  # tied ones once
+
+    def __repr__(self) -> str:
+        """Method, true bits and share; bytes before and after; what was left, and why."""
+        before, after = 2 * self._parameters, self.nbytes()
+        reasons = Counter(self.skipped.values())
+        lines = [
+            f"{self.model.name}, quantized with {self.method}: {self.bits_per_weight:.3f} bits per "
+            f"weight in {len(self.tensors)} layers, {self.share:.1%} of all parameters",
+            f"{_megabytes(before)} in 16 bits, {_megabytes(after)} with the rest in 16 bits "
+            f"({before / after:.2f}× smaller)",
+            *(f"left as they were: {count} × {reason}" for reason, count in reasons.most_common()),
+            *self.notes,
+        ]
+        return "\n".join(lines)
 
     def nbytes(self, other_bits: int = 16) -> int:
         """Bytes of the whole model with every other parameter in `other_bits` bits."""
@@ -67,11 +96,15 @@ class QuantizedModel:
         return sum(q.ledger.nbytes for q in self.tensors.values()) + others * other_bits // 8
 
 
+def _megabytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
+
+
 def quantize_model(
-    model: LoadedModel,
+    model: LoadedModel | Wrapped,
     method: str = "affine",
     *,
-    layers: Sequence[str] | None = None,
+    layers: str | Sequence[str] | None = None,
     calibration: Mapping[str, Calibration] | Sequential | None = None,
     per_layer: Mapping[str, Mapping[str, Any]] | None = None,
     fold: bool = True,
@@ -82,9 +115,12 @@ def quantize_model(
     """Quantize a model's linear layers with one method; the model given stays as it is.
 
     layers=None takes all linear layers except an output head, which practice leaves in 16 bits;
-    name it to have it quantized. `calibration`, for methods that need it, is what qviz.capture
-    returned, all from the unquantized model; or qviz.Sequential(texts), and each layer is
-    calibrated on what the layers quantized before it give out. `options` are the method's own, and
+    name it to have it quantized. Names may be patterns, "*.mlp.*". `calibration`, for methods that
+    need it, is what qviz.capture returned, all from this model with these weights (another one's is
+    refused); or qviz.Sequential(texts), and each layer is calibrated on what the layers quantized
+    before it give out. An expert of a mixture that no token reached is quantized as if its inputs
+    were of one size and uncorrelated, which for GPTQ is rounding to nearest; `.notes` says so, and
+    which experts saw fewer tokens than they have inputs. `options` are the method's own, and
     `per_layer` has those of single layers, by name, which go before them: a GGUF file's mix of
     types, or more bits where they matter.
 
@@ -99,6 +135,7 @@ def quantize_model(
     >>> quantized = qviz.quantize_model(qviz.load_model(), bits=4, group_size=32)
     >>> quantized.bits_per_weight, qviz.perplexity(quantized.model, max_tokens=1024).value
     """
+    model = loaded(model)
     if on_error not in ("raise", "skip"):
         raise ValueError(f'on_error must be "raise" or "skip", got {on_error!r}')
     kind = registry.get(method).kind
@@ -118,21 +155,33 @@ def quantize_model(
         recipe = _Recipe(method, options, single, fold, on_error)
         return _sequential(model, recipe, list(chosen), skipped, calibration, progress)
     given, shared = _by_layer(calibration), registry.get(method).shared
+    given = _for_this_model(model, given, chosen) if registry.get(method).needs else {}
     scales = _factors(model, shared, chosen, given, on_error, options) if shared and fold else {}
     recipe = _Recipe(method, options, single, fold, on_error, transforms(model, scales))
     tensors: dict[str, Quantized] = {}
     failed: dict[str, str] = {}
     for done, (name, layer) in enumerate(chosen.items()):
-        made = recipe.make(name, layer, given.get(name))
+        one, instead = _calibrated(layer, given.get(name)) if given else (None, {})
+        if given and one is None:
+            made: Quantized | str = recipe.left(name, NOT_GIVEN)
+        else:
+            made = recipe.make(name, layer, one)
         if isinstance(made, str):
             failed[name] = made
         else:
-            one = given.get(name) if registry.get(method).needs else None
-            tensors[name] = made if one is None else noted(made, one, order="one shot")
+            facts = {"order": "one shot", **instead}
+            tensors[name] = made if one is None else noted(made, one, **facts)
         if progress is not None:
             progress(done + 1, len(chosen))
     _require_some(tensors, failed)
-    return QuantizedModel(with_weights(model, tensors, scales), tensors, skipped | failed)
+    twin = with_weights(model, tensors, scales)
+    return QuantizedModel(twin, tensors, skipped | failed, method, _notes(model, tensors))
+
+
+NOT_GIVEN = (
+    "the calibration has no entry for it: it was captured for other layers, or the model never "
+    'calls it as a layer. Name the layers to quantize, or take on_error="skip"'
+)
 
 
 @dataclass(frozen=True)
@@ -211,16 +260,19 @@ def _sequential(
         classes = (SmoothLinear,)
         checkpoint = Checkpoint(how.checkpoint, key, layers, classes, model.device)
 
-    def make(name: str, layer: LinearLayer, seen: Calibration | None) -> Quantized | str:
-        if seen is None:
-            return recipe.left(name, "the model never ran it on these texts; leave it out")
-        return recipe.make(name, layer, seen)
+    def make(name: str, layer: LinearLayer, found: Calibration | None) -> Quantized | str:
+        one, instead = _calibrated(layer, found)
+        if one is None:
+            return recipe.left(name, NEVER_RAN)
+        made = recipe.make(name, layer, one)
+        return noted(made, one, **instead) if instead and not isinstance(made, str) else made
 
     twin = copy_of(model)
     found = follow(twin, layers, how, make, _put, checkpoint=checkpoint, progress=progress)
     _require_some(found.tensors, found.skipped)
     tensors = {name: found.tensors[name] for name in layers if name in found.tensors}
-    return QuantizedModel(twin, tensors, {**skipped, **found.skipped}, tuple(found.notes))
+    notes = (*found.notes, *_notes(model, tensors))
+    return QuantizedModel(twin, tensors, {**skipped, **found.skipped}, recipe.method, notes)
 
 
 def _single_options(
@@ -250,6 +302,76 @@ def _by_layer(calibration: object) -> Mapping[str, Calibration]:
         f"calibration must be layer → Calibration, all that qviz.capture(model, texts) returned, "
         f"or qviz.Sequential(texts); got {type(calibration).__name__}"
     )
+
+
+def _for_this_model(
+    model: LoadedModel, calibration: Mapping[str, Calibration], chosen: Mapping[str, LinearLayer]
+) -> Mapping[str, Calibration]:
+    """The calibrations, once they are known to be of this model's weights.
+
+    ValueError for those of another model, or of this one with other weights (a quantized or a
+    rotated copy): names and shapes fit, and every result would be wrong.
+    """
+    known = {name: one for name, one in calibration.items() if name in chosen and one.weights}
+    if not known:
+        return calibration
+    ours = weights_fingerprint(model)
+    for name, one in known.items():
+        if one.weights != ours:
+            raise ValueError(
+                f"the calibration of {name} was captured from other weights than those of "
+                f"{model.name}: another model, or this one before or after it was changed. Capture "
+                f"it again: qviz.capture(model, texts)"
+            )
+    return calibration
+
+
+WHITE = "quantized as if its inputs were of one size and uncorrelated"
+
+
+def _white(layer: LinearLayer) -> Calibration:
+    """Statistics of inputs that favour no channel: each method does what it does without data."""
+    n, device = layer.in_features, layer.weight.device
+    ones, unit = torch.ones(n, device=device), torch.eye(n, device=device)
+    return Calibration(unit, unit * 2, ones, ones, tokens=n, layer=layer.name, source=WHITE)
+
+
+def _calibrated(
+    layer: LinearLayer, found: Calibration | None
+) -> tuple[Calibration | None, dict[str, Any]]:
+    """What to quantize a layer with, and what its result has to say of that: an expert that no
+    token reached goes without data."""
+    if found is not None or layer.stack is None:
+        return found, {}
+    return _white(layer), {"tokens": 0, "instead": WHITE}
+
+
+def _notes(model: LoadedModel, tensors: Mapping[str, Quantized]) -> tuple[str, ...]:
+    """Which experts saw no tokens, or fewer than they have inputs."""
+    layers, none, few = linear_layers(model), list[str](), dict[str, int]()
+    for name, made in tensors.items():
+        tensor = made.weight if isinstance(made, QuantizedLinear) else made
+        about = tensor.info.get("calibration")
+        if about is None or layers[name].stack is None:
+            continue
+        if "instead" in about:
+            none.append(name)
+        elif about["tokens"] < layers[name].in_features:
+            few[name] = about["tokens"]
+    notes = []
+    if none:
+        notes.append(f"{len(none)} experts' matrices saw no token ({_first(none)}): {WHITE}")
+    if few:
+        notes.append(
+            f"{len(few)} experts' matrices saw fewer tokens than they have inputs, the fewest "
+            f"{min(few.values())} ({_first([*few])}): their calibration is a rough one"
+        )
+    return tuple(notes)
+
+
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    return ", ".join(names[:2]) + more
 
 
 def _factors(
@@ -322,7 +444,7 @@ def _put(model: LoadedModel, name: str, made: Quantized) -> None:
 
 
 def layers_to_quantize(
-    model: LoadedModel, layers: Sequence[str] | None
+    model: LoadedModel, layers: str | Sequence[str] | None
 ) -> tuple[dict[str, LinearLayer], dict[str, str]]:
     """The layers to quantize (None: all but an output head), and why the others are left."""
     chosen, skipped = choose_layers(model, layers), skipped_layers(model)

@@ -21,7 +21,7 @@ import torch
 
 from qviz.core.storage import to_plain, to_value
 from qviz.models.cache import checksum, write_whole
-from qviz.models.load import LoadedModel
+from qviz.models.layers import LoadedModel
 
 log = logging.getLogger("qviz")
 
@@ -171,6 +171,20 @@ def fingerprint(model: LoadedModel) -> str:
     for name, tensor in (*model.model.named_parameters(), *model.model.named_buffers()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         found.update(_bytes(tensor))
+    return found.hexdigest()
+
+
+def weights_fingerprint(model: LoadedModel) -> str:
+    """SHA-256 of the values of a model's parameters, with their names and shapes.
+
+    The same for the same values in another dtype or on another device, and whatever version of
+    transformers describes the model: a calibration is kept on disk with it.
+    """
+    found = hashlib.sha256()
+    for name, tensor in model.model.named_parameters():
+        wide = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+        found.update(f"{name} {tuple(tensor.shape)}".encode())
+        found.update(_bytes(wide))
     return found.hexdigest()
 
 

@@ -27,7 +27,7 @@ from torch import nn
 
 from qviz.core.hadamard import hadamard_transform, has_hadamard
 from qviz.methods.rotation import Rotation
-from qviz.models.load import LoadedModel, copy_of, require_loaded, require_own_weight
+from qviz.models.layers import LoadedModel, copy_of, loaded, require_own_weight
 
 # Model types whose blocks have just these parts, and whose norms multiply by their weight.
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
@@ -89,6 +89,7 @@ def rotate_model(
     >>> rotated = rotate_model(qviz.load_model())
     >>> qviz.quantize_model(rotated.model, bits=3, group_size=32)
     """
+    model = loaded(model)
     _require_llama_like(model)
     _require_sizes(model, heads, online)
     twin = copy_of(model)
@@ -227,7 +228,6 @@ def _blocks(model: LoadedModel) -> Any:
 
 
 def _require_llama_like(model: LoadedModel) -> None:
-    require_loaded(model)
     kind = getattr(model.config, "model_type", "unknown")
     if model.kind != "decoder" or kind not in LLAMA_LIKE:
         raise ValueError(

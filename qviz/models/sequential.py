@@ -25,29 +25,26 @@ from torch import nn
 from qviz.core.calibration import Calibration
 from qviz.core.check import require_int, unknown
 from qviz.core.linear import QuantizedLinear
+from qviz.core.memory import require_memory
 from qviz.core.tensor import QuantizedTensor
 from qviz.models.capture import (
     KEEP_INPUTS,
     MAX_TOKENS,
     Progress,
+    collect,
+    input_hooks,
+    require_collecting,
+    runner_of,
+)
+from qviz.models.layers import LinearLayer, LoadedModel, linear_layers, loaded
+from qviz.models.reading import (
     WindowBatch,
     as_in_use,
     as_texts,
-    collect,
-    input_hooks,
-    padded_batches,
-    require_collecting,
-    runner_of,
+    equal_batches,
     token_windows,
 )
-from qviz.models.load import (
-    LinearLayer,
-    LoadedModel,
-    linear_layers,
-    require_loaded,
-    require_memory,
-)
-from qviz.models.resume import Checkpoint, describe, fingerprint
+from qviz.models.resume import Checkpoint, describe, fingerprint, weights_fingerprint
 from qviz.models.statistics import Sharing
 
 Quantized = QuantizedTensor | QuantizedLinear
@@ -157,7 +154,7 @@ def follow(
     ValueError for a model whose blocks are no chain, MemoryError where hidden states and Hessians
     do not fit.
     """
-    require_loaded(model)
+    model = loaded(model)
     run = _Run(model, layers, how, make, put, checkpoint, progress)
     with as_in_use(model):
         if run.left:
@@ -189,6 +186,7 @@ class _Run:
         self.model, self.how, self.make, self.put = model, how, make, put
         self.checkpoint, self.progress = checkpoint, progress
         known = linear_layers(model)
+        self.weights = weights_fingerprint(model)
         self.layers = {name: known[name] for name in layers}
         self.waiting = dict.fromkeys(layers)
         self.batches: list[WindowBatch] = []
@@ -206,7 +204,7 @@ class _Run:
     def through_the_model(self) -> None:
         """Every layer that runs, as long as one is left."""
         windows = self.how.windows(self.model)
-        self.batches = padded_batches(windows, self.how.batch_size, self.model.device)
+        self.batches = equal_batches(windows, self.how.batch_size, self.model.device)
         whole = runner_of(self.model, self.layers)
         survey = _survey(self.model, self.layers, self.batches, whole, self.how)
         self.several = survey.several
@@ -229,8 +227,7 @@ class _Run:
         nobody needs it."""
 
         def run(batch: WindowBatch) -> torch.Tensor:
-            i = batch.first // self.how.batch_size
-            return block.run(hidden[i], i)
+            return block.run(hidden[batch.number], batch.number)
 
         for names in _units(block.groups, self.how.order):
             self.unit(names, run)
@@ -278,6 +275,7 @@ class _Run:
             keep_inputs=self.how.keep_inputs,
             hessian_dtype=self.how.hessian_dtype,
             source=self.how.source,
+            weights=self.weights,
             seed=self.how.seed,
         )
 
@@ -344,6 +342,13 @@ class _Call:
     @classmethod
     def taken(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[torch.Tensor, _Call]:
         """Hidden states [batch, tokens, width], and the rest."""
+        kept = sorted(k for k, v in kwargs.items() if _is_cache(v))
+        if kept or any(map(_is_cache, args)):
+            # Each run of the block would read the keys of the runs before.
+            raise ValueError(
+                f"the block is called with a cache ({', '.join(kept) or 'by position'}) although "
+                f"none was asked for. {INSTEAD}"
+            )
         if args:
             return args[0], cls(None, args[1:], kwargs)
         rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
@@ -353,6 +358,11 @@ class _Call:
         if self.keyword is None:
             return (hidden, *self.args), dict(self.kwargs)
         return self.args, {self.keyword: hidden, **self.kwargs}
+
+
+def _is_cache(value: object) -> bool:
+    """Whether this keeps what earlier calls gave it, told without importing transformers."""
+    return any("Cache" in kind.__name__ for kind in type(value).__mro__)
 
 
 @dataclass
@@ -425,8 +435,9 @@ def _survey(
             block.calls.append(call)
         if i == 0:
             chain.require_all_through_hidden_states(whole, batch)
-            _require_memory(layers, sharing.groups(), chain, batches, how)
-    groups, outside = sharing.groups(), set(layers)
+            groups = _experts_together(sharing.groups(), layers)
+            _require_memory(layers, groups, chain, batches, how)
+    groups, outside = _experts_together(sharing.groups(), layers), set(layers)
     for block in blocks:
         inside = {name for name in layers if name.startswith(f"{block.name}.")}
         block.groups, outside = _among(groups, inside), outside - inside
@@ -434,6 +445,18 @@ def _survey(
         blocks.pop()
     before, after = _among(groups, outside & early), _among(groups, outside - early)
     return _Survey(blocks, before, after, several)
+
+
+def _experts_together(
+    groups: Sequence[Sequence[str]], layers: Mapping[str, LinearLayer]
+) -> list[list[str]]:
+    """The groups, those of the experts of one parameter as one: they run side by side, so one
+    calibration serves all."""
+    together: dict[object, list[str]] = {}
+    for i, group in enumerate(groups):
+        stack = layers[group[0]].stack
+        together.setdefault(i if stack is None else stack, []).extend(group)
+    return list(together.values())
 
 
 def _among(groups: Sequence[Sequence[str]], names: set[str]) -> list[list[str]]:
@@ -569,7 +592,10 @@ def _require_memory(
     """
     calls = {id(x): x.numel() * x.element_size() for x in _tensors(tuple(chain.calls))}
     states = chain.hidden.numel() * chain.hidden.element_size()
-    sizes = [layers[group[0]].in_features ** 2 for group in groups]
+    sizes = [
+        layers[group[0]].in_features ** 2 * (len(group) if layers[group[0]].stack else 1)
+        for group in groups
+    ]
     together = max(sizes, default=0) if how.order == "subset" else sum(sizes) // len(chain.blocks)
     hessians = 2 * together * how.hessian_dtype.itemsize  # the sum, and the mean made of it
     require_memory(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from qviz.core.calibration import Calibration
+from qviz.models.reading import WindowBatch
 
 
 @dataclass
@@ -55,13 +56,21 @@ class Statistics:
         rows = rows if self.rows is None else torch.cat([self.rows, rows])
         self.rows, self.rank = rows[torch.from_numpy(chosen).to(rows.device)], rank[chosen]
 
-    def calibration(self, source: str) -> Calibration:
+    def calibration(self, source: str, weights: str) -> Calibration:
         assert self.product is not None and self.absmax is not None
         assert self.abssum is not None and self.rows is not None
         # (XᵀX)ᵀ = XᵀX, which a BLAS does not promise to the last bit but a Cholesky may assume.
         hessian = (self.product + self.product.T) / self.tokens
         absmean = (self.abssum / self.tokens).float()
-        return Calibration(self.rows, hessian, self.absmax, absmean, self.tokens, source=source)
+        return Calibration(
+            self.rows,
+            hessian,
+            self.absmax,
+            absmean,
+            self.tokens,
+            source=source,
+            weights=weights,
+        )
 
 
 class LastInput:
@@ -117,7 +126,7 @@ class Collector:
     def __init__(self, hessian_dtype: torch.dtype, keep: int, seed: int) -> None:
         self.hessian_dtype, self.keep, self.seed = hessian_dtype, keep, seed
         self.statistics: dict[str, Statistics] = {}
-        self.mask = torch.empty(0, 0, dtype=torch.bool)
+        self.tokens: tuple[int, ...] = ()  # [windows, tokens of each] of the batch
         self.window = 0
         self.last = LastInput()
         self._forget()
@@ -127,12 +136,14 @@ class Collector:
         self.batch: Batch | None = None
         self.members: list[str] = []
 
-    def begin(self, mask: torch.Tensor, window: int) -> None:
-        """A new batch: mask [batch, tokens], and the number of its first window."""
-        self.mask, self.window = mask, window
+    def begin(self, batch: WindowBatch) -> None:
+        """A new batch of windows."""
+        self.tokens, self.window = tuple(batch.ids.shape), batch.first
         self._forget()  # an earlier forward may have raised half-way
 
     def see(self, layer: str, x: torch.Tensor) -> None:
+        if x.numel() == 0:
+            return  # an expert to which nothing was routed
         if not self.last.is_again(x) or layer in self.members:
             self.flush()
             self.batch = self._measure(layer, x)
@@ -163,42 +174,36 @@ class Collector:
         return own
 
     def _measure(self, layer: str, x: torch.Tensor) -> Batch:
-        x = x.detach()
-        tokens = self.mask.flatten()
-        if x.shape[:-1] == self.mask.shape or x.shape[:-1] == tokens.shape:
-            rows = x.reshape(-1, x.shape[-1])
-            rows = rows if bool(tokens.all()) else rows[tokens]
-        else:
-            rows = x.reshape(-1, x.shape[-1])  # not one row per token, as in a pooler: no padding
+        # every row counts: windows of different length never share a batch
+        rows = x.detach().reshape(-1, x.shape[-1])
         rows = rows.float()
         absolute = rows.abs()
-        absmax = absolute.amax(dim=0) if len(rows) else absolute.new_zeros(x.shape[-1])
+        absmax = absolute.amax(dim=0)
         if not bool(torch.isfinite(absmax).all()):  # amax keeps NaN and Inf
             self._refuse(layer, x)
         wide = rows.to(self.hessian_dtype)
         return Batch(rows, wide.T @ wide, absmax, absolute.sum(dim=0, dtype=torch.float64))
 
     def _refuse(self, layer: str, x: torch.Tensor) -> None:
-        bad = ~torch.isfinite(x)
-        if x.shape[:-1] == self.mask.shape:
-            bad &= self.mask.unsqueeze(-1)
-        first = bad.nonzero()[0].tolist()
+        first = (~torch.isfinite(x)).nonzero()[0].tolist()
         value = float(x[tuple(first)])
         *place, channel = first
-        place[0] += self.window if x.shape[0] == self.mask.shape[0] else 0
-        where = f"window {place[0]}, token {place[1]}" if len(place) > 1 else f"row {place[0]}"
+        if x.shape[:-1] == self.tokens:
+            where = f"window {place[0] + self.window}, token {place[1]}"
+        else:
+            where = f"row {', '.join(map(str, place))}"
         raise ValueError(
             f"the input of {layer} is {value} at {where}, channel {channel}. The model overflows "
             f"on this text: load it with dtype=torch.float32, or check its weights"
         )
 
-    def results(self, layers: Iterable[str], source: str) -> dict[str, Calibration]:
+    def results(self, layers: Iterable[str], source: str, weights: str) -> dict[str, Calibration]:
         shared: dict[int, Calibration] = {}
         results = {}
         for layer in layers:
             statistics = self.statistics.get(layer)
             if statistics is not None:
                 if id(statistics) not in shared:
-                    shared[id(statistics)] = statistics.calibration(source)
+                    shared[id(statistics)] = statistics.calibration(source, weights)
                 results[layer] = replace(shared[id(statistics)], layer=layer)
         return results

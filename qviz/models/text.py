@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from qviz.core.check import require_int
-from qviz.models.capture import Progress, as_texts, require_tokenizer, window_length
-from qviz.models.load import LoadedModel, require_loaded
+from qviz.models.capture import Progress
+from qviz.models.layers import LoadedModel, Wrapped, loaded
+from qviz.models.reading import (
+    as_in_use,
+    as_texts,
+    require_known_tokens,
+    require_next_tokens,
+    require_tokenizer,
+    run,
+    window_length,
+)
 from qviz.models.texts import evaluation_texts
 
 LOGITS_BYTES = 64 * 2**20  # windows are batched up to this many bytes of float32 logits
@@ -25,8 +36,8 @@ class Perplexity:
     nll_per_token  mean negative log-likelihood of a scored token, in nats
     tokens         how many tokens were scored
     bits_per_byte  the same information per byte of UTF-8: comparable between tokenizers, and with
-                   a compressor
-    bytes          how many bytes of text the scored tokens stand for, in whole characters
+                   a compressor; NaN where the tokenizer does not tell which text a token stands for
+    bytes          how many bytes of text the scored tokens stand for, in whole characters; 0 there
     """
 
     value: float
@@ -45,7 +56,7 @@ class _Window:
 
 
 def perplexity(
-    model: LoadedModel,
+    model: LoadedModel | Wrapped,
     texts: str | Sequence[str] | None = None,
     *,
     sequence_length: int | None = None,
@@ -60,12 +71,14 @@ def perplexity(
     Every token but the first of a text is scored exactly once, in the first window that predicts
     it: with a smaller stride each has at least sequence_length − stride tokens of context, and the
     run takes longer by sequence_length / stride. At most `max_tokens` tokens are scored.
-    Deterministic. Raises ValueError for encoders, for a text of less than two tokens, and for a
-    model whose predictions are NaN.
+    Deterministic. A QuantizedModel is measured as it is. Raises ValueError for models that do not
+    predict each token from those before it, for a text of less than two tokens, and for a model
+    whose predictions are NaN.
 
     >>> qviz.perplexity(qviz.load_model(), max_tokens=2048).bits_per_byte
     """
-    _require_decoder(model, "perplexity")
+    model = loaded(model)
+    require_next_tokens(model, "perplexity")
     length = window_length(model, sequence_length)
     step = length if stride is None else require_int(stride, "stride", 1, length)
     if max_tokens is not None:
@@ -73,21 +86,23 @@ def perplexity(
     if texts is None:
         texts = [text.text for text in evaluation_texts().values()]
     windows, size = _windows(model, as_texts(texts), length, step, max_tokens)
-    batches = list(_batches(windows, length * model.config.vocab_size * 4))
+    batches = list(_batches(windows, length * model.config.get_text_config().vocab_size * 4))
     total, tokens = 0.0, sum(w.scored for w in windows)
-    for done, batch in enumerate(batches):
-        total += _negative_log_likelihood(model, batch)
-        if progress is not None:
-            progress(done + 1, len(batches))
+    with as_in_use(model):
+        for done, batch in enumerate(batches):
+            total += _negative_log_likelihood(model, batch)
+            if progress is not None:
+                progress(done + 1, len(batches))
     if math.isnan(total):
         raise ValueError(_not_a_number(model))
     mean = total / tokens
     value = math.exp(mean) if mean < 700 else math.inf  # a model broken by 2 bits can get there
-    return Perplexity(value, mean, tokens, total / math.log(2) / size, size)
+    per_byte = total / math.log(2) / size if size else math.nan
+    return Perplexity(value, mean, tokens, per_byte, size)
 
 
 def generate(
-    model: LoadedModel,
+    model: LoadedModel | Wrapped,
     prompt: str,
     *,
     max_new_tokens: int = 64,
@@ -98,12 +113,15 @@ def generate(
 
     temperature 0 takes the likeliest token every time; above 0 tokens are drawn from
     softmax(logits / temperature) by `seed`. Stops early at the model's end-of-text token.
-    Raises ValueError for encoders, where prompt and answer exceed the model's positions, and for a
-    model whose predictions are NaN.
+    A model that keeps a cache of keys and values reads each token once, another reads the whole
+    text again for every token. Raises ValueError for models that do not predict each token from
+    those before it, where prompt and answer exceed the model's positions, and for a model whose
+    predictions are NaN.
 
     >>> qviz.generate(qviz.load_model(), "def read_file(path):", max_new_tokens=24)
     """
-    _require_decoder(model, "generate")
+    model = loaded(model)
+    require_next_tokens(model, "generate")
     require_int(max_new_tokens, "max_new_tokens", 1, 1_000_000)
     if not (math.isfinite(temperature) and temperature >= 0):
         raise ValueError(f"temperature must be 0 or more, got {temperature}")
@@ -116,33 +134,39 @@ def generate(
             f"{longest} positions of {model.name}; shorten one of them"
         )
     draw = np.random.default_rng(seed)
-    ends, new, cache = _end_tokens(model), [], None
-    ids = torch.tensor([prompt_ids], device=model.device)
-    with torch.no_grad():
-        for _ in range(max_new_tokens):
-            output = model.model(input_ids=ids, past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
-            logits = output.logits[0, -1]
+    ends, new = _end_tokens(model), list[int]()
+    with as_in_use(model):
+        for logits in _predictions(model, prompt_ids, new):
             if bool(logits.isnan().any()):
                 raise ValueError(_not_a_number(model))
             token = _next_token(logits, temperature, draw)
             if token in ends:
                 break
             new.append(token)
-            ids = torch.tensor([[token]], device=model.device)
+            if len(new) == max_new_tokens:
+                break
     # Decoded together: some tokenizers drop the space before a first token.
     before: str = tokenizer.decode(prompt_ids, clean_up_tokenization_spaces=False)
     together: str = tokenizer.decode(prompt_ids + new, clean_up_tokenization_spaces=False)
     return together[len(before) :]
 
 
-def _require_decoder(model: LoadedModel, what: str) -> None:
-    require_loaded(model)
-    if model.kind != "decoder":
-        raise ValueError(
-            f"{what} needs a decoder, and {model.name} is an encoder: it does not predict the "
-            f"next token. Take qviz.load_model() for the bundled decoder"
-        )
+def _predictions(model: LoadedModel, prompt: list[int], new: list[int]) -> Iterator[torch.Tensor]:
+    """The logits [vocabulary] of the token after the prompt, and of that after each one that the
+    caller has put into `new` by then."""
+    cached = "past_key_values" in inspect.signature(model.model.forward).parameters
+    cache, ids = None, prompt
+    while True:
+        read = torch.tensor([ids], device=model.device)
+        if cached:
+            output = run(model, read, past_key_values=cache, use_cache=True)
+            cache = getattr(output, "past_key_values", None)
+            cached = cache is not None
+        else:
+            output = run(model, read)
+        yield output.logits[0, -1]
+        # What keeps no keys and values (Mamba, the first GPT) has to read all of it again.
+        ids = new[-1:] if cached else prompt + new
 
 
 def _not_a_number(model: LoadedModel) -> str:
@@ -157,11 +181,11 @@ def _windows(
 ) -> tuple[list[_Window], int]:
     """The windows of all texts, and how many bytes of UTF-8 their scored tokens stand for."""
     windows: list[_Window] = []
-    size, left = 0, max_tokens if max_tokens is not None else 10**12
+    sizes, left = list[int](), max_tokens if max_tokens is not None else 10**12
     for text in texts:
-        encoded = require_tokenizer(model)(text, return_offsets_mapping=True, verbose=False)
-        ids = list(encoded["input_ids"])[: left + 1]
-        offsets = encoded["offset_mapping"][: len(ids)]
+        every, offsets = _tokens(require_tokenizer(model), text)
+        ids = every[: left + 1]
+        require_known_tokens(model, ids)
         if len(ids) < 2 or left == 0:
             continue
         scored_until = 1  # the first token has nothing before it to predict it from
@@ -173,13 +197,37 @@ def _windows(
             windows.append(_Window(window, end - scored_until))
             scored_until = end
         left -= len(ids) - 1
+        sizes.append(_bytes_after_first(require_tokenizer(model), text, every, len(ids), offsets))
+    if not windows:
+        raise ValueError("the texts have less than two tokens, so there is nothing to predict")
+    return windows, 0 if 0 in sizes else sum(sizes)
+
+
+def _tokens(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
+    """Token ids, and the place of each in the text where the tokenizer tells."""
+    if not getattr(tokenizer, "is_fast", False):
+        return list(tokenizer(text, verbose=False)["input_ids"]), None
+    encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
+    return list(encoded["input_ids"]), list(encoded["offset_mapping"])
+
+
+def _bytes_after_first(
+    tokenizer: Any,
+    text: str,
+    ids: list[int],
+    count: int,
+    offsets: list[tuple[int, int]] | None,
+) -> int:
+    """Bytes of UTF-8 that tokens 1 to `count` stand for; 0 where nobody can tell."""
+    if offsets is not None:
         # From the end of the first token, as tokenizers leave leading spaces out of offsets; but a
         # character of which the first token holds only some bytes counts with the rest.
         first = min(offsets[0][1], offsets[1][0])
-        size += len(text[first : max(end for _, end in offsets)].encode())
-    if not windows:
-        raise ValueError("the texts have less than two tokens, so there is nothing to predict")
-    return windows, size
+        return len(text[first : max(end for _, end in offsets[:count])].encode())
+    if tokenizer.decode(ids, clean_up_tokenization_spaces=False) != text:
+        return 0  # it changes what it reads
+    parts = [tokenizer.decode(ids[:n], clean_up_tokenization_spaces=False) for n in (count, 1)]
+    return len(parts[0].encode()) - len(parts[1].encode())
 
 
 def _batches(windows: list[_Window], logits_bytes: int) -> Iterator[list[_Window]]:
@@ -198,8 +246,7 @@ def _batches(windows: list[_Window], logits_bytes: int) -> Iterator[list[_Window
 def _negative_log_likelihood(model: LoadedModel, batch: list[_Window]) -> float:
     """Sum over the scored tokens of −log p(token), in nats."""
     ids = torch.tensor([w.ids for w in batch], device=model.device)  # [batch, length + 1]
-    with torch.no_grad():
-        logits = model.model(input_ids=ids[:, :-1], use_cache=False).logits.float()
+    logits = run(model, ids[:, :-1]).logits.float()
     losses = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
     ).view(len(batch), -1)  # [batch, length]

@@ -28,9 +28,9 @@ from qviz.core.check import require_int, require_number, unknown
 from qviz.core.linear import TrainableLinear
 from qviz.core.tensor import QuantizedTensor
 from qviz.methods import registry
-from qviz.models.capture import as_texts, require_tokenizer, window_length
-from qviz.models.load import LoadedModel, copy_of, require_loaded
+from qviz.models.layers import LoadedModel, copy_of, loaded
 from qviz.models.quantize import layers_to_quantize
+from qviz.models.reading import as_texts, require_tokenizer, window_length
 from qviz.models.rotate import put_in_place
 from qviz.models.texts import calibration_texts, evaluation_texts
 
@@ -119,7 +119,7 @@ def train_quantized(
     if kind != "training":
         raise ValueError(f"{method} is a {kind} method; train_quantized takes training methods")
     registry.require_options(method, options)
-    require_loaded(model)
+    model = loaded(model)
     if model.kind != "decoder":
         raise ValueError(f"{model.name} does not predict the next token; take a decoder")
     for name, value in (("steps", steps), ("batch_size", batch_size)):

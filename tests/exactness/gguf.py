@@ -9,7 +9,7 @@ from inputs import adversarial
 import qviz
 from exactness import Array, Tally, against, equal
 from qviz.methods.gguf import LAYOUTS, encode, from_bytes
-from qviz.models.load import list_layers
+from qviz.models.checkpoint import list_layers
 
 LEGACY = [name for name, layout in LAYOUTS.items() if layout.weights == 32]
 KQUANTS = [name for name in LAYOUTS if name not in LEGACY]

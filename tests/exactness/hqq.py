@@ -7,7 +7,7 @@ from inputs import adversarial
 
 import qviz
 from exactness import Array, Tally, against, equal
-from qviz.models.load import list_layers
+from qviz.models.checkpoint import list_layers
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BITS = (8, 6, 5, 4, 3, 2, 1)

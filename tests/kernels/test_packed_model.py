@@ -19,7 +19,8 @@ from qviz.kernels.packed_compare import compare, compare_logits, compare_texts
 from qviz.kernels.packed_cost import memory, random_llama, speed, speeds
 from qviz.kernels.packed_linear import PackedLinear
 from qviz.kernels.packed_model import pack_model
-from qviz.models.load import LoadedModel, load_model
+from qviz.models.layers import LoadedModel
+from qviz.models.load import load_model
 from qviz.models.rotate import rotate_model
 
 UP = "model.layers.0.mlp.up_proj"

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from qviz.models.load import LoadedModel, load_model
+from qviz.models.layers import LoadedModel
+from qviz.models.load import load_model
 
 WORDS = "the quick brown fox jumps over the lazy dog and def return import self in of a to é ß "
 

@@ -6,7 +6,7 @@ import torch
 import qviz
 from qviz.methods.kv_cache import KiviCache, kv_cache
 from qviz.models.attention import AttentionStates, capture_attention
-from qviz.models.load import LoadedModel
+from qviz.models.layers import LoadedModel
 
 
 def output_of_attention(model: LoadedModel, text: str, layer: int) -> torch.Tensor:

@@ -7,7 +7,8 @@ import qviz
 from qviz.models import checkpoint
 from qviz.models.capture import warm_cache
 from qviz.models.checkpoint import list_layers
-from qviz.models.load import linear_layers, load_model
+from qviz.models.layers import linear_layers
+from qviz.models.load import load_model
 from qviz.models.texts import calibration_texts, evaluation_texts, find_text
 
 

@@ -5,8 +5,10 @@ import threading
 import pytest
 import torch
 
-from qviz.models.capture import capture, input_hooks, token_windows
-from qviz.models.load import LoadedModel, linear_layers, load_model
+from qviz.models.capture import capture, input_hooks
+from qviz.models.layers import LoadedModel, linear_layers
+from qviz.models.load import load_model
+from qviz.models.reading import WindowBatch, token_windows
 from qviz.models.statistics import Collector
 
 
@@ -109,15 +111,19 @@ def test_layers_with_one_input_share_the_work(loaded, words, monkeypatch):
     assert captured[f"{first}.q_proj"].layer == f"{first}.q_proj"
 
 
+def batch_of(tokens: int) -> WindowBatch:
+    return WindowBatch(torch.zeros(1, tokens, dtype=torch.long), first=0, number=0)
+
+
 def test_layers_part_when_their_inputs_do():
     """a and b share their first input but not the second; c joins late."""
     x, y, z = torch.randn(5, 3), torch.randn(4, 3), torch.randn(6, 3)
     collector = Collector(torch.float32, keep=100, seed=0)
-    collector.begin(torch.ones(1, 5, dtype=torch.bool), 0)
+    collector.begin(batch_of(5))
     for layer, seen in [("a", x), ("b", x), ("a", y), ("b", z), ("c", z)]:
         collector.see(layer, seen)
     collector.flush()
-    results = collector.results(["a", "b", "c"], "")
+    results = collector.results(["a", "b", "c"], "", "")
     for layer, expected in [("a", [x, y]), ("b", [x, z]), ("c", [z])]:
         assert_is_of(results[layer], torch.cat(expected).double())
 
@@ -125,12 +131,12 @@ def test_layers_part_when_their_inputs_do():
 def test_a_tensor_written_to_in_between_is_another_input():
     x = torch.ones(2, 3)
     collector = Collector(torch.float32, keep=10, seed=0)
-    collector.begin(torch.ones(1, 2, dtype=torch.bool), 0)
+    collector.begin(batch_of(2))
     collector.see("a", x)
     x.mul_(2)
     collector.see("b", x)
     collector.flush()
-    results = collector.results(["a", "b"], "")
+    results = collector.results(["a", "b"], "", "")
     assert (results["a"].act_absmax == 1).all()
     assert (results["b"].act_absmax == 2).all()
 
@@ -138,11 +144,11 @@ def test_a_tensor_written_to_in_between_is_another_input():
 def test_a_layer_run_twice_on_one_tensor_counts_twice():
     x = torch.randn(2, 3)
     collector = Collector(torch.float32, keep=10, seed=0)
-    collector.begin(torch.ones(1, 2, dtype=torch.bool), 0)
+    collector.begin(batch_of(2))
     collector.see("a", x)
     collector.see("a", x)
     collector.flush()
-    assert_is_of(collector.results(["a"], "")["a"], torch.cat([x, x]).double())
+    assert_is_of(collector.results(["a"], "", "")["a"], torch.cat([x, x]).double())
 
 
 def test_the_sample_is_of_the_same_tokens_in_order_and_by_seed(loaded, words):
@@ -279,17 +285,6 @@ def test_inputs_that_are_not_finite_are_named(loaded, words, bad):
     assert hook_count(model) == 0
 
 
-def test_nan_in_padding_does_not_matter():
-    collector = Collector(torch.float32, keep=10, seed=0)
-    collector.begin(torch.tensor([[True, True], [True, False]]), 0)
-    x = torch.randn(2, 2, 3)
-    expected = x.flatten(0, 1)[:3].clone()
-    x[1, 1] = float("nan")
-    collector.see("a", x)
-    collector.flush()
-    assert_is_of(collector.results(["a"], "")["a"], expected.double())
-
-
 def test_what_is_asked_is_checked(loaded, words, checkpoints):
     model = loaded["llama"]
     for options, said in [
@@ -314,7 +309,7 @@ def test_what_is_asked_is_checked(loaded, words, checkpoints):
 
 
 def test_hessians_that_will_not_fit_are_refused(loaded, words, monkeypatch):
-    monkeypatch.setattr("qviz.models.load.available_memory", lambda: 10_000)
+    monkeypatch.setattr("qviz.core.memory.available_memory", lambda: 10_000)
     with pytest.raises(MemoryError, match="fewer layers at a time"):
         capture(loaded["llama"], words)
     assert capture(loaded["llama"], words, ["layers.0.self_attn.q_proj"])  # 4 kB

@@ -11,7 +11,7 @@ from qviz.core.linear import QuantizedLinear
 from qviz.core.transform import InputScale
 from qviz.methods.awq import search
 from qviz.models.fold import Feed, feeds, fold_input_scales, transforms
-from qviz.models.load import LoadedModel, linear_layers
+from qviz.models.layers import LoadedModel, linear_layers
 from qviz.models.rotate import rotate_model
 
 

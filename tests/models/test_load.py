@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from qviz.models import load
-from qviz.models.load import linear_layers, load_model, skipped_layers
+from qviz.core.memory import available_memory
+from qviz.models.layers import linear_layers, skipped_layers
+from qviz.models.load import load_model
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def with_config(checkpoint, tmp_path, **changes):
     ("changes", "said"),
     [
         ({"quantization_config": {"quant_method": "gptq"}}, r"already quantized \(gptq\)"),
-        ({"is_encoder_decoder": True}, "encoder–decoder"),
+        ({"model_type": "t5", "architectures": ["T5Model"]}, "encoder–decoder"),
         ({"hidden_size": 64}, "transformers cannot load"),
         ({"num_hidden_layers": 3}, "lacks 9 parameters"),
     ],
@@ -154,13 +155,13 @@ def test_single_files_and_pickles_are_refused(checkpoints, tmp_path):
 
 
 def test_a_model_that_will_not_fit_is_refused(checkpoints, monkeypatch):
-    monkeypatch.setattr(load, "available_memory", lambda: 1000)
+    monkeypatch.setattr("qviz.core.memory.available_memory", lambda: 1000)
     with pytest.raises(MemoryError, match="GiB are free"):
         load_model(checkpoints["llama"])
 
 
 def test_memory_of_this_machine_is_known_or_none():
-    free = load.available_memory()
+    free = available_memory()
     assert free is None or 2**20 < free < 2**50
 
 

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from qviz.models.load import LoadedModel, load_model
+from qviz.models.layers import LoadedModel
+from qviz.models.load import load_model
 from qviz.models.text import generate, perplexity
 
 
@@ -90,7 +91,7 @@ def test_deterministic_and_with_progress(loaded, words):
 
 def test_what_is_asked_is_checked(loaded, words):
     for call in (perplexity, generate):
-        with pytest.raises(ValueError, match="needs a decoder"):
+        with pytest.raises(ValueError, match="needs a model that predicts the next token"):
             call(loaded["bert"], words)
         with pytest.raises(TypeError, match="load the model first"):
             call("bundled", words)

@@ -8,7 +8,7 @@ import torch
 
 import qviz
 from qviz.methods.gguf.mixes import layer_types
-from qviz.models.load import linear_layers
+from qviz.models.layers import linear_layers
 from qviz.models.quantize import quantize_model
 
 

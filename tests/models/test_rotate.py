@@ -8,7 +8,8 @@ import torch
 
 import qviz
 from qviz.core.hadamard import hadamard_matrix
-from qviz.models.load import LoadedModel, linear_layers, load_model
+from qviz.models.layers import LoadedModel, linear_layers
+from qviz.models.load import load_model
 from qviz.models.rotate import rotate_model
 
 OPTIONS = [{}, {"heads": False}, {"online": True}, {"heads": False, "online": True}]

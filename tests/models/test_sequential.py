@@ -20,7 +20,8 @@ from qviz.methods import registry
 from qviz.methods.gptq_record import record
 from qviz.models import resume, sequential
 from qviz.models.capture import capture
-from qviz.models.load import LinearLayer, LoadedModel, copy_of, linear_layers, load_model
+from qviz.models.layers import LinearLayer, LoadedModel, copy_of, linear_layers
+from qviz.models.load import load_model
 from qviz.models.quantize import QuantizedModel, quantize_model
 from qviz.models.sequential import Sequential, follow
 from qviz.models.texts import find_text
@@ -609,11 +610,11 @@ def test_a_layer_that_never_runs_is_an_error_or_a_reason(loaded, words):
     odd.idle = nn.Linear(16, 16)
     model = replace(loaded["llama"], model=odd.eval().requires_grad_(False), name="odd")
     how = Sequential(words, sequence_length=30)
-    with pytest.raises(ValueError, match="idle: the model never ran it"):
+    with pytest.raises(ValueError, match="idle: the model never calls it as a layer"):
         quantize_model(model, "gptq", calibration=how, **GPTQ)
     made = quantize_model(model, "gptq", calibration=how, on_error="skip", **GPTQ)
     assert len(made.tensors) == 5
-    assert "never ran" in made.skipped["idle"]
+    assert "never calls it" in made.skipped["idle"]
 
 
 @pytest.mark.parametrize(
@@ -637,9 +638,9 @@ def test_a_method_that_needs_no_calibration_says_so(loaded, words):
 
 
 def test_too_little_memory_is_said_before_the_work(loaded, words, monkeypatch):
-    monkeypatch.setattr("qviz.models.load.available_memory", lambda: 150_000)
+    monkeypatch.setattr("qviz.core.memory.available_memory", lambda: 150_000)
     make: list[Any] = []
-    with pytest.raises(MemoryError, match=r"sequential calibration \(hidden states of 4 batches"):
+    with pytest.raises(MemoryError, match=r"sequential calibration \(hidden states of 5 batches"):
         follow(
             loaded["llama"],
             list(linear_layers(loaded["llama"])),

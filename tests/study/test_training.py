@@ -8,7 +8,7 @@ import torch
 
 import qviz
 from qviz.methods.qlora import LoraLinear
-from qviz.models.load import linear_layers
+from qviz.models.layers import linear_layers
 from qviz.models.texts import evaluation_texts
 from qviz.study import training
 from qviz.study.training import train_quantized, training_texts

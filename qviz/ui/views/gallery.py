@@ -7,7 +7,7 @@ import ipywidgets
 
 from qviz.core.metrics import compare
 from qviz.methods.affine import affine
-from qviz.models.load import load_layer
+from qviz.models.checkpoint import load_layer
 from qviz.ui.views.bit_width import BITS
 from qviz.ui.views.layer_page import FIRST_LAYER
 from qviz.ui.views.lessons import LESSONS, Lesson

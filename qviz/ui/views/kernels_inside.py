@@ -11,7 +11,7 @@ from qviz.kernels import registry
 from qviz.kernels.formats import FORMATS
 from qviz.kernels.tiles import EVENTS, SHOWN, Block, Step, Walk, programs, source, walk
 from qviz.models.capture import load_calibration
-from qviz.models.load import load_layer
+from qviz.models.checkpoint import load_layer
 from qviz.ui.views.layer_page import FIRST_LAYER
 from qviz.ui.views.lesson_page import COMPUTING, LessonPage
 from qviz.ui.widgets import (

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from qviz.core.check import unknown
-from qviz.models.load import list_layers, load_layer
+from qviz.models.checkpoint import list_layers, load_layer
 from qviz.ui.views.lesson_page import LessonPage
 from qviz.ui.widgets import Button, Choice, TextField
 
