@@ -153,7 +153,7 @@ def survey(zoo: Sequence[Architecture]) -> dict[str, dict[str, Outcome]]:
         found[one.name] = examine(one.name)
         print(f"{one.name} ({time.perf_counter() - start:.1f} s)", flush=True)
         for column, outcome in found[one.name].items():
-            if outcome.words and column not in ("layers", "share"):
+            if outcome.words and not (outcome.state == "ok" and column in ("layers", "share")):
                 print(f"    {column}: {spelled(outcome)}", flush=True)
     return found
 
