@@ -277,8 +277,12 @@ def share(case: Case) -> str:
     if head is not None and hasattr(head, "weight"):
         tables.add(id(head.weight))
     every = sum(p.numel() for p in model.parameters() if id(p) not in tables)
+    names = {id(p): name for name, p in model.named_parameters()}
+    touched = {_parameter(name) for name in case.affine.tensors}
+    as_others = sorted(names[table] for table in tables if names.get(table) in touched)
+    require(not as_others, f"{as_others} quantized, an output head or a table of embeddings")
     quantized = sum(q.ledger.weights for q in case.affine.tensors.values())
-    require(quantized <= every, "more weights quantized than there are")
+    require(quantized <= every, "more weights quantized than there are: some count twice")
     return f"{100 * quantized / every:.0f} %"
 
 
