@@ -240,7 +240,7 @@ def _as_it_was(model: LoadedModel) -> Iterator[None]:
     finally:
         np.random.set_state(state)
         for module, kind in kinds:
-            module.set_attention_type(kind)
+            module.set_attention_type(kind)  # type: ignore[operator]
 
 
 def _chooses_attention(module: nn.Module) -> bool:
