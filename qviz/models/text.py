@@ -126,6 +126,7 @@ def generate(
     if not (math.isfinite(temperature) and temperature >= 0):
         raise ValueError(f"temperature must be 0 or more, got {temperature}")
     prompt_ids = _prompt_ids(model, prompt)
+    require_known_tokens(model, prompt_ids)
     longest = model.max_length
     if longest is not None and len(prompt_ids) + max_new_tokens > longest:
         raise ValueError(
