@@ -149,7 +149,8 @@ def empty_model(checkpoint: Checkpoint, architecture: Architecture) -> Any:
     import torch
 
     with quiet_transformers(), torch.device("meta"):
-        config = architecture.cls.config_class.from_dict(dict(checkpoint.config))
+        # by its own reader: a configuration may spell infinity in a way of its own
+        config = architecture.cls.config_class.from_json_file(checkpoint.fetch("config.json"))
         config._experts_implementation = "eager"
         return architecture.cls._from_config(config)
 

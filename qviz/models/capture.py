@@ -179,8 +179,9 @@ def input_hooks(
     handles = []
     try:
         for name, layer in layers.items():
-            handle = layer.module.register_forward_pre_hook(hook_for(name), with_kwargs=True)
-            handles.append(handle)
+            for module in layer.modules.values():
+                handle = module.register_forward_pre_hook(hook_for(name), with_kwargs=True)
+                handles.append(handle)
         yield
     finally:
         for handle in handles:

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 TURNED: Mapping[str, Mapping[str, bool]] = {
     "Llama4TextExperts": {"gate_up_proj": True, "down_proj": True},
     "JetMoeParallelExperts": {"weight": False},
+    "LongcatFlashExperts": {"gate_up_proj": False, "down_proj": False},
     "Step3p7Experts": {"gate_up_proj": False, "down_proj": False},
     "InklingSharedExperts": {"gate_proj": False, "up_proj": False, "down_proj": False},
     # all experts' rows one below the other; w2 is multiplied from the other side

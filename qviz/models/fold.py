@@ -19,6 +19,7 @@ from torch import nn
 
 from qviz.core.transform import InputScale
 from qviz.models.layers import LinearLayer, LoadedModel, copy_of, linear_layers
+from qviz.models.reading import as_in_use, run
 from qviz.models.rotate import OnlineHadamard
 
 
@@ -153,15 +154,48 @@ def fold_input_scales(model: LoadedModel, scales: Mapping[Feed, torch.Tensor]) -
     >>> fold_input_scales(model, {feed: torch.full((256,), 2.0)})
     """
     twin = copy_of(model)
-    fold_in_place(twin, scales)
+    fold_in_place(twin, scales, model)
     return twin
 
 
-def fold_in_place(model: LoadedModel, scales: Mapping[Feed, torch.Tensor]) -> None:
-    """As `fold_input_scales`, on the model itself."""
-    layers = linear_layers(model)
+def fold_in_place(
+    twin: LoadedModel, scales: Mapping[Feed, torch.Tensor], original: LoadedModel
+) -> None:
+    """Fold factors into a copy of the original.
+
+    Blocks are recognised by the names inside them, and names do not tell everything (the first GPT
+    has GPT-2's and another order). So powers of two go first, which floating point multiplies and
+    divides without error: ValueError where the copy then computes something else.
+    """
+    layers = linear_layers(twin)
     for feed, scale in scales.items():
         _check(layers, feed, scale)
+    probe = {
+        feed: 2.0 ** (torch.arange(len(scale), device=scale.device) % 3 - 1).to(scale.dtype)
+        for feed, scale in scales.items()
+    }
+    _apply(twin, probe)
+    _require_same_function(original, twin)
+    _apply(twin, {feed: 1 / scale for feed, scale in probe.items()})
+    _apply(twin, scales)
+
+
+def _require_same_function(original: LoadedModel, twin: LoadedModel) -> None:
+    rows = original.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    ids = torch.arange(3, 19, device=original.device)[None] % rows
+    with as_in_use(original), as_in_use(twin):
+        before, after = (run(one, ids)[0].float() for one in (original, twin))
+    off = float((after - before).abs().max() / before.abs().max())
+    if not off <= 1e-3:
+        raise ValueError(
+            f"{original.name} ({type(original.model).__name__}) names its layers like a model that "
+            f"factors can be folded into, but computes something else with them ({off:.1%} of its "
+            f"largest output). Take fold=False, which divides the inputs while the model runs"
+        )
+
+
+def _apply(model: LoadedModel, scales: Mapping[Feed, torch.Tensor]) -> None:
+    layers = linear_layers(model)
     with torch.no_grad():
         for feed, scale in scales.items():
             source = model.model.get_submodule(feed.source)

@@ -10,7 +10,7 @@ import copy
 import fnmatch
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -114,7 +114,8 @@ def _positions(model: nn.Module) -> int | None:
 class LinearLayer:
     """One linear layer, Y = X·Wᵀ (+ b), whatever class implements it.
 
-    stack  for an expert of a mixture: the parameter that its matrix is a part of
+    stack   for an expert of a mixture: the parameter that its matrix is a part of
+    shared  other modules with the same weight, by name (Zamba's blocks share theirs)
     """
 
     name: str
@@ -122,6 +123,12 @@ class LinearLayer:
     in_features: int
     out_features: int
     stack: str | None = None
+    shared: Mapping[str, nn.Module] = field(default_factory=dict, compare=False)
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """Every module that multiplies by this weight."""
+        return {self.name: self.module, **self.shared}
 
     @property
     def weight(self) -> torch.Tensor:
@@ -155,14 +162,20 @@ def linear_layers(model: LoadedModel | nn.Module) -> dict[str, LinearLayer]:
 
     Each expert of a mixture is one, "…experts.gate_up_proj.3". An output head that shares its
     weight with the embeddings is left out, since changing it would change them; so are layers
-    whose weights the checkpoint does not have.
+    whose weights the checkpoint does not have. Modules that share one weight are one layer.
     """
     module, missing = _parts(model)
     tied = _embedding_weights(module)
     stacks = {n for n, child in module.named_modules() if isinstance(child, ExpertStack)}
-    layers = {}
+    layers: dict[str, LinearLayer] = {}
+    firsts: dict[int, str] = {}  # of several with one weight
     for name, child in module.named_modules():
         if not _is_linear(child) or f"{name}.weight" in missing or id(child.weight) in tied:
+            continue
+        first = firsts.setdefault(id(child.weight), name)
+        if first != name:
+            shared = {**layers[first].shared, name: child}
+            layers[first] = replace(layers[first], shared=shared)
             continue
         parent = name.rpartition(".")[0]
         stack = parent if parent in stacks else None
@@ -230,10 +243,13 @@ def skipped_layers(model: LoadedModel | nn.Module) -> dict[str, str]:
     module, missing = _parts(model)
     tied = _embedding_weights(module)
     skipped = {}
+    shared = {n: first for first, one in linear_layers(model).items() for n in one.shared}
     for name, child in module.named_modules():
         weight = getattr(child, "weight", None)
         if _is_linear(child):
-            if f"{name}.weight" in missing:
+            if name in shared:
+                skipped[name] = f"its weight is that of {shared[name]}, which stands for both"
+            elif f"{name}.weight" in missing:
                 skipped[name] = "the checkpoint has no weight for it, so it is random"
             elif id(weight) in tied:
                 skipped[name] = "its weight is the table of embeddings (tied)"

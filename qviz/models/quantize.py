@@ -26,7 +26,6 @@ from qviz.models.layers import (
     Wrapped,
     choose_layers,
     copy_of,
-    linear_layer,
     linear_layers,
     loaded,
     skipped_layers,
@@ -427,20 +426,30 @@ def with_weights(
     `scales` are folded into it, and the layers hold the weights as they are stored.
     """
     twin = copy_of(model)
-    fold_in_place(twin, scales or {})
+    if scales:
+        fold_in_place(twin, scales, model)
+    layers = linear_layers(twin)
     for name, made in tensors.items():
-        _put(twin, name, made.folded() if scales else made)
+        _put(twin, layers[name], made.folded() if scales else made)
     return twin
 
 
-def _put(model: LoadedModel, name: str, made: Quantized) -> None:
+def _put(model: LoadedModel, layer: LinearLayer, made: Quantized) -> None:
     """Let a layer of the model compute with what became of it, in place."""
-    module = model.model.get_submodule(name)
-    layer = linear_layer(name, module)
     if isinstance(made, QuantizedLinear):
-        put_in_place(model.model, name, Product(made, layer))
+        for place in layer.modules:
+            put_in_place(model.model, place, Product(made, layer))
     else:
         layer.set_weight(made.dequantize())
+
+
+def _head(model: LoadedModel) -> nn.Module | None:
+    """The module that the model itself calls its output head (RWKV's has a name of its own)."""
+    try:
+        head: nn.Module | None = model.model.get_output_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        return None
+    return head
 
 
 def layers_to_quantize(
@@ -449,7 +458,7 @@ def layers_to_quantize(
     """The layers to quantize (None: all but an output head), and why the others are left."""
     chosen, skipped = choose_layers(model, layers), skipped_layers(model)
     if layers is None:
-        heads = {name for name in chosen if HEAD.search(name)}
+        heads = {n for n, one in chosen.items() if HEAD.search(n) or one.module is _head(model)}
         reason = "the output head stays in 16 bits unless it is named in layers"
         chosen = {name: layer for name, layer in chosen.items() if name not in heads}
         return chosen, skipped | dict.fromkeys(heads, reason)

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -52,9 +53,8 @@ def require_tokenizer(model: LoadedModel) -> Any:
     """The tokenizer; ValueError for a model that does not read text, or has none."""
     if model.kind == "other":
         raise ValueError(
-            f"{model.name} ({type(model.model).__name__}) reads "
-            f"{getattr(model.model, 'main_input_name', 'something')}, not text, so it cannot be "
-            f"run on text; methods that look at weights alone can quantize it"
+            f"{model.name} ({type(model.model).__name__}) does not read text alone, so it cannot "
+            f"be run on text; methods that look at weights alone can quantize it"
         )
     if model.tokenizer is None:
         raise ValueError(
@@ -191,7 +191,7 @@ def run(
     if "use_cache" in accepted:
         inputs["use_cache"] = False
     try:
-        with torch.no_grad(), _no_padding_inside(model, ids):
+        with torch.no_grad(), _no_padding_inside(model, ids), _as_it_was(model):
             return module(**{**inputs, **options})
     except Exception as error:
         translated = _in_words(model, ids, error)
@@ -223,6 +223,28 @@ def _no_padding_inside(model: LoadedModel, ids: torch.Tensor) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def _as_it_was(model: LoadedModel) -> Iterator[None]:
+    """What is run inside leaves no trace and does not depend on earlier runs.
+
+    BigBird draws from NumPy's global generator which tokens see which, and after one short window
+    it never looks sparsely again.
+    """
+    state = np.random.get_state()
+    np.random.seed(0)
+    kinds = [(m, m.attention_type) for m in model.model.modules() if _chooses_attention(m)]
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
+        for module, kind in kinds:
+            module.set_attention_type(kind)  # type: ignore[operator]
+
+
+def _chooses_attention(module: nn.Module) -> bool:
+    return hasattr(module, "set_attention_type") and hasattr(module, "attention_type")
 
 
 # Code that a model consists of lies beside torch and transformers, or in Python itself.

@@ -50,7 +50,7 @@ from qviz.models.statistics import Sharing
 Quantized = QuantizedTensor | QuantizedLinear
 # Quantizes one layer; the reason in words where it is to be left as it is.
 Make = Callable[[str, LinearLayer, Calibration | None], Quantized | str]
-Put = Callable[[LoadedModel, str, Quantized], None]  # into the model, in place
+Put = Callable[[LoadedModel, LinearLayer, Quantized], None]  # into the model, in place
 
 ORDERS = ("subset", "block")
 
@@ -258,7 +258,7 @@ class _Run:
             if isinstance(result, str):
                 self.outcome.skipped[name] = result
             else:
-                self.put(self.model, name, result)
+                self.put(self.model, self.layers[name], result)
                 self.outcome.tensors[name] = result
 
     def _seen(

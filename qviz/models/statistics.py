@@ -176,6 +176,10 @@ class Collector:
     def _measure(self, layer: str, x: torch.Tensor) -> Batch:
         # every row counts: windows of different length never share a batch
         rows = x.detach().reshape(-1, x.shape[-1])
+        if x.ndim > 2 and len(x) == 1 < self.tokens[0]:
+            # What no window has a part of its own in (DeBERTa's relative positions) comes once for
+            # a batch; it counts for each window, or the result would depend on the batch size.
+            rows = rows.repeat(self.tokens[0], 1)
         rows = rows.float()
         absolute = rows.abs()
         absmax = absolute.amax(dim=0)

@@ -125,8 +125,8 @@ def generate(
     require_int(max_new_tokens, "max_new_tokens", 1, 1_000_000)
     if not (math.isfinite(temperature) and temperature >= 0):
         raise ValueError(f"temperature must be 0 or more, got {temperature}")
-    tokenizer = require_tokenizer(model)
     prompt_ids = _prompt_ids(model, prompt)
+    require_known_tokens(model, prompt_ids)
     longest = model.max_length
     if longest is not None and len(prompt_ids) + max_new_tokens > longest:
         raise ValueError(
@@ -146,9 +146,19 @@ def generate(
             if len(new) == max_new_tokens:
                 break
     # Decoded together: some tokenizers drop the space before a first token.
-    before: str = tokenizer.decode(prompt_ids, clean_up_tokenization_spaces=False)
-    together: str = tokenizer.decode(prompt_ids + new, clean_up_tokenization_spaces=False)
+    before, together = (_decoded(model, ids) for ids in (prompt_ids, prompt_ids + new))
     return together[len(before) :]
+
+
+def _decoded(model: LoadedModel, ids: list[int]) -> str:
+    try:
+        text: str = require_tokenizer(model).decode(ids, clean_up_tokenization_spaces=False)
+    except Exception as error:
+        raise ValueError(
+            f"{model.name} wrote a token that its tokenizer cannot turn into text "
+            f"({type(error).__name__}: {error}). Take the tokenizer that the model was trained with"
+        ) from error
+    return text
 
 
 def _predictions(model: LoadedModel, prompt: list[int], new: list[int]) -> Iterator[torch.Tensor]:

@@ -99,8 +99,8 @@ def test_each_layer_sees_the_model_with_exactly_the_earlier_ones_quantized(
         given[name] = calibration
         return qviz.quantize(layer.weight, "gptq", calibration, **GPTQ)
 
-    def put(model: LoadedModel, name: str, made: qviz.QuantizedTensor) -> None:
-        linear_layers(model)[name].set_weight(made.dequantize())
+    def put(model: LoadedModel, layer: LinearLayer, made: qviz.QuantizedTensor) -> None:
+        layer.set_weight(made.dequantize())
 
     layers = list(linear_layers(loaded[kind]))
     done = follow(copy_of(loaded[kind]), layers, Sequential(order=order, **how), make, put)
