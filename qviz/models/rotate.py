@@ -233,8 +233,8 @@ def _require_llama_like(model: LoadedModel) -> None:
     if model.kind != "decoder" or kind not in LLAMA_LIKE:
         raise ValueError(
             f"{model.name} ({kind}) is {KINDS[model.kind]}; rotating needs a decoder of one of "
-            f'these types: {", ".join(LLAMA_LIKE)}. The method "rotation" rotates the layers of any '
-            f"model one by one"
+            f'these types: {", ".join(LLAMA_LIKE)}. The method "rotation" rotates the layers of '
+            f"any model one by one"
         )
     for name, module in model.model.named_modules():
         require_own_weight(name, module)

@@ -228,7 +228,7 @@ def test_an_index_is_only_data(tmp_path):
     with pytest.raises(FileNotFoundError, match="incomplete"):
         load_layer(tmp_path, "x")
     save_file({"y.weight": torch.ones(2, 2)}, tmp_path / "model-1.safetensors")
-    with pytest.raises(ValueError, match="does not have it"):
+    with pytest.raises(ValueError, match="which none of its files has"):
         load_layer(tmp_path, "x")
 
 

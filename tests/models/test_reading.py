@@ -87,7 +87,7 @@ def test_a_cache_in_a_blocks_call_is_refused(monkeypatch):
         prepend=True,
     )
     twin.model.model.layers[0] = first
-    with pytest.raises(ValueError, match=r"called with a cache \(leftover\)"):
+    with pytest.raises(ValueError, match=r"hands model.layers.0 a cache \(leftover\)"):
         hessians(twin, TEXTS)
 
 
