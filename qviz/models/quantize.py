@@ -360,11 +360,13 @@ def _notes(model: LoadedModel, tensors: Mapping[str, Quantized]) -> tuple[str, .
             few[name] = about["tokens"]
     notes = []
     if none:
-        notes.append(f"{len(none)} experts' matrices saw no token ({_first(none)}): {WHITE}")
+        notes.append(
+            f"expert matrices that saw no token: {len(none)} ({_first(none)}), each {WHITE}"
+        )
     if few:
         notes.append(
-            f"{len(few)} experts' matrices saw fewer tokens than they have inputs, the fewest "
-            f"{min(few.values())} ({_first([*few])}): their calibration is a rough one"
+            f"expert matrices that saw fewer tokens than they have inputs: {len(few)} "
+            f"({_first([*few])}), the fewest {min(few.values())}; their calibration is rough"
         )
     return tuple(notes)
 

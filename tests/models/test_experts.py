@@ -147,7 +147,7 @@ def test_an_expert_without_tokens_is_rounded_and_said(mixtures, sequential):
     rounded = qviz.quantize(weight, "affine", convention="gptq", **options)
     assert torch.equal(done.tensors[name].codes, rounded.codes)
     (none,) = [note for note in done.notes if "saw no token" in note]
-    assert none.startswith("2 experts' matrices saw no token")
+    assert none.startswith("expert matrices that saw no token: 2 (")
     assert name in none
     assert none in repr(done)
     other = done.tensors["model.layers.0.mlp.experts.gate_up_proj.0"].info["calibration"]
@@ -167,8 +167,8 @@ def test_few_tokens_are_said(mixtures):
         if layers[n].stack is not None and c.tokens < layers[n].in_features
     ]
     (note,) = [note for note in done.notes if "fewer tokens" in note]
-    assert note.startswith(f"{len(few)} experts' matrices saw fewer tokens")
-    assert f"the fewest {min(calibration[n].tokens for n in few)} " in note
+    assert f"fewer tokens than they have inputs: {len(few)} (" in note
+    assert f"the fewest {min(calibration[n].tokens for n in few)};" in note
 
 
 @pytest.mark.parametrize("name", MIXTURES)
