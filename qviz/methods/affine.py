@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from qviz.core.check import FLOAT_DTYPES, as_matrix, require_int, unknown
+from qviz.core.check import FLOAT_DTYPES, as_matrix, require_bits, unknown
 from qviz.core.granularity import Granularity
 from qviz.core.grids import Affine
 from qviz.core.tensor import QuantizedTensor
@@ -283,6 +283,7 @@ CONVENTIONS: dict[str, Convention] = {
     ),
 }
 DEFAULT_CONVENTION = "compressed_tensors"
+BITS = range(2, 9)
 
 EVENTS = (
     EventSpec(
@@ -329,7 +330,7 @@ def affine(
     bits         2 to 8
     symmetric    levels placed around 0, without a zero point that has to be stored
     granularity  "tensor", "channel", "group" or "token"; group_size counts inputs, and is used
-                 by "group" alone
+                 by "group" alone; None or −1 is the whole row
     convention   one of `CONVENTIONS`; each names the system it follows
     scale_dtype  dtype in which scales (and real-valued zeros and offsets) are stored; codes are
                  then found with the stored values. None: the dtype the convention computes in
@@ -344,7 +345,7 @@ def affine(
     (torch.Size([8, 256]), 4.25)
     """
     weight = as_matrix(weight)
-    require_int(bits, "bits", 2, 8)
+    require_bits(bits, BITS)
     _, compute = _rule(convention, symmetric, weight.dtype)
     if granularity == "flat":
         raise ValueError(
@@ -492,6 +493,7 @@ METHOD = Method(
     title="Round to nearest on equally spaced levels",
     source="Jacob et al. 2018 (arXiv 1712.05877), section 2.1; conventions: see CONVENTIONS",
     events=EVENTS,
+    bits=BITS,
     choices={
         "granularity": ("tensor", "channel", "group", "token"),
         "convention": tuple(CONVENTIONS),

@@ -20,8 +20,8 @@ from functools import cache
 import numpy as np
 import torch
 
-from qviz.core.check import as_matrix, require_finite, require_int, require_number, unknown
-from qviz.core.granularity import Granularity
+from qviz.core.check import as_matrix, narrowed, require_number, unknown
+from qviz.core.granularity import Granularity, whole_or_size
 from qviz.core.grids import Codebook
 from qviz.core.ledger import Stream
 from qviz.core.nearest import count_below, midpoints
@@ -159,7 +159,7 @@ def nf4(
     weight: torch.Tensor | np.ndarray,
     *,
     format: str = "nf4",
-    group_size: int = 64,
+    group_size: int | None = 64,
     double_quant: bool = False,
     second_rounding: str = "table",
     levels: Sequence[float] | torch.Tensor | None = None,
@@ -169,7 +169,8 @@ def nf4(
 
     weight           [out, in]; float32, bfloat16, float16; float64 is computed in float32 too
     format           "nf4" or "fp4"
-    group_size       weights in a block, 32 to 4096, a power of two; the last may be shorter
+    group_size       weights in a block, 32 to 4096, a power of two; the last may be shorter. None
+                     or −1: the whole row, where its length is such a power
     double_quant     keep the absmax as 8-bit codes; 4.127 instead of 4.5 bits per weight
     second_rounding  how those codes are found: "table" looks 65,536 bins up, as bitsandbytes ≥ 0.50
                      does on a CPU; "nearest" takes the nearest level, as a CUDA device does
@@ -187,13 +188,11 @@ def nf4(
     (torch.Size([128, 256]), 0.125)
     """
     weight = as_matrix(weight)
-    unit, shape = _unit(group_size), (weight.shape[0], weight.shape[1])
+    unit, shape = _unit(group_size, weight.shape[1]), (weight.shape[0], weight.shape[1])
     values, order = _table(format, levels, weight.device)
     if second_rounding not in ROUNDINGS:
         raise ValueError(unknown("second_rounding", second_rounding, ROUNDINGS))
-    x = unit.split(weight).float()  # [1, blocks, group_size]
-    if weight.dtype == torch.float64:
-        require_finite(x, "weight, in float32,")
+    x = unit.split(narrowed(weight, torch.float32, "weight"))  # [1, blocks, group_size]
     rest = weight.numel() % x.shape[-1]  # weights in a last, shorter block
 
     ascending = values[order.int()]
@@ -239,10 +238,16 @@ def nf4(
     return QuantizedTensor(codes, grid, unit, shape, info=info)
 
 
-def _unit(group_size: int) -> Granularity:
-    size = require_int(group_size, "group_size", 32, 4096)
-    if size & (size - 1):
-        raise ValueError(f"group_size must be 32, 64, 128 … 4096, as in bitsandbytes; got {size}")
+def _unit(group_size: int | None, columns: int) -> Granularity:
+    """Blocks of the flattened weight; those of whole rows are blocks as long as a row."""
+    size = whole_or_size(group_size) or columns
+    if not 32 <= size <= 4096 or size & (size - 1):
+        row = "" if whole_or_size(group_size) else ", the length of a row"
+        raise ValueError(
+            f"group_size must be 32, 64, 128 … 4096, as in bitsandbytes; got {size}{row}. A block "
+            f"may reach over the end of a row, so that each of these fits any weight; None (or -1) "
+            f"is the whole row, where its length is one of them"
+        )
     return Granularity("flat", size)
 
 

@@ -279,7 +279,7 @@ def test_degenerate_weights_come_back_or_are_refused(name, convention, rounding)
             ValueError,
             r"block \[0, 0\].*60000",
         ),
-        (torch.full((1, 32), 1e300, dtype=torch.float64), {}, ValueError, "weight in float32"),
+        (torch.full((1, 32), 1e300, dtype=torch.float64), {}, ValueError, "beyond float32"),
     ],
 )
 def test_bad_input_names_the_fix(weight, options, error, says):

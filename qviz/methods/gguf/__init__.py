@@ -19,7 +19,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from qviz.core.check import as_matrix, require_finite, unknown
+from qviz.core.check import as_matrix, narrowed, require_finite, unknown
 from qviz.core.grids import Blocks
 from qviz.core.tensor import QuantizedTensor
 from qviz.core.trace import Emit, EventSpec
@@ -195,8 +195,7 @@ def gguf(
     if importance is not None:
         importance = _as_importance(importance, columns)
     if weight.dtype == torch.float64:
-        weight = weight.float()
-        require_finite(weight, "weight in float32")
+        weight = narrowed(weight, torch.float32, "weight")
     data = encode(weight, name, importance=importance, emit=emit)
     with _one_thread():
         found = from_bytes(name, data)
@@ -253,8 +252,8 @@ def _as_importance(importance: torch.Tensor | np.ndarray, columns: int) -> torch
         )
     if importance.is_complex():
         raise TypeError("importance must be real: it is a mean of squares")
-    importance = importance.detach().float()
-    require_finite(importance, "importance in float32")
+    require_finite(importance.detach(), "importance")
+    importance = narrowed(importance.detach(), torch.float32, "importance")
     if (importance < 0).any():
         raise ValueError("importance must not be negative: it is a mean of squares")
     if not importance.any():
