@@ -82,13 +82,12 @@ def _dtype_fix(dtype: str, name: str, cast: str) -> str:
 def _not_a_tensor(x: object, name: str) -> str:
     """What was given instead of a tensor, and what of it to pass."""
     kind = type(x).__name__
-    if isinstance(x, torch.nn.Module):
-        weight = getattr(x, "weight", None)
-        if kind == "Conv1D":  # transformers' own, of GPT-2: a linear layer stored the other way
-            return f"got {kind}: pass its weight as [out, in], layer.weight.T"
-        if isinstance(weight, torch.Tensor):
-            return f"got {kind}, a module: pass its weight, layer.weight"
-        return f"got {kind}, a module: pass the weight of one of its layers, or quantize_model it"
+    if kind == "Conv1D":  # transformers' own, of GPT-2: a linear layer stored the other way
+        return f"got {kind}: pass its weight as [out, in], layer.weight.T"
+    if isinstance(getattr(x, "weight", None), torch.Tensor):
+        return f"got {kind}: pass its weight, layer.weight"
+    if isinstance(x, torch.nn.Module) or isinstance(getattr(x, "model", None), torch.nn.Module):
+        return f"got {kind}: pass the weight of one layer, or the model to qviz.quantize_model"
     if isinstance(x, Mapping):
         return f"got {kind}: pass one of its tensors, such as {name}[{next(iter(x), 'name')!r}]"
     if isinstance(x, str | PathLike):
@@ -152,10 +151,13 @@ def require_finite(x: torch.Tensor, name: str, *, fix: str = "") -> None:
     )
 
 
-def narrowed(x: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
+def narrowed(
+    x: torch.Tensor, dtype: torch.dtype, name: str, *, below: int | None = None
+) -> torch.Tensor:
     """The finite `x` in a dtype that an arithmetic asks for.
 
-    ValueError, with the power of two to divide by, for numbers that the dtype cannot hold.
+    ValueError, with the power of two to divide by, for numbers that the dtype cannot hold; so that
+    all are under 2^below, where what comes later needs more room than the dtype.
 
     >>> narrowed(torch.tensor([[70000.0 / 2.0**2]]), torch.float16, "weight").dtype
     torch.float16
@@ -170,13 +172,24 @@ def narrowed(x: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
     where = ", ".join(str(i) for i in bad[0].tolist())
     largest = float(x.abs().amax())
     # One more than the exponents differ by: a mantissa just below 2 would be rounded up to Inf.
-    power = math.frexp(largest)[1] - math.frexp(limit)[1] + 1
-    by = f"2.0**{power}"
+    fix = rescaling(name, largest, math.frexp(limit)[1] - 1 if below is None else below)
     raise ValueError(
         f"{name} has {len(bad)} value(s) beyond {str(dtype).removeprefix('torch.')}, which ends at "
-        f"{limit:g}: the first is {float(x[tuple(bad[0])]):g} at [{where}]. Pass {name} / {by}, "
-        f"and multiply what comes out by {by}"
+        f"{limit:g}: the first is {float(x[tuple(bad[0])]):g} at [{where}]. {fix}"
     )
+
+
+def rescaling(name: str, largest: float, exponent: int) -> str:
+    """The advice to bring numbers up to `largest` below 2^exponent, and to undo it afterwards.
+
+    >>> rescaling("weight", 70000.0, 15)
+    'Pass weight / 2.0**2, and multiply what comes out by 2.0**2'
+    """
+    # At most 2^100 upwards, which float32 holds as a factor.
+    power = max(math.frexp(largest)[1] - exponent, -100)
+    if power >= 0:
+        return f"Pass {name} / 2.0**{power}, and multiply what comes out by 2.0**{power}"
+    return f"Pass {name} * 2.0**{-power}, and divide what comes out by 2.0**{-power}"
 
 
 def require_representable(x: torch.Tensor, weight: torch.Tensor, what: str) -> None:
@@ -188,7 +201,7 @@ def require_representable(x: torch.Tensor, weight: torch.Tensor, what: str) -> N
     )
     require_finite(
         x,
-        f"the {what} reconstruction of weight, in its {dtype},",
+        f"the {what} reconstruction of weight, in {dtype},",
         fix=f"The weight is finite, but {what} rounds it beyond {dtype}: pass {fix}",
     )
 

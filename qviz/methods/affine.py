@@ -466,7 +466,7 @@ def store(
             + (f"(computed as {was:g}) " if value != was else "")
             + f"in {str(scale.dtype).removeprefix('torch.')}: the group is constant, or its range "
             f"is too small or too large for that dtype, and the convention {convention!r} has no "
-            f"rule for this. Use float32 weights, another scale_dtype, or another convention"
+            f"rule for this. {_remedy(scale.dtype, fit.scale.dtype, constant=was == 0)}"
         )
     grid = Affine(scale, bits, fit.qmin, fit.qmax, compute, stored(fit.zero), stored(fit.offset))
     # A zero point or offset that its dtype cannot hold ends here too, as infinite levels.
@@ -476,13 +476,28 @@ def store(
         raise ValueError(
             f"the levels of group [{row}, {first_group + group}] overflow: its weights are too "
             f"large, or too far from zero, for {str(scale.dtype).removeprefix('torch.')} scales in "
-            f"{str(compute).removeprefix('torch.')} arithmetic. Use float32 weights, another "
-            f"scale_dtype, or another convention"
+            f"{str(compute).removeprefix('torch.')} arithmetic. "
+            f"{_remedy(scale.dtype, fit.scale.dtype)}"
         )
     inverse = fit.inverse
     if inverse is not None and dtype is not None:
         inverse = 1.0 / scale.to(compute)
     return grid, inverse
+
+
+def _remedy(stored: torch.dtype, computed: torch.dtype, *, constant: bool = False) -> str:
+    """What to do where scales, found in `computed`, or levels do not fit the dtypes that they have.
+
+    Following it once may lead to the next such message, never to the same again.
+    """
+    if constant:
+        return f'Take a convention that has one, such as convention="{DEFAULT_CONVENTION}"'
+    if torch.finfo(stored).max < torch.finfo(computed).max:
+        return f"Pass scale_dtype={computed}, which holds them"
+    if computed == torch.float64:
+        return "Divide the numbers by a power of two, and multiply what comes out by it"
+    half = computed == torch.float16
+    return f"Pass the numbers as {'float32, .float()' if half else 'float64, .double()'}"
 
 
 METHOD = Method(

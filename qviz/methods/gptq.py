@@ -345,8 +345,8 @@ class GroupPlan:
         unit.split(torch.empty(0, self.in_features))
         if self.stale_groups and self.upfront:
             raise ValueError(
-                "stale_groups has no meaning where levels are found before the first column: "
-                "leave out static_groups, and give a group_size"
+                "stale_groups does not apply where levels are found before the first column: leave "
+                "it out, or leave out static_groups and give a group_size"
             )
 
     @property

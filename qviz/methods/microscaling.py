@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from qviz.core.check import as_matrix, narrowed, require_representable, unknown
+from qviz.core.check import as_matrix, narrowed, require_representable, rescaling, unknown
 from qviz.core.formats import FORMATS, ROUNDINGS, Format, decode, encode
 from qviz.core.granularity import Granularity
 from qviz.core.grids import Codebook
@@ -433,7 +433,7 @@ def _checked(fit: Fit, amax: torch.Tensor, convention: str) -> Fit:
         raise ValueError(
             f"the scale of block [{row}, {group}] leaves its format: the largest weight there is "
             f"{float(amax[row, group]):g}, too large or too small for the convention "
-            f"{convention!r}. Multiply the weight by a power of two first"
+            f"{convention!r}. {rescaling('weight', float(amax.amax()), 0)}"
         )
     return fit
 

@@ -13,6 +13,7 @@ dynamic table: Dettmers 2016 (arXiv 1511.04561). Convention: bitsandbytes 0.50.2
 bit; blocks run over the flattened matrix and may begin in one row and end in the next.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,7 +21,7 @@ from functools import cache
 import numpy as np
 import torch
 
-from qviz.core.check import as_matrix, narrowed, require_number, unknown
+from qviz.core.check import as_matrix, narrowed, require_number, rescaling, unknown
 from qviz.core.granularity import Granularity, whole_or_size
 from qviz.core.grids import Codebook
 from qviz.core.ledger import Stream
@@ -307,8 +308,8 @@ def _compress(
     if not torch.isfinite(scale.to(dtype)).all():
         raise ValueError(
             f"the double quantization of magnitudes up to {float(absmax.amax()):g} overflows "
-            f"{str(dtype).removeprefix('torch.')}: leave double_quant out, or multiply the weight "
-            f"by a power of two first"
+            f"{str(dtype).removeprefix('torch.')}: leave double_quant out. Or: "
+            f"{rescaling('weight', float(absmax.amax()), _room(absmax.numel(), dtype))}"
         )
     if emit is not None:
         emit("nf4.second.absmax", absmax=scale)
@@ -318,6 +319,14 @@ def _compress(
         Stream("absmax offset", offset),
     ]
     return scale, stored
+
+
+def _room(blocks: int, dtype: torch.dtype) -> int:
+    """e, so that absmax below 2^e can be doubly quantized: their sum fits into float32, and what
+    rounding up makes of them into the weight's dtype."""
+    single = math.frexp(torch.finfo(torch.float32).max)[1]
+    own = math.frexp(torch.finfo(dtype).max)[1]
+    return min(single - blocks.bit_length(), own - 1)
 
 
 @cache

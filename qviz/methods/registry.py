@@ -178,6 +178,11 @@ def methods() -> Mapping[str, Method]:
 
 def get(name: str) -> Method:
     """The method of this name; ValueError with the nearest names if there is none."""
+    if not isinstance(name, str):
+        raise TypeError(
+            f"method must be a name, such as 'gptq', got {type(name).__name__}; data and options "
+            f"are named: calibration=…, bits=…"
+        )
     if name not in _MODULES:
         raise ValueError(_unknown_method(name))
     method = import_module(_MODULES[name]).METHOD

@@ -192,9 +192,11 @@ def rotation(
 
     rotated = turn.apply(weight)
     if not torch.isfinite(rotated).all():
+        half = weight.dtype == torch.float16
+        wider = "weight.float()" if half else "weight.double()"
         raise ValueError(
             f"the rotated weight overflows {str(weight.dtype).removeprefix('torch.')}: a rotation "
-            f"can make an entry √{weight.shape[1]} times larger. Convert the weight to float32"
+            f"can make an entry √{weight.shape[1]} times larger. Pass {wider}"
         )
     if emit is not None:
         emit("rotation.rotated", weight=weight, rotated=rotated)
