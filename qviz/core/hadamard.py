@@ -101,8 +101,8 @@ def _factors(n: int) -> tuple[int, int]:
     next_size = next(k for k in itertools.count(n + 1) if _split(k) is not None)
     raise ValueError(
         f"no Hadamard matrix of size {n} is known here: the size must be 1, 2, or K·2^m with a "
-        f"known K (4, 12, 20, 28, 36 …). Pad with zeros to {next_size}, the next larger one, "
-        f"torch.nn.functional.pad(x, (0, {next_size - n})), or leave this layer without a rotation"
+        f"known K (4, 12, 20, 28, 36 …). Pad that side with {next_size - n} zeros to {next_size}, "
+        f"the next larger size, or leave this layer without a rotation"
     )
 
 

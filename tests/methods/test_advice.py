@@ -27,7 +27,8 @@ def followed(text, pattern, **names):
     """The value of the expression that the message advises; the pattern says which it should be."""
     found = re.search(pattern, text)
     assert found, text
-    return eval(found.group(), {"torch": torch, "np": np, "qviz": qviz, **names})
+    names = {"torch": torch, "np": np, "qviz": qviz, **names}
+    return eval(found.group(), names)  # noqa: S307  what our own messages say
 
 
 def random(*shape, dtype=torch.float32):
@@ -298,8 +299,8 @@ def _advised(advice, w, options):
     wider = re.search(r"\.(float|double)\(\)$", advice)
     if wider:
         return getattr(w, wider[1])(), options
-    option = re.search(r'(scale_dtype|convention)=(torch\.\w+|"\w+")', advice)
-    return w, {**options, option[1]: eval(option[2], {"torch": torch})}
+    option = re.search(r"(scale_dtype|convention)=", advice)[1]
+    return w, {**options, option: followed(advice, rf'(?<={option}=)(torch\.\w+|"\w+")')}
 
 
 @pytest.mark.parametrize("scale", [1e9, 1e6])
@@ -327,10 +328,18 @@ def test_a_row_that_no_block_divides_is_padded():
 
 
 def test_a_size_without_a_hadamard_matrix_is_padded():
-    w = random(4, 178)
-    text = refusal(lambda: rotation(w))
-    padded = followed(text, r"torch\.nn\.functional\.pad\(.*?\)\)", x=w)
-    assert rotation(padded).shape == tuple(padded.shape)
+    w = random(6, 178)
+    add = [
+        int(n)
+        for n in re.search(r"with (\d+) zeros to (\d+)", refusal(lambda: rotation(w))).groups()
+    ]
+    wide = nn.functional.pad(w, (0, add[0]))
+    assert rotation(wide).shape == (6, add[1])
+    more = re.search(r"with (\d+) zeros", refusal(lambda: rotation(wide, sides="both")))[1]
+    assert rotation(nn.functional.pad(wide, (0, 0, 0, int(more))), sides="both").shape == (
+        8,
+        add[1],
+    )
 
 
 def test_a_row_too_short_for_k_quants_falls_back():
@@ -440,3 +449,21 @@ def test_calibration_that_is_missing_can_be_captured_as_it_says():
         layer=layer,
     )
     assert registry.quantize(weight, "gptq", one).shape == tuple(weight.shape)
+
+
+def test_a_model_names_the_layer_and_the_sizes_that_fit():
+    model = qviz.load_model()
+    name = "model.layers.0.mlp.down_proj"
+    text = refusal(lambda: qviz.quantize_model(model, layers=[name], group_size=96))
+    assert text.startswith(f"{name}: group_size 96 does not divide the ")
+    sizes = [int(n) for n in re.search(r"Sizes that do: ([\d, ]+)", text)[1].split(", ")]
+    columns = qviz.load_layer(None, name).shape[1]
+    assert sizes == [d for d in range(8, columns + 1) if columns % d == 0]
+    whole = qviz.quantize_model(model, layers=[name], group_size=None).tensors[name]
+    spelled = [
+        qviz.quantize_model(model, layers=[name], group_size=-1),
+        qviz.quantize_model(model, layers=[name], per_layer={name: {"group_size": -1}}),
+    ]
+    for made in spelled:
+        assert torch.equal(made.tensors[name].codes, whole.codes)
+        assert made.tensors[name].bits_per_weight == whole.bits_per_weight
