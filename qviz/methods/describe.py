@@ -56,7 +56,7 @@ def names_elsewhere() -> str:
         [
             "## Names elsewhere",
             "",
-            "An option by one of these names is refused with the name that it has here.",
+            "A method without an option of that name refuses it with the name that it has here.",
             "",
             *_table(("there", "whose", "here", "where there it is True"), rows),
             "",
