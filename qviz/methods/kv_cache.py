@@ -168,7 +168,7 @@ def _kivi(
         groups.flatten(1),  # keys lie transposed in KIVI as well, [channels, tokens]
         bits=bits,
         symmetric=False,
-        group_size=unit.group_size,
+        group_size=group_size,
         convention="kivi",
         scale_dtype=scale_dtype,
         emit=emit,
