@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from qviz.methods import registry
-from qviz.methods.describe import describe
+from qviz.methods.describe import describe, names_elsewhere
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 HEAD = """# The methods
@@ -28,7 +28,8 @@ the kind:
 | training | a torch module that is trained in place of the linear layer |
 
 With `emit=trace`, a `qviz.Trace()`, the events of a method's table are kept; those of a product
-come when the `QuantizedLinear` is called, with `linear(x, emit=trace)`. The conventions, in which
+come when the `QuantizedLinear` is called, with `linear(x, emit=trace)`. A `group_size` of `None`,
+or `-1` as in other libraries, is the whole row. The conventions, in which
 real systems differ, are named in `CONVENTIONS` of the method's module.
 
 """
@@ -37,7 +38,7 @@ real systems differ, are named in `CONVENTIONS` of the method's module.
 def page() -> str:
     methods = registry.methods().values()
     lines = [f"- [{m.name}](#{m.name}-{_anchor(m.title)}): {m.title}" for m in methods]
-    return HEAD + "\n".join([*lines, "", *(describe(m) for m in methods)])
+    return HEAD + "\n".join([*lines, "", *(describe(m) for m in methods), names_elsewhere()])
 
 
 def _anchor(title: str) -> str:

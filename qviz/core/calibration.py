@@ -10,6 +10,11 @@ import torch
 
 from qviz.core.check import as_matrix, require_finite, require_int
 
+RECAPTURE = (
+    "Capture again with the model in float32 or bfloat16: in float16, which ends at 65504, large "
+    "activations become Inf"
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
@@ -55,7 +60,7 @@ class Calibration:
         # A single NaN here would make factors of NaN, or none, without a word.
         for name in ("inputs", "hessian", "act_absmax", "act_absmean"):
             if getattr(self, name).numel():
-                require_finite(getattr(self, name), f"the calibration's {name}")
+                require_finite(getattr(self, name), f"the calibration's {name}", fix=RECAPTURE)
 
     @property
     def in_features(self) -> int:

@@ -15,13 +15,47 @@ from torch.nn import functional
 
 KINDS = ("tensor", "channel", "group", "token", "flat")
 SIZED = ("group", "flat")  # the kinds that have a group size
+WHOLE = -1  # what most systems write for a group of the whole row, which is None here
+
+
+def whole_or_size(group_size: object) -> int | None:
+    """The group size that was asked for: None for the whole row, which is spelled None or -1.
+
+    TypeError or ValueError for anything else that is no size.
+
+    >>> whole_or_size(-1), whole_or_size(128)
+    (None, 128)
+    """
+    if group_size is None:
+        return None
+    if isinstance(group_size, bool) or not isinstance(group_size, int | np.integer):
+        raise TypeError(
+            f"group_size must be an integer, or None (or -1) for the whole row; got {group_size!r}"
+        )
+    if group_size == WHOLE:
+        return None
+    if group_size < 1:
+        raise ValueError(
+            f"group_size must be at least 1, or None (or -1) for the whole row; got {group_size}"
+        )
+    return int(group_size)
+
+
+def not_dividing(size: int, length: int, what: str) -> str:
+    """The message for a group size that does not divide `length` columns, rows …: what would."""
+    fits = [d for d in range(8, length + 1) if length % d == 0] or [length]
+    return (
+        f"group_size {size} does not divide the {length} {what}. Sizes that do: "
+        f"{', '.join(map(str, fits))}; None (or -1) puts all {length} into one group"
+    )
 
 
 @dataclass(frozen=True)
 class Granularity:
     """`kind` is one of tensor, channel, group, token, flat.
 
-    group_size  belongs to "group" and "flat" alone
+    group_size  belongs to "group" and "flat" alone. None or -1 with "group" is the whole row, and
+                makes it "channel"
     axis        along which the members of a group lie: 1 along a row, 0 along a column
     """
 
@@ -30,36 +64,33 @@ class Granularity:
     axis: int = 1
 
     def __post_init__(self) -> None:
-        size = self.group_size
         if self.kind not in KINDS:
             raise ValueError(f"granularity must be one of {', '.join(KINDS)}, got {self.kind!r}")
         if self.axis not in (0, 1):
             raise ValueError(f"axis must be 0 (along columns) or 1 (along rows), got {self.axis!r}")
-        if size is None:
-            if self.kind in SIZED:
-                raise ValueError(f'granularity="{self.kind}" needs a group_size')
-            return
-        if self.kind not in SIZED:
+        size = whole_or_size(self.group_size)
+        object.__setattr__(self, "group_size", size)  # this class is frozen
+        if self.kind == "group" and size is None:
+            object.__setattr__(self, "kind", "channel")
+        if self.kind == "flat" and size is None:
             raise ValueError(
-                f'group_size={size} has no meaning with granularity="{self.kind}"; '
+                'granularity="flat" needs a group_size: its groups run on from row to row'
+            )
+        if self.kind not in SIZED and size is not None:
+            raise ValueError(
+                f'group_size={size} does not apply to granularity="{self.kind}"; '
                 f'use granularity="group", or leave group_size out'
             )
-        if isinstance(size, bool) or not isinstance(size, int | np.integer):
-            raise TypeError(f"group_size must be an integer or None, got {size!r}")
-        if size < 1:
-            raise ValueError(f"group_size must be at least 1, got {size}")
 
     @classmethod
     def of(cls, kind: "str | Granularity", group_size: int | None = None) -> "Granularity":
-        """From the options of a method. A group_size of None with "group" means the whole row."""
+        """From the options of a method."""
         if isinstance(kind, Granularity):
             if group_size is not None:
                 raise ValueError(
                     f"{kind} has its own group size; leave group_size={group_size} out"
                 )
             return kind
-        if kind == "group" and group_size is None:
-            return cls("channel")
         return cls(kind, group_size)
 
     def split(self, x: torch.Tensor) -> torch.Tensor:
@@ -82,12 +113,8 @@ class Granularity:
         rows, columns = x.shape
         size = self._size(columns)
         if columns % size:
-            fits = [d for d in range(1, columns + 1) if columns % d == 0 and d >= 8]
-            what = "columns" if self.axis else "rows"
             raise ValueError(
-                f"group_size {size} does not divide the {columns} {what} of this matrix. "
-                f"Sizes that do: {', '.join(map(str, fits)) or columns}"
-                + ("; or None, for groups of a whole row" if self.axis else "")
+                not_dividing(size, columns, f"{'columns' if self.axis else 'rows'} of this matrix")
             )
         return x.reshape(rows, columns // size, size)
 

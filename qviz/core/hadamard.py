@@ -8,6 +8,7 @@ here have the same orders and the same defining property, but other rows, so tha
 differs from theirs in every entry and in no statistic.
 """
 
+import itertools
 from functools import cache
 
 import numpy as np
@@ -93,17 +94,15 @@ def has_hadamard(n: int) -> bool:
 
 
 def _factors(n: int) -> tuple[int, int]:
-    """(K, m) with n = K·2^m; ValueError naming the nearest sizes if there are none."""
+    """(K, m) with n = K·2^m; ValueError naming the next larger size if there are none."""
     found = _split(n)
     if found is not None:
         return found
-    near = [k for k in range(max(1, n - 64), n + 65) if _split(k) is not None]
-    below, above = [k for k in near if k < n][-1:], [k for k in near if k > n][:1]
+    next_size = next(k for k in itertools.count(n + 1) if _split(k) is not None)
     raise ValueError(
         f"no Hadamard matrix of size {n} is known here: the size must be 1, 2, or K·2^m with a "
-        f"known K (4, 12, 20, 28, 36 …). The nearest sizes are "
-        f"{' and '.join(map(str, below + above))}; pad to one of them, or rotate blocks of the "
-        f"largest power of two that divides {n}, which is {n & -n}"
+        f"known K (4, 12, 20, 28, 36 …). Pad that side with {next_size - n} zeros to {next_size}, "
+        f"the next larger size, or leave this layer without a rotation"
     )
 
 

@@ -37,6 +37,8 @@ class QuantizedLinear(ABC):
                 f"the layer takes {self.shape[1]} inputs in the last dimension, "
                 f"got shape {tuple(x.shape)}"
             )
+        if 0 in x.shape:
+            raise ValueError(f"inputs must hold at least one token, got shape {tuple(x.shape)}")
         return as_matrix(x.reshape(-1, x.shape[-1]), "inputs")
 
     def dequantize(self) -> torch.Tensor:

@@ -17,6 +17,7 @@ import torch
 from qviz.core.agreement import Agreement, Difference, agreement
 from qviz.core.calibration import Calibration, require_fit
 from qviz.core.check import as_matrix
+from qviz.core.granularity import whole_or_size
 from qviz.core.trace import Event, Trace
 from qviz.exercises.emitted import Divergence, Slack, Truth, collected, first_wrong
 from qviz.exercises.learner import Answer, Attempt, Levelled, Listener, call, read
@@ -122,6 +123,8 @@ def step_through(
     """
     if "variant" in options:
         raise TypeError("leave variant out: the true run is GPTQ, and mistakes are looked for")
+    if "group_size" in options:
+        options["group_size"] = whole_or_size(options["group_size"])
     as_numpy = isinstance(weight, np.ndarray)
     matrix = as_matrix(weight)
     dtype = torch.float64 if matrix.dtype == torch.float64 else torch.float32

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from qviz.core.check import FLOAT_DTYPES, as_matrix, require_int, unknown
+from qviz.core.check import FLOAT_DTYPES, as_matrix, require_bits, unknown
 from qviz.core.granularity import Granularity
 from qviz.core.grids import Affine
 from qviz.core.tensor import QuantizedTensor
@@ -283,6 +283,7 @@ CONVENTIONS: dict[str, Convention] = {
     ),
 }
 DEFAULT_CONVENTION = "compressed_tensors"
+BITS = range(2, 9)
 
 EVENTS = (
     EventSpec(
@@ -329,7 +330,7 @@ def affine(
     bits         2 to 8
     symmetric    levels placed around 0, without a zero point that has to be stored
     granularity  "tensor", "channel", "group" or "token"; group_size counts inputs, and is used
-                 by "group" alone
+                 by "group" alone; None or −1 is the whole row
     convention   one of `CONVENTIONS`; each names the system it follows
     scale_dtype  dtype in which scales (and real-valued zeros and offsets) are stored; codes are
                  then found with the stored values. None: the dtype the convention computes in
@@ -344,7 +345,7 @@ def affine(
     (torch.Size([8, 256]), 4.25)
     """
     weight = as_matrix(weight)
-    require_int(bits, "bits", 2, 8)
+    require_bits(bits, BITS)
     _, compute = _rule(convention, symmetric, weight.dtype)
     if granularity == "flat":
         raise ValueError(
@@ -465,7 +466,7 @@ def store(
             + (f"(computed as {was:g}) " if value != was else "")
             + f"in {str(scale.dtype).removeprefix('torch.')}: the group is constant, or its range "
             f"is too small or too large for that dtype, and the convention {convention!r} has no "
-            f"rule for this. Use float32 weights, another scale_dtype, or another convention"
+            f"rule for this. {_remedy(scale.dtype, fit.scale.dtype, constant=was == 0)}"
         )
     grid = Affine(scale, bits, fit.qmin, fit.qmax, compute, stored(fit.zero), stored(fit.offset))
     # A zero point or offset that its dtype cannot hold ends here too, as infinite levels.
@@ -475,13 +476,28 @@ def store(
         raise ValueError(
             f"the levels of group [{row}, {first_group + group}] overflow: its weights are too "
             f"large, or too far from zero, for {str(scale.dtype).removeprefix('torch.')} scales in "
-            f"{str(compute).removeprefix('torch.')} arithmetic. Use float32 weights, another "
-            f"scale_dtype, or another convention"
+            f"{str(compute).removeprefix('torch.')} arithmetic. "
+            f"{_remedy(scale.dtype, fit.scale.dtype)}"
         )
     inverse = fit.inverse
     if inverse is not None and dtype is not None:
         inverse = 1.0 / scale.to(compute)
     return grid, inverse
+
+
+def _remedy(stored: torch.dtype, computed: torch.dtype, *, constant: bool = False) -> str:
+    """What to do where scales, found in `computed`, or levels do not fit the dtypes that they have.
+
+    Following it once may lead to the next such message, never to the same again.
+    """
+    if constant:
+        return f'Take a convention that has one, such as convention="{DEFAULT_CONVENTION}"'
+    if torch.finfo(stored).max < torch.finfo(computed).max:
+        return f"Pass scale_dtype={computed}, which holds them"
+    if computed == torch.float64:
+        return "Divide the numbers by a power of two, and multiply what comes out by it"
+    half = computed == torch.float16
+    return f"Pass the numbers as {'float32, .float()' if half else 'float64, .double()'}"
 
 
 METHOD = Method(
@@ -492,6 +508,7 @@ METHOD = Method(
     title="Round to nearest on equally spaced levels",
     source="Jacob et al. 2018 (arXiv 1712.05877), section 2.1; conventions: see CONVENTIONS",
     events=EVENTS,
+    bits=BITS,
     choices={
         "granularity": ("tensor", "channel", "group", "token"),
         "convention": tuple(CONVENTIONS),

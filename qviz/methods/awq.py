@@ -26,14 +26,14 @@ import numpy as np
 import torch
 
 from qviz.core.calibration import Calibration, wide_matrix
-from qviz.core.check import require_int, unknown
+from qviz.core.check import require_bits, unknown
 from qviz.core.granularity import Granularity
 from qviz.core.grids import Affine
 from qviz.core.metrics import output_energy
 from qviz.core.tensor import QuantizedTensor
 from qviz.core.trace import Emit, EventSpec
 from qviz.core.transform import InputScale, require_input_scale
-from qviz.methods.affine import affine, fit_levels
+from qviz.methods.affine import BITS, affine, fit_levels
 from qviz.methods.registry import Method, Shared
 
 
@@ -163,7 +163,7 @@ def awq(
     """Scale the input channels by what reaches them, clip, and round to nearest.
 
     weight      [out, in]; half precision is worked on in float32, as the search needs it
-    group_size  inputs that share a scale; None: the whole row
+    group_size  inputs that share a scale; None or −1: the whole row
     grid        whose candidates are tried, one of `GRIDS`
     clip        None: as the reference, every layer but query and key projections, which are told
                 by `calibration.layer`
@@ -236,7 +236,7 @@ def search(
         raise ValueError(unknown("grid", grid, GRIDS))
     if not weights:
         raise ValueError("there is no weight to search factors for; give at least one")
-    require_int(bits, "bits", 2, 8)
+    require_bits(bits, BITS)
     ws = [wide_matrix(weight, calibration) for weight in weights]
     unit = Granularity.of("group", group_size)
     activation = calibration.act_absmean.to(ws[0])  # [in]
@@ -405,6 +405,7 @@ METHOD = Method(
     title="Activation-aware scaling before rounding",
     source="Lin et al. 2023 (arXiv 2306.00978); mit-han-lab/llm-awq",
     events=EVENTS,
+    bits=BITS,
     choices={"grid": tuple(GRIDS)},
     origins={
         "bits": "llm-awq, AutoAWQ, llm-compressor",

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
-from qviz.methods.registry import Method
+from qviz.core.check import in_words
+from qviz.methods.registry import ELSEWHERE, Method
 
 
 def describe(method: Method) -> str:
@@ -12,7 +13,7 @@ def describe(method: Method) -> str:
         (
             f"`{name}`",
             _written(default),
-            ", ".join(method.choices.get(name, ())),
+            _taken(method, name),
             method.origins[name],
         )
         for name, default in method.defaults.items()
@@ -38,6 +39,36 @@ def describe(method: Method) -> str:
             "",
         ]
     )
+
+
+def names_elsewhere() -> str:
+    """The options of other libraries with the names that they have here, as a page ends with."""
+    rows = [
+        (
+            f"`{other.name}`",
+            other.whose,
+            f"`{other.option}`",
+            f"`{other.option}={other.value}`" if other.value else "",
+        )
+        for other in ELSEWHERE
+    ]
+    return "\n".join(
+        [
+            "## Names elsewhere",
+            "",
+            "A method without an option of that name refuses it with the name that it has here.",
+            "",
+            *_table(("there", "whose", "here", "where there it is True"), rows),
+            "",
+        ]
+    )
+
+
+def _taken(method: Method, option: str) -> str:
+    """The names or widths that an option takes, where it is one of a few."""
+    if option == "bits":
+        return in_words(method.bits).removeprefix("one of ")
+    return ", ".join(method.choices.get(option, ()))
 
 
 def _written(default: object) -> str:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from qviz.core.check import as_matrix, require_finite, unknown
+from qviz.core.check import as_matrix, narrowed, require_representable, unknown
 from qviz.core.formats import FORMATS as NUMBERS
 from qviz.core.formats import decode, encode
 from qviz.core.granularity import Granularity
@@ -163,7 +163,7 @@ def fp8(
     grid = Codebook(values, scale.float(), 8, (Stream("scales", scale),), weight.dtype)
     q = QuantizedTensor(codes, grid, unit, (weight.shape[0], weight.shape[1]), info=info)
     if float(amax.amax()) > torch.finfo(weight.dtype).max / 4:  # s rounded up may overflow
-        require_finite(q.dequantize(), f"the {format} reconstruction of weight")
+        require_representable(q.dequantize(), weight, format)
     return q
 
 
@@ -187,11 +187,8 @@ def _rules(format: str, granularity: str, convention: str | None) -> tuple[str, 
 
 def _single(weight: torch.Tensor) -> torch.Tensor:
     """The weight as it is; float64 as float32."""
-    if weight.dtype != torch.float64:
-        return weight
-    x = weight.float()
-    require_finite(x, "weight in float32")
-    return x
+    double = weight.dtype == torch.float64
+    return narrowed(weight, torch.float32, "weight") if double else weight
 
 
 def _scale(amax: torch.Tensor, top: float, rules: Convention) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,12 +19,19 @@ import numpy as np
 import torch
 
 from qviz.core.calibration import Calibration, require_fit
-from qviz.core.check import as_matrix, require_finite, require_int, require_number, unknown
+from qviz.core.check import (
+    as_matrix,
+    require_bits,
+    require_finite,
+    require_int,
+    require_number,
+    unknown,
+)
 from qviz.core.granularity import Granularity
 from qviz.core.grids import Affine
 from qviz.core.tensor import QuantizedTensor
 from qviz.core.trace import Emit, EventSpec
-from qviz.methods.affine import CONVENTIONS, Levels, fit_levels
+from qviz.methods.affine import BITS, CONVENTIONS, Levels, fit_levels
 from qviz.methods.registry import Method
 
 INNER = 16  # columns that are updated one by one before a matrix product takes over
@@ -111,7 +118,7 @@ def gptq(
     calibration    of the inputs of this layer; only its Hessian is used
     bits           2 to 8
     symmetric      levels placed around 0
-    group_size     inputs that share a scale; None: the whole row
+    group_size     inputs that share a scale; None or −1: the whole row
     block_size     columns between two updates of the rest of the matrix: speed, not results
     damp           λ, a fraction of the mean of diag H; raised by 0.01 as often as Cholesky fails
     act_order      columns in descending order of diag H, instead of from left to right
@@ -137,7 +144,7 @@ def gptq(
     weight = as_matrix(weight)
     require_fit(calibration, weight.shape[1])
     block_size = require_int(block_size, "block_size", 1, 10**9)
-    bits = require_int(bits, "bits", 2, 8)
+    bits = require_bits(bits, BITS)
     if variant is not None and variant not in FAILURES:
         raise ValueError(unknown("variant", variant, FAILURES))
     plan = GroupPlan(
@@ -225,7 +232,10 @@ def prepare(
         raise ValueError(f"damp is a fraction of the mean of diag H, from 0 to 1; got {damp!r}")
     compute = torch.float64 if weight.dtype == torch.float64 else torch.float32
     h = calibration.hessian.to(device=weight.device, dtype=compute)
-    require_finite(h, "the calibration's hessian")
+    fix = "Give the weight as float64, and all is computed in that"
+    require_finite(
+        h, f"the calibration's hessian, in {str(compute).removeprefix('torch.')},", fix=fix
+    )
     diagonal = h.diagonal().clone()
     dead = diagonal == 0
     # These columns are tied to no other. 1 as in the reference: it counts in the mean of diag H.
@@ -330,11 +340,13 @@ class GroupPlan:
     in_features: int
 
     def __post_init__(self) -> None:
-        Granularity.of("group", self.group_size).split(torch.empty(0, self.in_features))
+        unit = Granularity("group", self.group_size)
+        object.__setattr__(self, "group_size", unit.group_size)  # −1 is None; this class is frozen
+        unit.split(torch.empty(0, self.in_features))
         if self.stale_groups and self.upfront:
             raise ValueError(
-                "stale_groups has no meaning where levels are found before the first column: "
-                "leave out static_groups, and give a group_size"
+                "stale_groups does not apply where levels are found before the first column: leave "
+                "it out, or leave out static_groups and give a group_size"
             )
 
     @property
@@ -635,6 +647,7 @@ METHOD = Method(
     title="Round column by column, compensating each error in the columns to come",
     source="Frantar et al. 2022 (arXiv 2210.17323); IST-DASLab/gptq",
     events=EVENTS,
+    bits=BITS,
     choices={"convention": tuple(CONVENTIONS), "variant": tuple(FAILURES)},
     origins={
         "bits": "GPTQModel, llm-compressor W4A16",

@@ -20,7 +20,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from qviz.core.check import as_matrix, require_int, require_number
+from qviz.core.check import as_matrix, require_bits, require_int, require_number
 from qviz.core.granularity import Granularity
 from qviz.core.tensor import QuantizedTensor
 from qviz.core.trace import Emit, EventSpec
@@ -77,8 +77,8 @@ def hqq(
 
     weight       [out, in]; float32, bfloat16, float16 (computed in float32) or float64
     bits         1, 2, 3, 4, 5, 6 or 8
-    group_size   consecutive weights that share s and z; None: a row. One that divides the weight
-                 but not its rows gives groups that straddle rows, as in hqq
+    group_size   consecutive weights that share s and z; None or −1: a row. One that divides the
+                 weight but not its rows gives groups that straddle rows, as in hqq
     iters        at most so many steps; 0 leaves the start as it is (optimize=False in hqq)
     lp_norm      p, above 0 and at most 1: how little large residuals count
     beta, kappa  β, and its factor after each step
@@ -141,9 +141,7 @@ def hqq(
 
 
 def _require_options(bits: int, iters: int, lp_norm: float, beta: float, kappa: float) -> None:
-    require_int(bits, "bits", 1, 8)
-    if bits not in BITS:
-        raise ValueError(f"hqq has no {bits}-bit codes; bits must be one of {BITS}")
+    require_bits(bits, BITS)
     require_int(iters, "iters", 0, 10_000)
     # p − 1 below −1, or a β that shrinks, would make the step grow without bound.
     if not 0 < require_number(lp_norm, "lp_norm") <= 1:
@@ -156,12 +154,11 @@ def _require_options(bits: int, iters: int, lp_norm: float, beta: float, kappa: 
 
 def _unit(weight: torch.Tensor, group_size: int | None) -> Granularity:
     """Groups along the rows; along the flattened weight if only that can be divided."""
-    if group_size is None:
-        return Granularity("channel")
     unit = Granularity("group", group_size)
-    if weight.shape[1] % group_size == 0:
+    size = unit.group_size
+    if size is None or weight.shape[1] % size == 0 or weight.numel() % size:
         return unit
-    return unit if weight.numel() % group_size else Granularity("flat", group_size)
+    return Granularity("flat", size)
 
 
 def _start(
@@ -249,6 +246,7 @@ METHOD = Method(
     title="Zero points moved until the error is sparse (half-quadratic)",
     source="Badri & Shaji 2023; hqq 0.2.8 core/quantize.py, core/optimize.py",
     events=EVENTS,
+    bits=BITS,
     origins={
         "bits": "hqq BaseQuantizeConfig",
         "group_size": "hqq BaseQuantizeConfig",

@@ -23,9 +23,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from qviz.core.check import FLOAT_DTYPES, as_matrix, require_finite, require_int, unknown
+from qviz.core.check import FLOAT_DTYPES, as_matrix, narrowed, require_bits, require_int, unknown
 from qviz.core.formats import FORMATS, decode, encode
-from qviz.core.granularity import Granularity
+from qviz.core.granularity import Granularity, not_dividing, whole_or_size
 from qviz.core.grids import Affine, Codebook
 from qviz.core.ledger import Ledger, Stream
 from qviz.core.tensor import QuantizedTensor
@@ -34,7 +34,8 @@ from qviz.methods import affine as rounding
 from qviz.methods.registry import Method
 
 PARTS = ("keys", "values")
-BITS = {"kivi": None, "token_int8": 8, "fp8": 8}  # scheme → its bits, where it has no choice
+BITS = rounding.BITS
+FIXED = {"kivi": None, "token_int8": 8, "fp8": 8}  # scheme → its bits, where it has no choice
 KIVI_BITS = 2
 
 EVENTS = (
@@ -66,7 +67,7 @@ def kv_cache(
     bits: int | None = None,
     kind_of: str = "keys",
     scheme: str = "kivi",
-    group_size: int = 32,
+    group_size: int | None = 32,
     scale_dtype: torch.dtype | None = None,
     emit: Emit | None = None,
 ) -> QuantizedTensor:
@@ -78,7 +79,7 @@ def kv_cache(
     scheme       "kivi"; "token_int8", one scale for each token, max|x|/127; "fp8", E4M3 with one
                  scale for the matrix, max|x|/448
     group_size   tokens (keys) or channels (values) that share a scale in "kivi"; for values take a
-                 divisor of the head's width, or groups reach from head to head
+                 divisor of the head's width, or groups reach from head to head. None or −1: all
     scale_dtype  dtype of stored scales and minimums, with which codes are found. None: float16, or
                  bfloat16 for bfloat16; in "fp8" float32 always
 
@@ -92,7 +93,7 @@ def kv_cache(
     >>> q.bits_per_weight
     3.0
     """
-    x = as_matrix(x, "matrix")
+    x = _tokens(x)
     bits = _checked_bits(scheme, bits)
     if kind_of not in PARTS:
         raise ValueError(f'kind_of must be "keys" or "values", got {kind_of!r}')
@@ -109,12 +110,35 @@ def kv_cache(
     return replace(q, info={**q.info, "method": "kv_cache", "scheme": scheme, "kind_of": kind_of})
 
 
+def _tokens(x: object, name: str = "x") -> torch.Tensor:
+    return as_matrix(x, name, shape_fix=_shape_fix)
+
+
+def _shape_fix(name: str, shape: tuple[int, ...]) -> str:
+    """The message for keys or values that are no matrix."""
+    if 0 in shape:
+        fix = "there are no tokens in it"
+    elif len(shape) == 4:
+        fix = (
+            f"[batch, heads, tokens, width], as transformers has them, become one for each "
+            f"sequence i: {name}[i].transpose(0, 1).flatten(1)"
+        )
+    elif len(shape) == 3:
+        fix = (
+            f"[heads, tokens, width] become one by {name}.transpose(0, 1).flatten(1), [batch, "
+            f"tokens, channels] one for each sequence i, {name}[i]"
+        )
+    else:
+        fix = f"of a single token it is {name}.reshape(1, -1)"
+    return f"{name} must be a matrix [tokens, channels], heads side by side, got {shape}: {fix}"
+
+
 def _checked_bits(scheme: str, bits: int | None) -> int:
-    if scheme not in BITS:
-        raise ValueError(unknown("scheme", scheme, BITS))
-    fixed = BITS[scheme]
+    if scheme not in FIXED:
+        raise ValueError(unknown("scheme", scheme, FIXED))
+    fixed = FIXED[scheme]
     if fixed is None:
-        return require_int(KIVI_BITS if bits is None else bits, "bits", 2, 8)
+        return require_bits(KIVI_BITS if bits is None else bits, BITS)
     if bits is not None and require_int(bits, "bits", 1, 32) != fixed:
         raise ValueError(f'scheme="{scheme}" has {fixed} bits, got bits={bits}; leave bits out')
     return fixed
@@ -124,19 +148,19 @@ def _kivi(
     x: torch.Tensor,
     bits: int,
     kind_of: str,
-    group_size: int,
+    group_size: int | None,
     scale_dtype: torch.dtype,
     emit: Emit | None,
 ) -> QuantizedTensor:
     """Minimum and scale for groups along the tokens (keys) or along the channels (values)."""
-    count, what = (x.shape[0], "tokens") if kind_of == "keys" else (x.shape[1], "channels")
-    if count % require_int(group_size, "group_size", 1, 2**31):
+    keys = kind_of == "keys"
+    unit = Granularity("group", group_size, axis=0 if keys else 1)
+    count, what = (x.shape[0], "tokens") if keys else (x.shape[1], "channels")
+    if unit.group_size is not None and count % unit.group_size:
         raise ValueError(
-            f"group_size {group_size} does not divide the {count} {what} of these {kind_of}: take "
-            f"one that does"
-            + (", or a KiviCache, which keeps the tokens left over" if what == "tokens" else "")
+            not_dividing(unit.group_size, count, f"{what} of these {kind_of}")
+            + ("; a KiviCache keeps the tokens left over as they are" if keys else "")
         )
-    unit = Granularity("group", group_size, axis=0 if kind_of == "keys" else 1)
     groups = unit.split(x)  # [channels, tokens/G, G] or [tokens, channels/G, G]
     if emit is not None:
         emit("kv_cache.groups", groups=groups)
@@ -166,9 +190,7 @@ def _fp8(x: torch.Tensor, emit: Emit | None) -> QuantizedTensor:
     """E4M3 of x/s with s = max|x|/448 in float32, saturating."""
     if emit is not None:
         emit("kv_cache.groups", groups=x.reshape(1, 1, -1))
-    wide = x.float()
-    if x.dtype == torch.float64:
-        require_finite(wide, "matrix, in float32,")
+    wide = narrowed(x, torch.float32, "x")
     scale = wide.abs().amax().reshape(1, 1) / FORMATS["fp8_e4m3"].max_finite
     # The smallest normal number is the floor, so that zeros have a scale.
     scale = scale.clamp(min=torch.finfo(torch.float32).tiny)
@@ -287,7 +309,13 @@ class KiviCache:
     ) -> None:
         self.heads = require_int(heads, "heads", 1, 2**16)
         self.bits = _checked_bits("kivi", bits)
-        self.group_size = require_int(group_size, "group_size", 1, 2**16)
+        size = whole_or_size(group_size)
+        if size is None:
+            raise ValueError(
+                "group_size must be a number of tokens here: the whole of a cache that grows is no "
+                "group, since a group is quantized once it is full"
+            )
+        self.group_size = require_int(size, "group_size", 1, 2**16)
         self.residual = require_int(residual, "residual", 1, 2**20)
         if self.residual % self.group_size:
             raise ValueError(
@@ -412,7 +440,7 @@ class KiviCache:
 
     def _take(self, keys: torch.Tensor | np.ndarray, values: torch.Tensor | np.ndarray) -> None:
         """Add tokens to the recent ones."""
-        new = dict(zip(PARTS, (as_matrix(keys, "keys"), as_matrix(values, "values")), strict=True))
+        new = dict(zip(PARTS, (_tokens(keys, "keys"), _tokens(values, "values")), strict=True))
         shape = new["keys"].shape
         if new["values"].shape != shape:
             raise ValueError(
@@ -478,7 +506,8 @@ METHOD = Method(
     source="KIVI (Liu et al. 2024, arXiv 2402.02750), section 3; quant/new_pack.py, "
     "models/llama_kivi.py",
     events=EVENTS,
-    choices={"kind_of": PARTS, "scheme": tuple(BITS)},
+    bits=BITS,
+    choices={"kind_of": PARTS, "scheme": tuple(FIXED)},
     origins={
         "bits": "KIVI-2 (None: the scheme's own)",
         "kind_of": "qviz: the part that needs care",

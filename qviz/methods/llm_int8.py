@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from qviz.core.check import as_matrix, require_finite, require_number
+from qviz.core.check import as_matrix, narrowed, require_number
 from qviz.core.granularity import Granularity
 from qviz.core.grids import Affine
 from qviz.core.ledger import Stream
@@ -206,10 +206,7 @@ def llm_int8(
 
 
 def _half(x: torch.Tensor, name: str) -> torch.Tensor:
-    half = x.half()
-    if x.dtype != torch.float16:
-        require_finite(half, f"{name}, in float16, which ends at 65504,")
-    return half
+    return narrowed(x, torch.float16, name)
 
 
 def _rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from qviz.core.check import as_matrix, require_finite, unknown
+from qviz.core.check import as_matrix, narrowed, require_representable, rescaling, unknown
 from qviz.core.formats import FORMATS, ROUNDINGS, Format, decode, encode
 from qviz.core.granularity import Granularity
 from qviz.core.grids import Codebook
@@ -365,7 +365,7 @@ def microscaling(
     grid = _grid(fit, block, weight)
     q = QuantizedTensor(codes, grid, unit, (weight.shape[0], weight.shape[1]), info=info)
     if float(amax.amax()) > torch.finfo(weight.dtype).max / 4:  # rounding up may overflow
-        require_finite(q.dequantize(), f"the {format} reconstruction of weight")
+        require_representable(q.dequantize(), weight, format)
     return q
 
 
@@ -412,17 +412,16 @@ def _blocks(weight: torch.Tensor, format: str) -> Granularity:
     if short:
         raise ValueError(
             f"the blocks of {format} are {size} inputs, which do not divide the {weight.shape[1]} "
-            f"of this weight; pad it with zeros, torch.nn.functional.pad(weight, (0, {short}))"
+            f"of this weight: pad it with zeros, torch.nn.functional.pad(weight, (0, {short})), "
+            f"and its inputs in the same way, or leave this layer out"
         )
     return Granularity("group", size)
 
 
 def _computable(weight: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
     """The weight in the dtype that the convention computes in; float64 becomes float32."""
-    x = weight.to(dtype or (torch.float32 if weight.dtype == torch.float64 else weight.dtype))
-    if weight.dtype == torch.float64:
-        require_finite(x, "weight in float32")
-    return x
+    single = torch.float32 if weight.dtype == torch.float64 else weight.dtype
+    return narrowed(weight, dtype or single, "weight")
 
 
 def _checked(fit: Fit, amax: torch.Tensor, convention: str) -> Fit:
@@ -434,7 +433,7 @@ def _checked(fit: Fit, amax: torch.Tensor, convention: str) -> Fit:
         raise ValueError(
             f"the scale of block [{row}, {group}] leaves its format: the largest weight there is "
             f"{float(amax[row, group]):g}, too large or too small for the convention "
-            f"{convention!r}. Multiply the weight by a power of two first"
+            f"{convention!r}. {rescaling('weight', float(amax.amax()), 0)}"
         )
     return fit
 

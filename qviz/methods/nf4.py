@@ -13,6 +13,7 @@ dynamic table: Dettmers 2016 (arXiv 1511.04561). Convention: bitsandbytes 0.50.2
 bit; blocks run over the flattened matrix and may begin in one row and end in the next.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,8 +21,8 @@ from functools import cache
 import numpy as np
 import torch
 
-from qviz.core.check import as_matrix, require_finite, require_int, require_number, unknown
-from qviz.core.granularity import Granularity
+from qviz.core.check import as_matrix, narrowed, require_number, rescaling, unknown
+from qviz.core.granularity import Granularity, whole_or_size
 from qviz.core.grids import Codebook
 from qviz.core.ledger import Stream
 from qviz.core.nearest import count_below, midpoints
@@ -159,7 +160,7 @@ def nf4(
     weight: torch.Tensor | np.ndarray,
     *,
     format: str = "nf4",
-    group_size: int = 64,
+    group_size: int | None = 64,
     double_quant: bool = False,
     second_rounding: str = "table",
     levels: Sequence[float] | torch.Tensor | None = None,
@@ -169,7 +170,8 @@ def nf4(
 
     weight           [out, in]; float32, bfloat16, float16; float64 is computed in float32 too
     format           "nf4" or "fp4"
-    group_size       weights in a block, 32 to 4096, a power of two; the last may be shorter
+    group_size       weights in a block, 32 to 4096, a power of two; the last may be shorter. None
+                     or −1: the whole row, where its length is such a power
     double_quant     keep the absmax as 8-bit codes; 4.127 instead of 4.5 bits per weight
     second_rounding  how those codes are found: "table" looks 65,536 bins up, as bitsandbytes ≥ 0.50
                      does on a CPU; "nearest" takes the nearest level, as a CUDA device does
@@ -187,13 +189,11 @@ def nf4(
     (torch.Size([128, 256]), 0.125)
     """
     weight = as_matrix(weight)
-    unit, shape = _unit(group_size), (weight.shape[0], weight.shape[1])
+    unit, shape = _unit(group_size, weight.shape[1]), (weight.shape[0], weight.shape[1])
     values, order = _table(format, levels, weight.device)
     if second_rounding not in ROUNDINGS:
         raise ValueError(unknown("second_rounding", second_rounding, ROUNDINGS))
-    x = unit.split(weight).float()  # [1, blocks, group_size]
-    if weight.dtype == torch.float64:
-        require_finite(x, "weight, in float32,")
+    x = unit.split(narrowed(weight, torch.float32, "weight"))  # [1, blocks, group_size]
     rest = weight.numel() % x.shape[-1]  # weights in a last, shorter block
 
     ascending = values[order.int()]
@@ -239,10 +239,16 @@ def nf4(
     return QuantizedTensor(codes, grid, unit, shape, info=info)
 
 
-def _unit(group_size: int) -> Granularity:
-    size = require_int(group_size, "group_size", 32, 4096)
-    if size & (size - 1):
-        raise ValueError(f"group_size must be 32, 64, 128 … 4096, as in bitsandbytes; got {size}")
+def _unit(group_size: int | None, columns: int) -> Granularity:
+    """Blocks of the flattened weight; those of whole rows are blocks as long as a row."""
+    size = whole_or_size(group_size) or columns
+    if not 32 <= size <= 4096 or size & (size - 1):
+        row = "" if whole_or_size(group_size) else ", the length of a row"
+        raise ValueError(
+            f"group_size must be 32, 64, 128 … 4096, as in bitsandbytes; got {size}{row}. A block "
+            f"may reach over the end of a row, so that each of these fits any weight; None (or -1) "
+            f"is the whole row, where its length is one of them"
+        )
     return Granularity("flat", size)
 
 
@@ -302,8 +308,8 @@ def _compress(
     if not torch.isfinite(scale.to(dtype)).all():
         raise ValueError(
             f"the double quantization of magnitudes up to {float(absmax.amax()):g} overflows "
-            f"{str(dtype).removeprefix('torch.')}: leave double_quant out, or multiply the weight "
-            f"by a power of two first"
+            f"{str(dtype).removeprefix('torch.')}: leave double_quant out. Or: "
+            f"{rescaling('weight', float(absmax.amax()), _room(absmax.numel(), dtype))}"
         )
     if emit is not None:
         emit("nf4.second.absmax", absmax=scale)
@@ -313,6 +319,14 @@ def _compress(
         Stream("absmax offset", offset),
     ]
     return scale, stored
+
+
+def _room(blocks: int, dtype: torch.dtype) -> int:
+    """e, so that absmax below 2^e can be doubly quantized: their sum fits into float32, and what
+    rounding up makes of them into the weight's dtype."""
+    single = math.frexp(torch.finfo(torch.float32).max)[1]
+    own = math.frexp(torch.finfo(dtype).max)[1]
+    return min(single - blocks.bit_length(), own - 1)
 
 
 @cache

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from qviz.core.calibration import Calibration, require_fit
-from qviz.core.check import as_matrix, require_int
+from qviz.core.check import as_matrix, require_bits
 from qviz.core.granularity import Granularity
 from qviz.core.tensor import QuantizedTensor
 from qviz.core.trace import Emit, EventSpec
-from qviz.methods.affine import Levels, fit_levels
+from qviz.methods.affine import BITS, Levels, fit_levels
 from qviz.methods.gptq import finite_loss, prepare
 
 WORK_LIMIT = 2 * 10**11  # rows·in³: about a minute
@@ -59,7 +59,7 @@ def obq(
     calibration  of the inputs of this layer; only its Hessian is used
     bits         2 to 8
     symmetric    levels placed around 0
-    group_size   inputs that share a scale; None: the whole row. Levels are found beforehand
+    group_size   inputs that share a scale; None or −1: the whole row. Levels are found beforehand
     damp         added to diag H, a fraction of its mean; raised as in GPTQ
     convention   one of `qviz.methods.affine.CONVENTIONS`
     scale_dtype  dtype in which scales are stored and used; None: the one computed in
@@ -75,7 +75,7 @@ def obq(
     """
     weight = as_matrix(weight)
     require_fit(calibration, weight.shape[1])
-    bits = require_int(bits, "bits", 2, 8)
+    bits = require_bits(bits, BITS)
     rows, columns = weight.shape
     if rows * columns**3 > WORK_LIMIT:
         fit = WORK_LIMIT // columns**3

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from qviz.core.check import FLOAT_DTYPES, as_matrix, require_finite, require_int, unknown
+from qviz.core.check import FLOAT_DTYPES, as_matrix, require_bits, require_finite, unknown
 from qviz.core.granularity import Granularity
 from qviz.core.grids import Affine, Codebook
 from qviz.core.ledger import Stream
@@ -32,7 +32,9 @@ from qviz.methods.registry import Method
 # Where the levels stand, in steps: on the integers −2^(b−1) … 2^(b−1)−1, of which 0 is one and the
 # negative side has one more, or half a step above them, alike on both sides and without a 0.
 SHIFTS = {"integer": 0.0, "half": 0.5}
+BITS = range(2, 9)
 INITS = ("mse", "absmax", "lsq")
+DIVERGED = "Training has diverged: start again with a smaller learning rate"
 CANDIDATES = 64  # steps that init="mse" tries for each group
 
 EVENTS = (
@@ -233,8 +235,8 @@ class QatLinear(TrainableLinear):
         Raises ValueError for NaN or Inf, which training may lead to and codes cannot hold.
         """
         scale, shift = self._stored_step(), SHIFTS[self.levels]
-        require_finite(self.weight, "the trained weight")
-        require_finite(scale, "the trained step, as it is stored,")
+        require_finite(self.weight, "the trained weight", fix=DIVERGED)
+        require_finite(scale, "the trained step, as it is stored,", fix=DIVERGED)
         position = self.granularity.split(self.weight) / scale.unsqueeze(-1)
         codes = _codes(position, self.qmin, self.qmax, shift)
         stored = scale.to(self.scale_dtype)
@@ -287,7 +289,7 @@ def qat(
     weight       [out, in]; float32 or float64 is trained in its own precision, bfloat16 and float16
                  in float32, because their own steps are larger than most updates
     bits         2 to 8
-    group_size   inputs that share a step; None: the whole row
+    group_size   inputs that share a step; None or −1: the whole row
     step         "learned" (LSQ) or "fixed" (straight-through estimator alone)
     levels       "integer": −2^(b−1) … 2^(b−1)−1 steps; "half": half a step above them; "auto":
                  half for 2 bits, where one of four levels on 0 and one only on the negative side
@@ -307,7 +309,7 @@ def qat(
     (torch.Size([4, 8]), 2.25)
     """
     weight = as_matrix(weight)
-    require_int(bits, "bits", 2, 8)
+    require_bits(bits, BITS)
     for name, value, known in (("step", step, ("learned", "fixed")), ("init", init, INITS)):
         if value not in known:
             raise ValueError(unknown(name, value, known))
@@ -399,6 +401,7 @@ METHOD = Method(
         "at 2 bits: Liu et al. 2025 (ParetoQ, arXiv 2502.02631)"
     ),
     events=EVENTS,
+    bits=BITS,
     choices={"step": ("learned", "fixed"), "levels": (*SHIFTS, "auto"), "init": INITS},
     origins={
         "bits": "qviz: where training begins to matter",

@@ -5,7 +5,7 @@ find it from then on.
 """
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from qviz.core.calibration import Calibration, require_calibration
-from qviz.core.check import unknown
+from qviz.core.check import close, unknown
 from qviz.core.trace import Emit, EventSpec
 
 _MODULES = {
@@ -66,6 +66,7 @@ class Method:
     origins  option → whose default it is: the system or paper that has the same one, or "qviz"
              with the reason
     choices  option → the names that it takes, for options that are one of a few
+    bits     the widths that its option `bits` takes; none where the format fixes the width
     shared   for a method that scales inputs: how linears of one input come to the same factors
     """
 
@@ -78,6 +79,7 @@ class Method:
     events: tuple[EventSpec, ...]
     origins: Mapping[str, str]
     choices: Mapping[str, Collection[str]] = field(default_factory=dict)
+    bits: Collection[int] = ()
     shared: Shared | None = None
 
     @property
@@ -91,6 +93,84 @@ class Method:
         }
 
 
+@dataclass(frozen=True)
+class Elsewhere:
+    """What an option is called in another library.
+
+    name    there; option: here
+    whose   the libraries
+    value   what True there is here, where it is not True; empty for other values than switches
+    """
+
+    name: str
+    option: str
+    whose: str
+    value: str = ""
+
+
+# Whoever knows another library writes its names first. Of two lines with one name, the first whose
+# option the method has counts.
+ELSEWHERE = (
+    Elsewhere("num_bits", "bits", "compressed-tensors"),
+    Elsewhere("w_bit", "bits", "llm-awq, AutoAWQ"),
+    Elsewhere("w_bits", "bits", "QuaRot"),
+    Elsewhere("wbits", "bits", "the GPTQ reference code"),
+    Elsewhere("nbits", "bits", "hqq"),
+    Elsewhere("n_bit", "bits", "llm-awq"),
+    Elsewhere("n_bits", "bits", "SmoothQuant"),
+    Elsewhere("nbits_per_codebook", "bits", "AQLM"),
+    Elsewhere("sym", "symmetric", "GPTQModel, AutoRound"),
+    Elsewhere("w_asym", "symmetric", "QuaRot", "False"),
+    Elsewhere("zero_point", "symmetric", "llm-awq, AutoAWQ", "False"),
+    Elsewhere("groupsize", "group_size", "the GPTQ reference code"),
+    Elsewhere("q_group_size", "group_size", "llm-awq, AutoAWQ"),
+    Elsewhere("w_groupsize", "group_size", "QuaRot"),
+    Elsewhere("blocksize", "block_size", "the GPTQ reference code"),
+    Elsewhere("blocksize", "group_size", "bitsandbytes"),
+    Elsewhere("block_size", "group_size", "bitsandbytes, torchao"),
+    Elsewhere("strategy", "granularity", "compressed-tensors"),
+    Elsewhere("desc_act", "act_order", "GPTQModel, AutoGPTQ"),
+    Elsewhere("actorder", "act_order", "the GPTQ reference code, llm-compressor"),
+    Elsewhere("damp_percent", "damp", "GPTQModel, AutoGPTQ"),
+    Elsewhere("percdamp", "damp", "the GPTQ reference code"),
+    Elsewhere("dampening_frac", "damp", "llm-compressor"),
+    Elsewhere("apply_clip", "clip", "AutoAWQ"),
+    Elsewhere("mse_range", "clip", "llm-awq"),
+    Elsewhere("duo_scaling", "grid", "AutoAWQ, llm-compressor", '"autoawq"'),
+    Elsewhere("smoothing_strength", "alpha", "llm-compressor"),
+    Elsewhere("lora_alpha", "alpha", "peft"),
+    Elsewhere("r", "rank", "peft"),
+    Elsewhere("lora_r", "rank", "QLoRA"),
+    Elsewhere("a_bits", "act_bits", "QuaRot"),
+    Elsewhere("act_quant", "activations", "SmoothQuant"),
+    Elsewhere("llm_int8_threshold", "threshold", "transformers"),
+    Elsewhere("quant_type", "format", "bitsandbytes"),
+    Elsewhere("bnb_4bit_quant_type", "format", "transformers"),
+    Elsewhere("elem_format", "format", "microxcaling"),
+    Elsewhere("bnb_4bit_use_double_quant", "double_quant", "transformers"),
+    Elsewhere("compress_statistics", "double_quant", "bitsandbytes"),
+    Elsewhere("qtype", "type", "gguf, llama.cpp"),
+    Elsewhere("ftype", "type", "llama.cpp"),
+    Elsewhere("imatrix", "importance", "llama.cpp"),
+    Elsewhere("optimize", "iters", "hqq", "20"),
+    Elsewhere("num_codebooks", "books", "AQLM"),
+    Elsewhere("in_group_size", "dim", "AQLM"),
+)
+
+
+# What a method is called elsewhere, and how to call it here; formats are found in the choices.
+METHODS_ELSEWHERE = {
+    "rtn": '"affine"',
+    "int8": '"affine", bits=8',
+    "int4": '"affine", bits=4',
+    "bitsandbytes": '"nf4" (4 bits) or "llm_int8" (8 bits)',
+    "bnb": '"nf4" (4 bits) or "llm_int8" (8 bits)',
+    "quarot": '"rotation"',
+    "lsq": '"qat"',
+    "aqlm": '"vector", books=2, dim=8',
+}
+
+
 def methods() -> Mapping[str, Method]:
     """Every method by name."""
     return {name: get(name) for name in _MODULES}
@@ -98,8 +178,13 @@ def methods() -> Mapping[str, Method]:
 
 def get(name: str) -> Method:
     """The method of this name; ValueError with the nearest names if there is none."""
+    if not isinstance(name, str):
+        raise TypeError(
+            f"method must be a name, such as 'gptq', got {type(name).__name__}; data and options "
+            f"are named: calibration=…, bits=…"
+        )
     if name not in _MODULES:
-        raise ValueError(unknown("method", name, _MODULES))
+        raise ValueError(_unknown_method(name))
     method = import_module(_MODULES[name]).METHOD
     assert isinstance(method, Method)
     return method
@@ -147,16 +232,52 @@ def require_data(method: str) -> None:
 
 
 def require_options(method: str, options: Mapping[str, Any]) -> None:
-    """TypeError for an option that the method does not have, with the near ones; for anything but
+    """TypeError for an option that the method does not have, with ours where another library has
+    that name (`ELSEWHERE`), else the near ones; for anything but
     True or False where an option is one of the two, since "no" would count as True; and for
     anything but a name (or the default) where it is one of a few names."""
     known, choices = get(method).defaults, get(method).choices
-    strange = sorted(set(options) - set(known))
+    strange = [name for name in options if name not in known]
     if strange:
-        raise TypeError(unknown(f"option for {method}", strange[0], known))
+        raise TypeError(_unknown_options(method, strange, known))
     for name, value in options.items():
         if isinstance(known[name], bool) and not isinstance(value, bool | np.bool_):
             raise TypeError(f"{name} must be True or False, got {value!r}")
         named = isinstance(value, str) or value is known[name]
         if name in choices and not named:
             raise TypeError(f"{name} must be one of {', '.join(choices[name])}; got {value!r}")
+
+
+def _unknown_method(name: object) -> str:
+    """The message for a name that is no method: the format or the system that it may be."""
+    asked = str(name).lower()
+    calls = [
+        f'"{method.name}", {option}="{choice}"'
+        for method in methods().values()
+        for option in ("format", "type", "scheme")
+        for choice in method.choices.get(option, ())
+        if choice.lower() == asked and choice not in _MODULES
+    ]
+    if asked in METHODS_ELSEWHERE:
+        calls.append(METHODS_ELSEWHERE[asked])
+    if not calls:
+        return unknown("method", name, _MODULES)
+    known = ", ".join(sorted(_MODULES))
+    return f"unknown method {name!r}. Here it is {' or '.join(calls)}. Known: {known}"
+
+
+def _unknown_options(method: str, strange: Sequence[str], known: Mapping[str, Any]) -> str:
+    """The message for options that the method does not have: all of them, to be mended at once."""
+    said = [f"unknown option for {method} {name!r}.{_ours(name, known)}" for name in strange]
+    return f"{' '.join(said)} Known: {', '.join(sorted(known))}"
+
+
+def _ours(name: str, known: Mapping[str, Any]) -> str:
+    """The name here of an option of another library, or the names that look like it."""
+    for other in ELSEWHERE:
+        if other.name != name.lower() or other.option not in known:
+            continue
+        sense = f"; {name}=True is {other.option}={other.value}" if other.value else ""
+        return f" Here it is {other.option} ({name} is the name in {other.whose}{sense})."
+    near = close(name, known)
+    return f" Did you mean {' or '.join(near)}?" if near else ""

@@ -169,7 +169,7 @@ def rotation(
     weight       [out, in]; float32, bfloat16, float16 or float64; a Hadamard matrix must exist for
                  `in` (and `out`, if both sides are rotated): K·2^m, see qviz.core.hadamard
     bits, symmetric, group_size, convention, scale_dtype
-                 as in affine; group_size counts rotated inputs, None is the whole row
+                 as in affine; group_size counts rotated inputs, None or −1 is the whole row
     sides        "input" (W·Q, QuaRot) or "both" (Qₒᵀ·W·Q, QuIP#)
     seed         of the signs
 
@@ -192,9 +192,11 @@ def rotation(
 
     rotated = turn.apply(weight)
     if not torch.isfinite(rotated).all():
+        half = weight.dtype == torch.float16
+        wider = "weight.float()" if half else "weight.double()"
         raise ValueError(
             f"the rotated weight overflows {str(weight.dtype).removeprefix('torch.')}: a rotation "
-            f"can make an entry √{weight.shape[1]} times larger. Convert the weight to float32"
+            f"can make an entry √{weight.shape[1]} times larger. Pass {wider}"
         )
     if emit is not None:
         emit("rotation.rotated", weight=weight, rotated=rotated)
@@ -235,6 +237,7 @@ METHOD = Method(
     source="QuaRot (Ashkboos et al. 2024, arXiv 2404.00456), section 4; QuIP# (Tseng et al. 2024, "
     "arXiv 2402.04396), section 3",
     events=EVENTS,
+    bits=rounding.BITS,
     choices={"convention": tuple(rounding.CONVENTIONS), "sides": ("input", "both")},
     origins={
         "bits": "QuaRot's main setting, W4A4KV4",

@@ -19,14 +19,14 @@ import numpy as np
 import torch
 
 from qviz.core.calibration import Calibration, wide_matrix
-from qviz.core.check import require_int, require_number
+from qviz.core.check import require_bits, require_number
 from qviz.core.grids import Affine
 from qviz.core.linear import QuantizedLinear, integer_product
 from qviz.core.metrics import compare
 from qviz.core.tensor import QuantizedTensor
 from qviz.core.trace import Emit, EventSpec
 from qviz.core.transform import InputScale, require_input_scale
-from qviz.methods.affine import affine
+from qviz.methods.affine import BITS, affine
 from qviz.methods.registry import Method, Shared
 
 ALPHAS = tuple(k / 20 for k in range(21))  # what alpha="search" tries
@@ -161,8 +161,8 @@ def smoothquant(
     >>> linear(calibration.inputs).shape
     """
     w = wide_matrix(weight, calibration)
-    require_int(bits, "bits", 2, 8)
-    require_int(act_bits, "act_bits", 2, 8)
+    require_bits(bits, BITS)
+    require_bits(act_bits, BITS, "act_bits")
     if activations not in ("token", "tensor"):
         raise ValueError(f'activations must be "token" or "tensor", got {activations!r}')
     if transform is not None:
@@ -287,6 +287,7 @@ METHOD = Method(
     title="8-bit weights and activations, outliers shared between them",
     source="Xiao et al. 2022 (arXiv 2211.10438); mit-han-lab/smoothquant",
     events=EVENTS,
+    bits=BITS,
     choices={"activations": ("token", "tensor")},
     origins={
         "alpha": "SmoothQuant smooth.py, llm-compressor",

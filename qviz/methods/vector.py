@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from qviz.core.check import FLOAT_DTYPES, as_matrix, require_int, unknown
+from qviz.core.check import FLOAT_DTYPES, as_matrix, require_bits, require_int, unknown
 from qviz.core.granularity import Granularity
 from qviz.core.grids import VectorCodebook
 from qviz.core.tensor import QuantizedTensor
@@ -30,6 +30,7 @@ from qviz.core.trace import Emit, EventSpec
 from qviz.methods.registry import Method
 
 # What happens to an entry that no vector is nearest to.
+BITS = range(1, 13)
 EMPTY = {
     "farthest": "it becomes the vector with the largest error (scikit-learn)",
     "keep": "it stays where it is (SciPy)",
@@ -179,7 +180,7 @@ def _require_options(
     empty: str,
     store_dtype: torch.dtype | None,
 ) -> None:
-    require_int(bits, "bits", 1, 12)
+    require_bits(bits, BITS)
     require_int(dim, "dim", 1, 16)
     require_int(books, "books", 1, 4)
     require_int(iters, "iters", 1, 10_000)
@@ -496,6 +497,7 @@ METHOD = Method(
     title="Learned tables of short vectors (k-means; added up, as in AQLM)",
     source="Lloyd 1982; Linde, Buzo & Gray 1980; Egiazarian et al. 2024 (AQLM, arXiv 2401.06118)",
     events=EVENTS,
+    bits=BITS,
     choices={"empty": tuple(EMPTY)},
     origins={
         "bits": "AQLM's 2×8 and 8-bit books: a table of 256 entries",

@@ -15,6 +15,7 @@ import torch
 from qviz.core.agreement import agreement
 from qviz.core.calibration import Calibration, require_calibration
 from qviz.core.check import as_matrix
+from qviz.core.granularity import whole_or_size
 from qviz.core.metrics import output_energy, output_error, ratio
 from qviz.methods.affine import CONVENTIONS
 from qviz.methods.gptq import METHOD, prepare
@@ -49,6 +50,9 @@ class Plan:
     def __post_init__(self) -> None:
         require_calibration(self.calibration)
         require_options("gptq", self.options)
+        if "group_size" in self.options:
+            size = whole_or_size(self.options["group_size"])  # −1 is None; this class is frozen
+            object.__setattr__(self, "options", {**self.options, "group_size": size})
 
     def walk(self) -> Walk:
         """Do the run. ValueError as from `gptq`: a misprint may diverge, and says so."""

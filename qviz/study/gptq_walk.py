@@ -162,6 +162,7 @@ class Walk:
         self.calibration = calibration
         self.options = {**METHOD.defaults, **options}
         self.recording = record(matrix, calibration, **options)
+        self.options["group_size"] = self.recording.plan.group_size  # −1 is None
         self.result = self.recording.result
         self.rows, self.n = matrix.shape
         self.perm = self.recording.perm

@@ -11,12 +11,13 @@ import torch
 
 from qviz.core import metrics
 from qviz.core.calibration import Calibration, require_calibration
-from qviz.core.check import as_matrix
+from qviz.core.check import as_matrix, in_words, require_int
 from qviz.core.linear import QuantizedLinear
 from qviz.core.tensor import QuantizedTensor
 from qviz.methods import registry
 
 Progress = Callable[[int, int, str], None]
+WIDTHS = range(2, 9)  # what a sweep takes of each method when no widths are named
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Table:
 def sweep(
     weight: torch.Tensor | np.ndarray,
     methods: str | Sequence[str] | Mapping[str, tuple[str, Mapping[str, Any]]] = "affine",
-    bits: Sequence[int] = (2, 3, 4, 5, 6, 7, 8),
+    bits: Sequence[int] | None = None,
     *,
     calibration: Calibration | None = None,
     progress: Progress | None = None,
@@ -71,20 +72,22 @@ def sweep(
     weight       [out, in]
     methods      a name, several names, or label → (name, its own options) for variants of one;
                  "weight" and "linear" methods
-    bits         the bit-widths; a method without the option `bits`, whose format fixes the width,
-                 runs once
+    bits         the bit-widths; None: those from 2 to 8 that each method has. A method without the
+                 option `bits`, whose format fixes the width, runs once
     calibration  adds `output_error`, on the real inputs of the layer
     progress     called as progress(done, of, what) before each run
     options      go to every method
 
     Returns a row for each run: label, method, bits, bits_per_weight, mse, sqnr_db, max_error,
     relative_error and, with calibration, output_error (both relative, Frobenius).
+    Raises ValueError, before anything is computed, for a bit-width that was asked for and that one
+    of the methods lacks, and for whatever a method refuses, with the label where there are several.
 
     >>> table = qviz.sweep(weight, "affine", bits=[2, 4, 8], group_size=64)
     >>> table.column("mse")
     """
     w = as_matrix(weight)
-    if not hasattr(bits, "__len__") or not len(bits):
+    if bits is not None and (not hasattr(bits, "__len__") or not len(bits)):
         raise ValueError(f"bits must be several bit-widths, such as [2, 3, 4], got {bits!r}")
     runs = _runs(methods, options)
     if calibration is not None:
@@ -96,13 +99,18 @@ def sweep(
     plan = [
         (label, name, width, {**options, **own, **width})
         for label, name, own in runs
-        for width in ([{"bits": b} for b in bits] if _takes_bits(name) else [{}])
+        for width in _widths(f"{label}: " if len(runs) > 1 else "", name, bits)
     ]
     rows = []
     for done, (label, name, width, given) in enumerate(plan):
         if progress is not None:
             progress(done, len(plan), label + "".join(f", {b} bits" for b in width.values()))
-        q = registry.quantize(w, name, calibration, **given)
+        try:
+            q = registry.quantize(w, name, calibration, **given)
+        except ValueError as error:
+            if len(runs) == 1:
+                raise
+            raise ValueError(f"{label}: {error}") from error
         figures = measure(w, q, calibration, energy=energy)
         rows.append({"label": label, "method": name, "bits": _bits(q), **figures})
     if progress is not None:
@@ -110,8 +118,21 @@ def sweep(
     return Table(tuple(rows))
 
 
-def _takes_bits(method: str) -> bool:
-    return "bits" in registry.get(method).defaults
+def _widths(who: str, method: str, bits: Sequence[int] | None) -> list[dict[str, int]]:
+    """The options of one method's runs: a width each, or none where the format fixes it. `who`
+    goes before a message."""
+    known = registry.get(method).bits
+    if not known:
+        return [{}]
+    if bits is None:
+        return [{"bits": b} for b in WIDTHS if b in known]
+    lacking = [b for b in bits if require_int(b, "bits", 0, 64) not in known]
+    if lacking:
+        raise ValueError(
+            f"{who}{method} has no {' or '.join(map(str, lacking))}-bit codes: bits must be "
+            f"{in_words(known)}. Leave bits out to sweep the widths that each method has"
+        )
+    return [{"bits": int(b)} for b in bits]
 
 
 def _bits(quantized: QuantizedTensor | QuantizedLinear) -> int:

@@ -186,10 +186,9 @@ def test_the_bill_equals_the_bytes(unit):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("group",), "needs a group_size"),
         (("flat",), "needs a group_size"),
         (("row",), "must be one of"),
-        (("channel", 4), "no meaning"),
+        (("channel", 4), "does not apply"),
         (("group", 0), "at least 1"),
         (("channel", None, 2), "axis must be 0"),
     ],

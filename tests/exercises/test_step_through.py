@@ -252,7 +252,12 @@ def test_a_right_one_passes(name, text, dtype, numpy, edits):
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize(
     "options",
-    [{"act_order": True, "group_size": 32}, {"symmetric": False, "bits": 3}, {"group_size": None}],
+    [
+        {"act_order": True, "group_size": 32},
+        {"symmetric": False, "bits": 3},
+        {"group_size": None},
+        {"group_size": -1},
+    ],
     ids=str,
 )
 def test_a_right_one_passes_with_options(name, options):

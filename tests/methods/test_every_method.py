@@ -1,5 +1,7 @@
 """What holds for every method of the registry, whatever it does."""
 
+import ast
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -262,6 +264,114 @@ def test_on_a_gpu_as_on_the_processor(name, options):
     away = (value.cpu() - here.dequantize()).abs() > 1e-5
     assert away.float().mean() < (0.2 if method.needs or name == "vector" else 0.001)
     assert made.bits_per_weight == here.bits_per_weight
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_trainable_weights_give_what_their_values_give(name, options):
+    """An nn.Parameter is taken as it is, and no gradient leads from the result to it."""
+    parameter = torch.nn.Parameter(weight())
+    made = run(name, options, parameter)
+    same(result(run(name, options)), result(made))
+    tensors = made.parameters() if isinstance(made, torch.nn.Module) else [made.dequantize()]
+    assert all(t.grad_fn is None for t in tensors)
+    assert parameter.grad is None
+
+
+@pytest.mark.parametrize("name", [n for n, m in registry.methods().items() if "bits" in m.defaults])
+def test_bits_are_whole_numbers(name):
+    for bits in (4.0, "4", True):
+        with pytest.raises(TypeError, match="bits must be an integer"):
+            run(name, {"bits": bits})
+    same(result(run(name, {"bits": np.int64(4)})), result(run(name, {"bits": 4})))
+
+
+GROUPED = [n for n, m in registry.methods().items() if "group_size" in m.defaults]
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_minus_one_is_a_group_of_the_whole_row(name):
+    """As almost everywhere; None is the same, and a group as long as the row has the same codes."""
+    length = SHAPE[0] if name == "kv_cache" else SHAPE[1]  # keys share a scale along the tokens
+    whole = result(run(name, {"group_size": None}))
+    assert whole["value"].shape == SHAPE if "value" in whole else whole
+    for spelled in (-1, np.int64(-1)):
+        same(whole, result(run(name, {"group_size": spelled})))
+    sized = result(run(name, {"group_size": length}))
+    for part in whole.keys() & {"value", "codes", "weight"}:
+        close = torch.isclose(whole[part].float(), sized[part].float(), atol=1e-5)
+        assert close.all() or name == "gptq", part  # whose scales then follow the compensation
+
+
+@pytest.mark.parametrize("name", GROUPED)
+@pytest.mark.parametrize(
+    ("size", "error"),
+    [(0, ValueError), (-2, ValueError), (True, TypeError), (64.0, TypeError), ("64", TypeError)],
+    ids=repr,
+)
+def test_what_is_no_group_size_is_refused(name, size, error):
+    with pytest.raises(error, match=r"group_size must be .*None \(or -1\) for the whole row.* got"):
+        run(name, {"group_size": size})
+
+
+@pytest.mark.parametrize("other", registry.ELSEWHERE, ids=lambda e: f"{e.name} {e.option}")
+def test_names_of_other_libraries_lead_to_ours(other):
+    """Each line is of use to some method, never hides an option, and says the opposite aloud."""
+    having = [n for n, m in registry.methods().items() if other.option in m.defaults]
+    said = {}
+    for name in having:
+        if other.name not in registry.get(name).defaults:
+            with pytest.raises(TypeError, match=f"unknown option for {name}") as refused:
+                registry.require_options(name, {other.name: True})
+            said[name] = str(refused.value)
+    ours = {name: text for name, text in said.items() if f"Here it is {other.option} " in text}
+    assert ours
+    for name, text in ours.items():
+        assert other.whose in text
+        if other.value:
+            assert f"{other.name}=True is {other.option}={other.value}" in text
+            value = ast.literal_eval(other.value)
+            registry.require_options(name, {other.option: value})
+
+
+def test_all_unknown_options_are_named_at_once():
+    with pytest.raises(TypeError) as refused:
+        qviz.quantize(weight(), "gptq", calibration(), w_bit=4, desc_act=True, bitz=3, magic=1)
+    text = str(refused.value)
+    for part in ("'w_bit'. Here it is bits ", "'desc_act'. Here it is act_order ", "mean bits?"):
+        assert part in text
+    assert text.count("unknown option") == 4
+    assert text.count("Known: ") == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "call"),
+    [
+        ("GPTQ", "Did you mean gptq"),
+        ("Q4_K", '"gguf", type="Q4_K"'),
+        ("q4_k", '"gguf", type="Q4_K"'),
+        ("nvfp4", '"microscaling", format="nvfp4"'),
+        ("kivi", '"kv_cache", scheme="kivi"'),
+        ("bitsandbytes", '"llm_int8"'),
+        ("RTN", '"affine"'),
+    ],
+)
+def test_what_a_method_is_called_elsewhere_leads_to_it(asked, call):
+    with pytest.raises(ValueError, match="unknown method") as refused:
+        qviz.quantize(weight(), asked)
+    assert call in str(refused.value)
+
+
+@pytest.mark.parametrize("call", registry.METHODS_ELSEWHERE.values())
+def test_the_calls_that_are_recommended_run(call):
+    for each in re.sub(r" \(.*?\)", "", call).split(" or "):
+        name, *options = each.split(", ")
+        given = {key: int(value) for key, value in (option.split("=") for option in options)}
+        assert run(name.strip('"'), given) is not None
+
+
+def test_a_method_is_named():
+    with pytest.raises(TypeError, match=r"method must be a name.*got Calibration.*calibration="):
+        qviz.quantize(weight(), calibration())
 
 
 CHOICES = [

@@ -205,7 +205,7 @@ def test_bad_weights_and_options_name_the_fix(weight, options, error, says):
         (torch.ones(3, 40, dtype=torch.int8), TypeError, "float"),
         (np.ones((3, 40), np.int32), TypeError, "astype"),
         ([1.0] * 40, TypeError, "tensor or an array"),
-        (torch.empty(0, 40), ValueError, "non-empty"),
+        (torch.empty(0, 40), ValueError, "at least one token"),
     ],
 )
 def test_bad_inputs_name_the_fix(x, error, says):

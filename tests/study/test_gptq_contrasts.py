@@ -276,3 +276,16 @@ def test_the_words_of_damping_and_stale_groups_name_the_direction():
     _, first, second = run("stale_groups", plan.choose(group_size=16), texts)
     assert "The second run takes ranges" in NAMES["stale_groups"].diagnose(first, second)
     assert "The first run takes ranges" in NAMES["stale_groups"].diagnose(second, first)
+
+
+def test_minus_one_is_the_whole_row():
+    """To the sentences, too, which name the groups."""
+    plan, texts = problem()
+    spelled, whole = plan.choose(group_size=-1), plan.choose(group_size=None)
+    assert spelled.setting("group_size") is None
+    assert [c.name for c in contrasts_for(spelled)] == [c.name for c in contrasts_for(whole)]
+    second, walk, changed = run("group_size", spelled, texts)
+    assert second.setting("group_size") == 32
+    assert "instead of whole rows" in NAMES["group_size"].diagnose(walk, changed)
+    with pytest.raises(ValueError, match="group_size must be at least 1"):
+        plan.choose(group_size=-2)

@@ -324,3 +324,11 @@ def test_a_sample_is_the_calibration_of_its_rows(dtype):
         c.sample(401)
     with pytest.raises(ValueError, match="tokens must be from 1"):
         c.sample(0)
+
+
+def test_minus_one_is_the_whole_row():
+    w, c = weight(), calibration()
+    walk, whole = Walk(w, c, group_size=-1, bits=3), Walk(w, c, group_size=None, bits=3)
+    assert walk.options == whole.options
+    assert np.array_equal(walk.error, whole.error)
+    assert torch.equal(walk.nearest.codes, whole.nearest.codes)

@@ -6,6 +6,7 @@ from inputs import calibration_for
 
 import qviz
 from qviz.core import metrics
+from qviz.methods import registry
 
 
 def test_rows_equal_the_pieces():
@@ -37,6 +38,71 @@ def test_error_falls_with_bits():
     assert "output_error" not in table.rows[0]
     assert table.to_csv().count("\n") == 8
     assert table._repr_markdown_().count("\n") == 8
+
+
+ON_WEIGHTS = [n for n, m in registry.methods().items() if m.kind in ("weight", "linear")]
+
+
+@pytest.mark.parametrize("name", ON_WEIGHTS)
+def test_every_method_is_swept_with_defaults(name):
+    """At those of the widths from 2 to 8 that it has; once where the format fixes the width."""
+    w = torch.randn(16, 256)
+    table = qviz.sweep(w, name, calibration=calibration_for(torch.randn(40, 256)))
+    method = registry.get(name)
+    assert bool(method.bits) == ("bits" in method.defaults)
+    widths = [b for b in range(2, 9) if b in method.bits]
+    assert table.column("bits") == (widths or [table.rows[0]["bits"]])
+    assert all(row["relative_error"] < 1 for row in table)
+
+
+@pytest.mark.parametrize("name", [n for n, m in registry.methods().items() if m.bits])
+def test_the_widths_that_a_method_declares_are_those_that_it_takes(name):
+    method, w = registry.get(name), torch.randn(128, 128)
+    given = calibration_for(torch.randn(40, 128)) if method.needs else None
+    options = {"vector": {"dim": 2, "iters": 1}}.get(name, {})
+    for bits in range(14):
+        if bits in method.bits:
+            registry.quantize(w, name, given, bits=bits, **options)
+        else:
+            with pytest.raises(ValueError, match=f"bits must be .*, got {bits}"):
+                registry.quantize(w, name, given, bits=bits, **options)
+
+
+def test_several_methods_are_swept_each_at_its_own_widths():
+    table = qviz.sweep(torch.randn(8, 128), ["affine", "hqq", "nf4"])
+    assert table.where(method="affine").column("bits") == [2, 3, 4, 5, 6, 7, 8]
+    assert table.where(method="hqq").column("bits") == [2, 3, 4, 5, 6, 8]
+    assert table.where(method="nf4").column("bits") == [4]
+
+
+def test_a_width_that_was_asked_for_and_is_lacking_is_an_error_before_the_first_run():
+    seen = []
+    with pytest.raises(ValueError, match="hqq has no 7-bit codes: bits must be one of 1, 2, 3"):
+        qviz.sweep(
+            torch.randn(4, 128), ["affine", "hqq"], [4, 7], progress=lambda *a: seen.append(a)
+        )
+    with pytest.raises(
+        ValueError, match="affine has no 1 or 9-bit codes: bits must be from 2 to 8"
+    ):
+        qviz.sweep(torch.randn(4, 128), "affine", [1, 4, 9])
+    with pytest.raises(TypeError, match=r"bits must be an integer, got 4\.5"):
+        qviz.sweep(torch.randn(4, 128), "affine", [4.5])
+    assert not seen
+
+
+@pytest.mark.parametrize("name", ["affine", "gptq", "awq"])
+def test_a_default_group_that_does_not_fit_names_the_sizes_that_do(name):
+    w, given = torch.randn(8, 48), calibration_for(torch.randn(60, 48))
+    says = r"128 does not divide the 48 columns.*8, 12, 16, 24, 48; None \(or -1\)"
+    calibration = given if registry.get(name).needs else None
+    with pytest.raises(ValueError, match=says):
+        qviz.quantize(w, name, calibration)
+    with pytest.raises(ValueError, match="^group_size " + says):
+        qviz.sweep(w, name, calibration=given)
+    with pytest.raises(ValueError, match=f"^{name}: group_size " + says):
+        qviz.sweep(w, [name, "fp8"], calibration=given)
+    for size in (8, 12, 16, 24, 48, None, -1):
+        qviz.quantize(w, name, calibration, group_size=size)
 
 
 def test_names_are_checked_before_the_first_run():

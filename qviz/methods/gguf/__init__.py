@@ -19,7 +19,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from qviz.core.check import as_matrix, require_finite, unknown
+from qviz.core.check import as_matrix, narrowed, require_finite, rescaling, unknown
 from qviz.core.grids import Blocks
 from qviz.core.tensor import QuantizedTensor
 from qviz.core.trace import Emit, EventSpec
@@ -34,6 +34,7 @@ from qviz.methods.registry import Method
 __all__ = ["EVENTS", "FALLBACKS", "LAYOUTS", "METHOD", "encode", "from_bytes", "gguf"]
 
 NO_SEARCH = ("Q8_0", "MXFP4")  # the types that ignore importance, here as in llama.cpp
+ROOM = 15  # weights below 2^15 have scales that float16 holds, in every type
 # How many weights are encoded at a time. On a CPU the tensors of a search stay in its cache; a
 # GPU wants work.
 CHUNK = {"cpu": 2**18, "cuda": 2**24}
@@ -195,12 +196,11 @@ def gguf(
     if importance is not None:
         importance = _as_importance(importance, columns)
     if weight.dtype == torch.float64:
-        weight = weight.float()
-        require_finite(weight, "weight in float32")
+        weight = narrowed(weight, torch.float32, "weight", below=ROOM)
     data = encode(weight, name, importance=importance, emit=emit)
     with _one_thread():
         found = from_bytes(name, data)
-        _require_finite_levels(found, name)
+        _require_finite_levels(found, name, float(weight.abs().amax()))
         vanished = _vanished(weight, found)
     info: dict[str, object] = {
         "method": "gguf",
@@ -253,8 +253,8 @@ def _as_importance(importance: torch.Tensor | np.ndarray, columns: int) -> torch
         )
     if importance.is_complex():
         raise TypeError("importance must be real: it is a mean of squares")
-    importance = importance.detach().float()
-    require_finite(importance, "importance in float32")
+    require_finite(importance.detach(), "importance")
+    importance = narrowed(importance.detach(), torch.float32, "importance")
     if (importance < 0).any():
         raise ValueError("importance must not be negative: it is a mean of squares")
     if not importance.any():
@@ -348,7 +348,7 @@ def _encode_chunk(
     return legacy.encode(name, x, weights, emit)
 
 
-def _require_finite_levels(found: QuantizedTensor, name: str) -> None:
+def _require_finite_levels(found: QuantizedTensor, name: str, largest: float) -> None:
     """ValueError where d, dmin or m became Inf or NaN, which llama.cpp refuses to write."""
     assert isinstance(found.grid, Blocks)
     stored = [found.grid.inner.scale, getattr(found.grid.inner, "offset", None)]
@@ -358,7 +358,8 @@ def _require_finite_levels(found: QuantizedTensor, name: str) -> None:
         row, group = (~torch.isfinite(values)).nonzero()[0].tolist()
         raise ValueError(
             f"the levels of group [{row}, {group}] overflow: its weights are too large for the "
-            f"float16 scales of {name}, and llama.cpp refuses them too. Scale the weight down"
+            f"float16 scales of {name}, and llama.cpp refuses them too. "
+            f"{rescaling('weight', largest, ROOM)}"
         )
 
 
