@@ -327,9 +327,8 @@ def watched(case: Case) -> dict[str, tuple[torch.Tensor, int]]:
 
         return see
 
-    for name, layer in qviz.linear_layers(case.loaded).items():
-        module = getattr(layer, "module", None)
-        if module is not None and module is _submodule(case.loaded.model, name):
+    for name in qviz.linear_layers(case.loaded):
+        for module in _modules_of(case.loaded.model, name):
             handles.append(module.register_forward_pre_hook(hook(name), with_kwargs=True))
     try:
         for ids in case.ids:
@@ -354,11 +353,13 @@ def _second_moment(calls: Sequence[tuple[torch.Tensor, int]]) -> tuple[torch.Ten
     return 2 * rows.T @ rows / len(rows), len(rows)
 
 
-def _submodule(model: nn.Module, name: str) -> nn.Module | None:
-    try:
-        return model.get_submodule(name)
-    except AttributeError:
-        return None  # an expert: one matrix of several in a parameter
+def _modules_of(model: nn.Module, name: str) -> list[nn.Module]:
+    """The modules that multiply by this layer's weight; none for an expert, one of several
+    matrices in a parameter."""
+    if "[" in name:
+        return []
+    weight = model.get_submodule(name).weight
+    return [module for module in model.modules() if getattr(module, "weight", None) is weight]
 
 
 def affine(case: Case) -> str:
