@@ -98,7 +98,7 @@ def capture(
         )
     silent = [n for n, one in wanted.items() if n not in results and one.stack is None]
     if silent and layers is not None:
-        raise ValueError(f"{', '.join(silent)}: {NEVER_RAN}")
+        raise ValueError(f"{', '.join(silent)}: {NEVER_RAN}; leave it out")
     if not results:
         raise ValueError(f"no token of these texts reached {', '.join(wanted)}; take longer texts")
     return results
@@ -106,7 +106,7 @@ def capture(
 
 NEVER_RAN = (
     "the model never calls it as a layer on text (it may use the weight in another way), so there "
-    "are no inputs to capture; leave it out"
+    "are no inputs to capture"
 )
 
 
@@ -261,7 +261,7 @@ def load_calibration(
         cache.write(key | {"layers": "all" if scope is None else [layer]}, captured)
     (name,) = chosen
     if name not in captured:
-        raise ValueError(f"{name}: {_silence(chosen[name])}")
+        raise ValueError(f"{name}: {_silence(chosen[name])}; take another layer")
     return captured[name]
 
 
@@ -269,7 +269,7 @@ def _silence(layer: LinearLayer) -> str:
     """Why there is no calibration of a layer although the model ran."""
     if layer.stack is None:
         return NEVER_RAN
-    return "no token of this text was routed to this expert; take a longer text or another expert"
+    return "no token of this text was routed to this expert"
 
 
 def _look_up(key: dict[str, Any], layer: str) -> Calibration | None:

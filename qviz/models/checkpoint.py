@@ -169,10 +169,14 @@ class Checkpoint:
         ValueError for one that is not of floats: it would need scales that are elsewhere.
         """
         path = self.file(self.weight_map[tensor])
-        header = read_header(path)
-        if tensor not in header:
-            raise ValueError(f"{INDEX} places {tensor} in {path.name}, which does not have it")
-        require_floats(self.name, header[tensor], self.weight_map)
+        info = read_header(path).get(tensor)
+        if info is None:
+            # transformers reads every shard whole, so an index that exchanges them does no harm
+            info = self.headers().get(tensor)
+            if info is None:
+                raise ValueError(f"{INDEX} names {tensor}, which none of its files has")
+            path = self.file(info.file)
+        require_floats(self.name, info, self.weight_map)
         return _read_tensor(path, tensor, row)
 
     def identity(self) -> str:
@@ -203,6 +207,11 @@ class Checkpoint:
 
     def _only_safetensors_file(self) -> Path:
         """Some directories hold one file of another name; two would be a guess."""
+        if self.path is not None and (self.path / "adapter_config.json").is_file():
+            raise ValueError(
+                f"{self.name} is an adapter (LoRA or the like), not a model. Merge it into its "
+                f"base model first: merge_and_unload and save_pretrained of the package peft"
+            )
         files = sorted(self.path.glob("*.safetensors")) if self.path else []
         if len(files) == 1:
             return files[0]

@@ -121,9 +121,15 @@ def _from_pretrained(
             local_files_only=True,
             output_loading_info=True,
             experts_implementation="eager",  # the form that separate_experts knows
+            ignore_mismatched_sizes=True,  # said below, by name
         )
     except Exception as error:
         raise ValueError(f"transformers cannot load {checkpoint.name}: {error}") from error
+    for name, stored, expected in sorted(report["mismatched_keys"]):
+        raise ValueError(
+            f"{checkpoint.name} stores {name} as {list(stored)}, and by its config.json it is "
+            f"{list(expected)}: the configuration is another model's"
+        )
     # transformers fills what is missing with random numbers and only logs it. An encoder's pooler
     # is often missing and seldom used; anything else would make every result meaningless.
     missing = frozenset(report["missing_keys"])

@@ -179,7 +179,7 @@ def quantize_model(
 
 NOT_GIVEN = (
     "the calibration has no entry for it: it was captured for other layers, or the model never "
-    'calls it as a layer. Name the layers to quantize, or take on_error="skip"'
+    "calls it as a layer"
 )
 
 
@@ -212,7 +212,8 @@ class _Recipe:
     def left(self, name: str, reason: str, error: Exception | None = None) -> str:
         """The reason why a layer is left as it is, unless that is an error."""
         if self.on_error == "raise":
-            raise ValueError(f"{name}: {reason}") from error
+            advice = "" if error else '. Name the layers to quantize, or take on_error="skip"'
+            raise ValueError(f"{name}: {reason}{advice}") from error
         return reason
 
     def key(self) -> dict[str, Any]:

@@ -188,8 +188,9 @@ def run(
     inputs: dict[str, Any] = {"input_ids": ids}
     if "attention_mask" in accepted and "past_key_values" not in options:
         inputs["attention_mask"] = torch.ones_like(ids)
-    if "use_cache" in accepted:
-        inputs["use_cache"] = False
+    passed_on = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    if "use_cache" in accepted or (passed_on and hasattr(model.config, "text_config")):
+        inputs["use_cache"] = False  # a vision–language model hands it to its text part
     try:
         with torch.no_grad(), _no_padding_inside(model, ids), _as_it_was(model):
             return module(**{**inputs, **options})

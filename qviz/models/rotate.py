@@ -27,6 +27,7 @@ from torch import nn
 
 from qviz.core.hadamard import hadamard_transform, has_hadamard
 from qviz.methods.rotation import Rotation
+from qviz.models.architecture import KINDS
 from qviz.models.layers import LoadedModel, copy_of, loaded, require_own_weight
 
 # Model types whose blocks have just these parts, and whose norms multiply by their weight.
@@ -231,8 +232,8 @@ def _require_llama_like(model: LoadedModel) -> None:
     kind = getattr(model.config, "model_type", "unknown")
     if model.kind != "decoder" or kind not in LLAMA_LIKE:
         raise ValueError(
-            f"{model.name} is a {kind} {model.kind}; rotating needs a decoder of one of these "
-            f'types: {", ".join(LLAMA_LIKE)}. The method "rotation" rotates the layers of any '
+            f"{model.name} ({kind}) is {KINDS[model.kind]}; rotating needs a decoder of one of "
+            f'these types: {", ".join(LLAMA_LIKE)}. The method "rotation" rotates the layers of any '
             f"model one by one"
         )
     for name, module in model.model.named_modules():

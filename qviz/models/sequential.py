@@ -342,13 +342,6 @@ class _Call:
     @classmethod
     def taken(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[torch.Tensor, _Call]:
         """Hidden states [batch, tokens, width], and the rest."""
-        kept = sorted(k for k, v in kwargs.items() if _is_cache(v))
-        if kept or any(map(_is_cache, args)):
-            # Each run of the block would read the keys of the runs before.
-            raise ValueError(
-                f"the block is called with a cache ({', '.join(kept) or 'by position'}) although "
-                f"none was asked for. {INSTEAD}"
-            )
         if args:
             return args[0], cls(None, args[1:], kwargs)
         rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
@@ -389,8 +382,8 @@ class _Block:
 
 
 def _hidden(output: Any) -> torch.Tensor:
-    """Hidden states among what a block gives out: some give a tuple."""
-    states: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    """Hidden states among what a block gives out: some give a tuple or a list."""
+    states: torch.Tensor = output[0] if isinstance(output, tuple | list) else output
     return states
 
 
@@ -418,6 +411,13 @@ def _survey(
 ) -> _Survey:
     """Run the model once over all batches and keep what each block is called with."""
     blocks = _find_blocks(model)
+    for layer in layers.values():
+        if layer.shared:
+            # Its inputs come from several blocks, and it can be quantized at only one of them.
+            raise ValueError(
+                f"in {model.name}, {layer.name} and {next(iter(layer.shared))} have one weight in "
+                f"several blocks. {INSTEAD}"
+            )
     sharing, early, several = Sharing(), set[str](), set[str]()
     for i, batch in enumerate(batches):
         chain, seen = _Chain(model.name, blocks), set[str]()
@@ -513,6 +513,13 @@ class _Chain:
 
     def _enter(self, i: int) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            kept = sorted(k for k, v in kwargs.items() if _is_cache(v))
+            if kept or any(map(_is_cache, args)):
+                # Each run of the block would read the keys of the runs before.
+                raise ValueError(
+                    f"{self.name} hands {self.blocks[i].name} a cache "
+                    f"({', '.join(kept) or 'by position'}) although none was asked for. {INSTEAD}"
+                )
             hidden, call = _Call.taken(args, kwargs)
             if len(self.calls) != i:
                 raise ValueError(

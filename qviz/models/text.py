@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections.abc import Iterator, Sequence
@@ -164,19 +165,50 @@ def _decoded(model: LoadedModel, ids: list[int]) -> str:
 def _predictions(model: LoadedModel, prompt: list[int], new: list[int]) -> Iterator[torch.Tensor]:
     """The logits [vocabulary] of the token after the prompt, and of that after each one that the
     caller has put into `new` by then."""
-    cached = "past_key_values" in inspect.signature(model.model.forward).parameters
-    cache, ids = None, prompt
+
+    def read(ids: list[int], **options: Any) -> Any:
+        return run(model, torch.tensor([ids], device=model.device), **options)
+
+    cache: Any = None
+    position: bool | None = False
+    if "past_key_values" in inspect.signature(model.model.forward).parameters:
+        first = read(prompt, past_key_values=None, use_cache=True)
+        cache = getattr(first, "past_key_values", None)
+        yield first.logits[0, -1]
+        if cache is not None:
+            position = _wants_position(model, prompt, new[0], cache)
+            cache = None if position is None else cache
+    else:
+        yield read(prompt).logits[0, -1]
     while True:
-        read = torch.tensor([ids], device=model.device)
-        if cached:
-            output = run(model, read, past_key_values=cache, use_cache=True)
-            cache = getattr(output, "past_key_values", None)
-            cached = cache is not None
-        else:
-            output = run(model, read)
+        if cache is None:  # keeps no keys and values (Mamba, the first GPT): all of it again
+            yield read(prompt + new).logits[0, -1]
+            continue
+        place = len(prompt) + len(new) - 1
+        options: dict[str, Any] = {}
+        if position:
+            options["position_ids"] = torch.tensor([[place]], device=model.device)
+        output = read(new[-1:], past_key_values=cache, use_cache=True, **options)
+        cache = output.past_key_values
         yield output.logits[0, -1]
-        # What keeps no keys and values (Mamba, the first GPT) has to read all of it again.
-        ids = new[-1:] if cached else prompt + new
+
+
+def _wants_position(model: LoadedModel, prompt: list[int], token: int, cache: Any) -> bool | None:
+    """Whether a model that reads on from its cache has to be told the position (Bamba does); None
+    for one that predicts something else from its cache than from the whole text either way."""
+    ids = torch.tensor([[*prompt, token]], device=model.device)
+    whole = run(model, ids).logits[0, -1].float()
+    named = "position_ids" in inspect.signature(model.model.forward).parameters
+    for position in (False, True)[: 1 + named]:
+        options: dict[str, Any] = {}
+        if position:
+            options["position_ids"] = ids.new_tensor([[len(prompt)]])
+        kept = copy.deepcopy(cache)
+        read_on = run(model, ids[:, -1:], past_key_values=kept, use_cache=True, **options)
+        off = (read_on.logits[0, -1].float() - whole).abs().max() / whole.abs().max()
+        if not off > 2e-2:  # rounding, in half precision; NaN is said where it is used
+            return position
+    return None
 
 
 def _not_a_number(model: LoadedModel) -> str:
