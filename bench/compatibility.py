@@ -146,6 +146,12 @@ def spelled(outcome: Outcome) -> str:
     return f"{state}: {outcome.words}" if outcome.words else state
 
 
+def read(spelled: str) -> Outcome:
+    """The outcome that is spelled like this."""
+    state, _, words = spelled.partition(": ")
+    return Outcome({"FAILS": "fails"}.get(state, state), words)
+
+
 def survey(zoo: Sequence[Architecture]) -> dict[str, dict[str, Outcome]]:
     found = {}
     for one in zoo:

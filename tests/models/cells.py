@@ -51,6 +51,7 @@ PROTEINS = (
     "MVLSPADKTNVKAAWGKVGAHAGEYGAEALERMFLSFPTTK",
     "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ",
 )
+FIRST_OF_EXPERT = ("gate_up_proj", "up_proj", "w1", "v1")  # those that read the hidden states
 KINDS = {"recurrent": "decoder", "experts": "decoder", "part": "headless"}
 
 
@@ -237,6 +238,8 @@ def load(case: Case) -> str:
     require(own.keys() == wanted.keys(), "parameters have other names than in transformers")
     differs = [name for name in wanted if not torch.equal(own[name], wanted[name])]
     require(not differs, f"{len(differs)} parameters differ, {differs[:1]}")
+    if case.runs:
+        require_same(model, case.original, case, 1e-5, "loaded")
     expected = KINDS.get(case.zoo.kind, case.zoo.kind)
     if expected in ("decoder", "headless", "encoder"):
         kind = case.loaded.kind
@@ -298,7 +301,7 @@ def capture(case: Case) -> str:
             tokens[0] == tokens[1],
             f"{_open(name)}: batch 4 counts {tokens[0]} rows of input, batch 1 {tokens[1]}",
         )
-    for name, (hessian, rows) in watched(case).items():
+    for name, (hessian, rows) in (watched(case) | routed(case)).items():
         require(name in four, f"{_open(name)} runs, and was not captured")
         off = apart(four[name].hessian, hessian)
         require(
@@ -327,10 +330,11 @@ def watched(case: Case) -> dict[str, tuple[torch.Tensor, int]]:
 
         return see
 
-    for name, layer in qviz.linear_layers(case.loaded).items():
-        module = getattr(layer, "module", None)
-        if module is not None and module is _submodule(case.loaded.model, name):
-            handles.append(module.register_forward_pre_hook(hook(name), with_kwargs=True))
+    for name in qviz.linear_layers(case.loaded):
+        handles += [
+            module.register_forward_pre_hook(hook(name), with_kwargs=True)
+            for module in _modules_of(case.loaded.model, name)
+        ]
     try:
         for ids in case.ids:
             tokens = ids.shape[1]
@@ -339,6 +343,58 @@ def watched(case: Case) -> dict[str, tuple[torch.Tensor, int]]:
         for handle in handles:
             handle.remove()
     return {name: _second_moment(calls) for name, calls in seen.items()}
+
+
+def routed(case: Case) -> dict[str, tuple[torch.Tensor, int]]:
+    """The same for the first matrices of experts, from what transformers routes to each.
+
+    For experts that are called with (hidden states, indices, weights), as nearly all are.
+    """
+    known = qviz.linear_layers(case.loaded)
+    seen: dict[str, list[torch.Tensor]] = {}
+    handles = []
+
+    def hook(name: str) -> Callable[..., None]:
+        def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+            x, chosen = list(given.values())[:2]
+            for layer, expert in firsts[name]:
+                rows = x.reshape(-1, x.shape[-1])[(chosen == expert).any(dim=-1)]
+                seen.setdefault(layer, []).append(rows.detach().double())
+
+        return see
+
+    firsts: dict[str, list[tuple[str, int]]] = {}
+    for name, module in case.original.named_modules():
+        signature = list(inspect.signature(module.forward).parameters)
+        if signature[1:3] in (
+            ["top_k_index", "top_k_weights"],
+            ["router_indices", "routing_weights"],
+        ):
+            # LongCat has more matrices than experts that multiply: the others do nothing
+            count = min([len(p) for p in module.parameters(recurse=False)] or [10**9])
+            firsts[name] = [
+                (layer, int(layer.rpartition(".")[2]))
+                for layer in known
+                if layer.startswith(f"{name}.") and layer.split(".")[-2] in FIRST_OF_EXPERT
+            ]
+            firsts[name] = [(layer, expert) for layer, expert in firsts[name] if expert < count]
+            require(bool(firsts[name]), f"{_open(name)}: no layers of experts")
+            handles.append(module.register_forward_pre_hook(hook(name), with_kwargs=True))
+    try:
+        for ids in case.ids:
+            outputs(case.original, ids)
+    finally:
+        for handle in handles:
+            handle.remove()
+    moments = {}
+    for layer, parts in seen.items():
+        rows = torch.cat(parts)
+        if len(rows):
+            moments[layer] = (2 * rows.T @ rows / len(rows), len(rows))
+        else:
+            require(layer not in case.captured, f"{_open(layer)} gets no tokens, and was captured")
+    return moments
 
 
 def _second_moment(calls: Sequence[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, int]:
@@ -354,11 +410,13 @@ def _second_moment(calls: Sequence[tuple[torch.Tensor, int]]) -> tuple[torch.Ten
     return 2 * rows.T @ rows / len(rows), len(rows)
 
 
-def _submodule(model: nn.Module, name: str) -> nn.Module | None:
-    try:
-        return model.get_submodule(name)
-    except AttributeError:
-        return None  # an expert: one matrix of several in a parameter
+def _modules_of(model: nn.Module, name: str) -> list[nn.Module]:
+    """The modules that multiply by this layer's weight; none for an expert, one of several
+    matrices in a parameter."""
+    if "[" in name:
+        return []
+    weight = model.get_submodule(name).weight
+    return [module for module in model.modules() if getattr(module, "weight", None) is weight]
 
 
 def affine(case: Case) -> str:
