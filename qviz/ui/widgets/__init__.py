@@ -1,6 +1,8 @@
 """Own anywidgets: a Python file and a JavaScript module each."""
 
-from .base import Style, link, number, style
+from qviz.core.words import number
+
+from .base import Style, link, style
 from .charts import Chart, PlotlyLoader
 from .controls import Button, Choice, Slider, TextField, Toggle
 from .equation import Equation

@@ -18,8 +18,10 @@ import ipywidgets
 import numpy as np
 import traitlets
 
+from qviz.core.words import number
+
 from . import codec, colors
-from .base import BrowserWidget, link, module, number
+from .base import BrowserWidget, link, module
 from .codec import Array, Reduce, Summary
 from .replay import Replay
 
