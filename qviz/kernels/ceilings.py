@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
+from qviz.core.memory import require_memory
 from qviz.kernels.kernel import LACKING
 from qviz.kernels.registry import default_device
 from qviz.kernels.timing import CpuTimer, Looped, Timer, last_level_cache, round_robin
-from qviz.models.load import require_memory
 
 SECONDS = 0.1  # for each figure
 LONGEST = 0.1  # seconds that one product may take on a CPU; bounds how large its matrices get

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 
 from qviz.core.check import as_matrix, require_int, require_number
+from qviz.core.memory import require_memory
 from qviz.core.tensor import QuantizedTensor
 from qviz.kernels import formats, registry
 from qviz.kernels.alone import alone
@@ -31,7 +32,6 @@ from qviz.kernels.timing import (
     round_robin,
     timer_for,
 )
-from qviz.models.load import require_memory
 
 __all__ = ["Ceilings", "Crossover", "Measurement", "Point", "Timing", "measure"]
 

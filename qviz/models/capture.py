@@ -24,6 +24,7 @@ from torch import nn
 
 from qviz.core.calibration import Calibration
 from qviz.core.check import require_int
+from qviz.core.memory import require_memory
 from qviz.models import cache
 from qviz.models.checkpoint import find_checkpoint, list_layers
 from qviz.models.load import (
@@ -33,7 +34,6 @@ from qviz.models.load import (
     linear_layers,
     load_model,
     require_loaded,
-    require_memory,
 )
 from qviz.models.statistics import Collector
 from qviz.models.texts import calibration_texts, evaluation_texts, find_text

@@ -25,6 +25,7 @@ from torch import nn
 from qviz.core.calibration import Calibration
 from qviz.core.check import require_int, unknown
 from qviz.core.linear import QuantizedLinear
+from qviz.core.memory import require_memory
 from qviz.core.tensor import QuantizedTensor
 from qviz.models.capture import (
     KEEP_INPUTS,
@@ -45,7 +46,6 @@ from qviz.models.load import (
     LoadedModel,
     linear_layers,
     require_loaded,
-    require_memory,
 )
 from qviz.models.resume import Checkpoint, describe, fingerprint
 from qviz.models.statistics import Sharing

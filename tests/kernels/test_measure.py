@@ -522,7 +522,7 @@ def test_a_device_that_is_not_there_is_said(fakes):
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_made(fakes, monkeypatch):
-    monkeypatch.setattr("qviz.models.load.available_memory", lambda: 2**30)
+    monkeypatch.setattr("qviz.core.memory.available_memory", lambda: 2**30)
     with pytest.raises(MemoryError, match=r"measuring 8192×28672 with 1 kernels needs .* GiB"):
         quick((8192, 28672), "int8", [1], kernels=["fake.off"])
 

@@ -314,7 +314,7 @@ def test_what_is_asked_is_checked(loaded, words, checkpoints):
 
 
 def test_hessians_that_will_not_fit_are_refused(loaded, words, monkeypatch):
-    monkeypatch.setattr("qviz.models.load.available_memory", lambda: 10_000)
+    monkeypatch.setattr("qviz.core.memory.available_memory", lambda: 10_000)
     with pytest.raises(MemoryError, match="fewer layers at a time"):
         capture(loaded["llama"], words)
     assert capture(loaded["llama"], words, ["layers.0.self_attn.q_proj"])  # 4 kB

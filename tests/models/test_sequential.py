@@ -637,7 +637,7 @@ def test_a_method_that_needs_no_calibration_says_so(loaded, words):
 
 
 def test_too_little_memory_is_said_before_the_work(loaded, words, monkeypatch):
-    monkeypatch.setattr("qviz.models.load.available_memory", lambda: 150_000)
+    monkeypatch.setattr("qviz.core.memory.available_memory", lambda: 150_000)
     make: list[Any] = []
     with pytest.raises(MemoryError, match=r"sequential calibration \(hidden states of 4 batches"):
         follow(
