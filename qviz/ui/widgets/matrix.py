@@ -28,6 +28,10 @@ from .replay import Replay
 Limits = float | tuple[float, float]
 Show = Literal["now", "moved", "handed"]
 
+# The browser module, by purpose; each file stands after those that it uses.
+_PARTS = tuple(
+    f"matrix_{part}" for part in ("frames", "page", "zoom", "tiles", "paint", "words", "input")
+)
 _KEPT = 64 << 20  # bytes of computed frames that a view keeps for the next request
 _VALUES = 64 * 64  # a tile of at most this many cells carries its exact values
 _TILE = 512  # longest side of a tile, in cells
@@ -146,7 +150,7 @@ class MatrixView(BrowserWidget):
     ['2 × 2, from −3 to 2, root mean square 1.871']
     """
 
-    _esm = module("replay", "matrix")
+    _esm = module("replay", *_PARTS, "matrix")
 
     label = traitlets.Unicode().tag(sync=True)
     labels = traitlets.List(traitlets.Unicode()).tag(sync=True)
