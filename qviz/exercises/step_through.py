@@ -20,10 +20,12 @@ from qviz.core.check import as_matrix
 from qviz.core.trace import Event, Trace
 from qviz.exercises.emitted import Divergence, Slack, Truth, collected, first_wrong
 from qviz.exercises.learner import Answer, Attempt, Levelled, Listener, call, read
-from qviz.exercises.mistakes import OFF_GRID, ROWS, Bench, Mistake, Seen, Variant, diagnose, named
+from qviz.exercises.mistakes import ROWS, Mistake, diagnose, named
+from qviz.exercises.variants import OFF_GRID, Bench, Seen, Variant
 from qviz.methods.affine import affine
-from qviz.methods.gptq import METHOD, gptq
+from qviz.methods.gptq import METHOD
 from qviz.methods.gptq_record import Recording, record
+from qviz.study.gptq_walk import Walk
 
 FAR = 0.05  # steps from the middle between two codes, beyond which nothing is a tie
 # What NumPy and torch raise where a matrix has no factor.
@@ -46,7 +48,7 @@ class StepReport:
     loss           ½·tr((W − Q)·H·(W − Q)ᵀ) of the learner's Q, the mean over tokens of the squared
                    output error; None if columns are missing. Codes are read with the true scales
     true_loss, rtn_loss   the same of the true run, and of rounding to nearest
-    recording      the true run
+    walk           through the true run, which was run once; `recording`: that run
     events         all that the learner's function emitted, and `columns`: step → its event
     codes          [out, in] int32 the learner's codes, counted as the true run's; None without any
     values         [out, in] what was given instead of codes, if it was values; else None
@@ -67,7 +69,7 @@ class StepReport:
     loss: float | None
     true_loss: float
     rtn_loss: float
-    recording: Recording
+    walk: Walk
     events: Trace
     columns: Mapping[int, Event]
     codes: torch.Tensor | None
@@ -77,6 +79,10 @@ class StepReport:
     calibration: Calibration
     options: Mapping[str, Any]
     exception: BaseException | None
+
+    @property
+    def recording(self) -> Recording:
+        return self.walk.recording
 
     @property
     def trace(self) -> str:
@@ -151,9 +157,8 @@ def _calibration(
 
 
 def _true_run(weight: torch.Tensor, calibration: Calibration, options: Mapping[str, Any]) -> Truth:
-    recording = record(weight, calibration, **options)
     fixed = Trace("gptq.hessian", "gptq.group")
-    gptq(weight, calibration, emit=fixed, **options)
+    recording = record(weight, calibration, emit=fixed, **options)
     given = {**METHOD.defaults, **options}
     return Truth(
         recording=recording,
@@ -213,7 +218,7 @@ class _Judge:
             loss=loss,
             true_loss=self._loss(self.truth.levelled.value),
             rtn_loss=self._loss(self._nearest()),
-            recording=self.truth.recording,
+            walk=Walk.of(self.truth.recording, hessian=self.truth.hessian),
             events=listener.trace,
             columns=listener.columns(),
             codes=None if seen is None else self._codes(seen),

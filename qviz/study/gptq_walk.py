@@ -19,8 +19,8 @@ from qviz.core.check import as_matrix, require_int
 from qviz.core.grids import Affine
 from qviz.core.tensor import QuantizedTensor
 from qviz.methods.affine import affine
-from qviz.methods.gptq import METHOD, gptq
-from qviz.methods.gptq_record import record
+from qviz.methods.gptq import gptq
+from qviz.methods.gptq_record import Recording, record
 
 WIDTH = 256  # columns that are summed together: wide enough for fast products
 ROUNDING = 1e-6  # share of what is summed up to which a negative sum is rounding error
@@ -157,12 +157,27 @@ class Walk:
         **options: Any,
     ) -> None:
         matrix = as_matrix(weight)
-        self.judge = calibration if judge is None else judge
-        require_fit(self.judge, matrix.shape[1])
-        self.calibration = calibration
-        self.options = {**METHOD.defaults, **options}
-        self.recording = record(matrix, calibration, **options)
-        self.result = self.recording.result
+        if judge is not None:
+            require_fit(judge, matrix.shape[1])
+        self._set(record(matrix, calibration, **options), judge)
+
+    @classmethod
+    def of(cls, recording: Recording, *, hessian: torch.Tensor | None = None) -> "Walk":
+        """The walk through a run that has been recorded, judged by its own calibration.
+
+        hessian  [in, in] as the run emitted it, damped, where it is at hand
+        """
+        walk = cls.__new__(cls)
+        walk._set(recording, None)
+        if hessian is not None:
+            walk.hessian = hessian
+        return walk
+
+    def _set(self, recording: Recording, judge: Calibration | None) -> None:
+        self.recording, self.result = recording, recording.result
+        self.calibration, self.options = recording.calibration, recording.options
+        self.judge = recording.calibration if judge is None else judge
+        matrix = recording.weight
         self.rows, self.n = matrix.shape
         self.perm = self.recording.perm
         self.turn = torch.argsort(self.perm)

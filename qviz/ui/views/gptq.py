@@ -326,12 +326,12 @@ class GptqLesson(LayerPage):
 
     def _show_attempt(self, report: StepReport) -> None:
         """The learner's run beside the true one, where they part."""
-        first = Walk(report.weight, report.calibration, **report.options)
+        first = report.walk
         self.weight, self.rows, self.first = report.weight, first.rows, first
         self.pair_views[0].label, self.pair_views[1].label = "GPTQ", "Yours"
         self.between_view.label = "GPTQ − yours"
         if report.codes is not None:
-            self.second = AttemptWalk(report, first)
+            self.second = AttemptWalk(report)
         self._draw_runs()
         at = report.first
         if at is not None and at.step is not None:
