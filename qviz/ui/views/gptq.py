@@ -254,7 +254,9 @@ class GptqLesson(LayerPage):
         for view in (self.now_view, self.pair_views[0]):
             for trait in ("cursor", "pinned"):
                 self.on_change(view, trait, self._new_cell_of(view))
-        self.own_text_button.on_click(self.handler(self._take_own_text, "Reading the text …"))
+        take_own_text = self.handler(self._take_own_text, "Reading the text …")
+        self.own_text_button.on_click(take_own_text)
+        self.own_text_control.on_submit(take_own_text)
         self.hold_button.on_click(self.handler(self._hold, COMPUTING))
 
     def _controls(self) -> list[Any]:

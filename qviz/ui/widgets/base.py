@@ -8,6 +8,7 @@ complete in itself, and imports nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,19 @@ import anywidget
 import ipywidgets
 
 _HERE = Path(__file__).parent
+# Whole lines alone: what begins behind code might be part of a string.
+_COMMENTS = re.compile(r"^[ \t]*(?://[^\n]*|/\*\*.*?\*/[ \t]*)$", re.MULTILINE | re.DOTALL)
 _shared: dict[str, Any] = {}  # what all widgets of this kernel have in common
 
 
 def module(*names: str) -> str:
-    """One browser module of the files `names`.js, with the shared helpers in front of them."""
-    return "".join((_HERE / f"{name}.js").read_text("utf-8") for name in ("shared", *names))
+    """One browser module of the files `names`.js, with the shared helpers in front of them.
+
+    Without comments and indentation: every view of a page carries its module with it.
+    """
+    text = "".join((_HERE / f"{name}.js").read_text("utf-8") for name in ("shared", *names))
+    lines = (line.strip() for line in _COMMENTS.sub("", text).splitlines())
+    return "\n".join(line for line in lines if line) + "\n"
 
 
 def _one(key: str, make: Callable[[], Any]) -> Any:
