@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from qviz.core.trace import Event
-from qviz.exercises.step_through import StepReport
+from qviz.exercises.report import StepReport
 
 POINTS = 32  # steps at which the error is computed
 

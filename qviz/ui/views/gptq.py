@@ -14,7 +14,7 @@ import torch
 
 from qviz.core.calibration import Calibration
 from qviz.exercises.attempt_walk import AttemptWalk
-from qviz.exercises.step_through import StepReport
+from qviz.exercises.report import StepReport
 from qviz.models.capture import load_calibration
 from qviz.models.texts import calibration_texts, evaluation_texts
 from qviz.study.gptq_contrasts import CONTRASTS, Contrast, Plan, contrasts_for

@@ -17,7 +17,8 @@ from .layout import (
     show_only,
     stack,
 )
-from .matrix import MatrixFrame, MatrixView, link_matrices
+from .matrix import MatrixView, link_matrices
+from .matrix_source import MatrixFrame
 from .readout import Caption, Code, Readout
 from .replay import Replay
 from .status import Status
