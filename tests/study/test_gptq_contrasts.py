@@ -11,6 +11,7 @@ from inputs import calibration_for
 import qviz
 from qviz.core.metrics import output_error
 from qviz.core.words import percent
+from qviz.study.gptq_compared import better
 from qviz.study.gptq_contrasts import CONTRASTS, FEW, Plan, contrasts_for
 
 LAYER = "model.layers.0.mlp.up_proj"
@@ -328,3 +329,56 @@ def test_directions_follow_the_numbers_in_either_order():
             way = "up" if b.error[-1] > a.error[-1] else "down"
             text = contrast.say(a, b)
             assert f"is {percent(b.error[-1])}, {way} from {percent(a.error[-1])}" in text
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "found"),
+    [(1.0, 2.0, 1), (2.0, 1.0, -1), (1.005, 1.0, 0), (0.995, 1.0, 0), (1.02, 1.0, -1),
+     (0.0, 0.0, 0), (0.5, 0.0, -1), (0.0, 0.5, 1)],
+)  # fmt: skip
+def test_errors_within_a_hundredth_are_the_same(new, old, found):
+    assert better(new, old) == found
+
+
+ADVICE = {  # where the second run is better, the same, worse
+    "act_order": ("this order is better", "makes no difference", "this order is worse"),
+    "group_size": (
+        "trade against each other",
+        "no reason to take the new",
+        "no reason to take the",
+    ),
+    "symmetric": (": worth it for the error", "no reason to change", "not worth it"),
+    "static_groups": ("better on this layer", "no difference on", "worse on this layer"),
+    "mse": ("this is better", "it makes no difference", "this is worse"),
+    "damp": ("suits the layer better", "hardly matters", "the previous damping suits"),
+    "no_correlation": ("compensation harms", "gains nothing", "is what compensation gains"),
+    "other_text": ("even better", "does not mind", "Calibrate on what"),
+}
+
+
+@pytest.mark.parametrize("name", ADVICE)
+def test_each_verdict_follows_the_errors(name):
+    """The same two runs with the second's error made up: the advice turns with it."""
+    plan, texts = problem()
+    plan = plan.choose(group_size=64) if name == "group_size" else plan  # finer groups cost bits
+    _, first, second = run(name, plan, texts)
+    for factor, word in zip((0.5, 1.0, 2.0), ADVICE[name], strict=True):
+        second.error = first.error * factor
+        text = NAMES[name].diagnose(first, second)
+        assert word in text
+        other = [w for w in ADVICE[name] if w not in word and word not in w]
+        assert not any(w in text for w in other)
+
+
+@pytest.mark.parametrize(
+    ("factor", "said"),
+    [(0.5, ("below", "makes up")), (1.0, ("the same as", "just makes up")),
+     (2.0, ("above", "does not make up"))],
+)  # fmt: skip
+def test_a_missing_bit_is_held_against_rounding_to_nearest(factor, said):
+    plan, texts = problem()
+    _, first, second = run("fewer_bits", plan, texts)
+    second.error = first.rtn_error * factor
+    text = NAMES["fewer_bits"].diagnose(first, second)
+    assert f"That is {said[0]} the {percent(first.rtn_error[-1])} of rounding to nearest" in text
+    assert f"compensation {said[1]} for the missing bit" in text
