@@ -6,6 +6,8 @@ VENV := .venv
 PEERS := .venv-peers
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+# One process for each core, but no more than four: those of browser tests share one (their group).
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 RECIPE := pyproject.toml constraints.txt
 PEER_BENCHES = bench/time_gguf.py bench/time_hqq.py bench/kernels.py bench/kernels_correctness.py \
 	bench/packed_model.py
@@ -29,10 +31,10 @@ lab: $(VENV)/.installed  ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab --ServerApp.root_dir=notebooks $(ARGS)
 
 test: $(VENV)/.installed-test  ## run the tests (ARGS="-k gptq -x …")
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 test-all: $(VENV)/.installed-test  ## run the slow tests as well
-	@$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+	@$(PYTEST) -m "slow or not slow" $(ARGS)
 
 check: $(VENV)/.installed-dev  ## ruff and mypy
 	$(BIN)/ruff check .
