@@ -1,5 +1,6 @@
-"""The README's code runs as it stands, and its links lead somewhere."""
+"""The code of README and docs runs as it stands, tables are as recorded, links lead somewhere."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -11,30 +12,58 @@ import qviz
 from qviz.models.checkpoint import list_layers
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+README = ROOT / "README.md"
+PAGES = (README, *sorted((ROOT / "docs").glob("*.md")))
+TEXT = README.read_text(encoding="utf-8")
 
 
-def test_its_code_runs_from_top_to_bottom(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    assert len(blocks) == 4
+def run_blocks(text: str, capsys: pytest.CaptureFixture) -> tuple[dict[str, object], list[str]]:
+    """What the code of a page defines, and what each block of it prints."""
     names: dict[str, object] = {}
     printed = []
-    for code in blocks:
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         exec(code, names)
         printed.append(capsys.readouterr().out)
+    return names, printed
+
+
+def test_its_code_runs(capsys):
+    names, (printed,) = run_blocks(TEXT, capsys)
+    assert f"{names['q'].bits_per_weight:.3f} bits" in TEXT  # the figure in the comment
+    assert f"{names['q'].bits_per_weight:.4f} bits per weight" in printed
+    assert f"{names['small'].bits_per_weight:.3f} bits per weight" in printed
+    assert "Perplexity(value=" in printed
+
+
+def test_the_code_of_the_library_page_runs(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
+    names, printed = run_blocks(text, capsys)
+    assert len(printed) == 4
     assert f"{names['q'].bits_per_weight:.4f} bits per weight" in printed[0]
-    assert f"{names['q'].bits_per_weight:.3f} bits" in blocks[0]  # the figure in the comment
+    assert f"{names['q'].bits_per_weight:.3f} bits" in text  # the figure in the comment
     assert "round" in printed[1]  # what was handed in does not compensate
     assert list((tmp_path / "run").iterdir())
     assert "available" in printed[3] and "batch" in printed[3]
     assert names["packed"].nbytes > 0 and names["y"].shape == (3, 256)
 
 
-def test_links_to_files():
-    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
+def test_its_tables_are_those_of_the_course_and_of_recorded_runs():
+    spec = importlib.util.spec_from_file_location("readme", ROOT / "tools" / "readme.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    assert tool.filled(TEXT) == TEXT, "run python tools/readme.py"
+
+
+def test_it_is_short():
+    assert len(TEXT.encode()) < 8192
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_files(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
         if "://" not in target:
-            assert (ROOT / target).exists(), target
+            assert (page.parent / target).exists(), target
 
 
 def test_what_the_readme_says_of_single_files_is_so(tmp_path):
