@@ -1,6 +1,7 @@
 """The `qviz` command: thin, every subcommand is a few lines around the library."""
 
 import argparse
+import os
 import shutil
 import sys
 import textwrap
@@ -69,6 +70,8 @@ def layers_command(args: argparse.Namespace) -> None:
 def kernels_command(args: argparse.Namespace) -> None:
     from qviz import kernels
     from qviz.kernels import table
+    from qviz.kernels.asked import check
+    from qviz.kernels.formats import DEFAULT_FORMAT
     from qviz.kernels.shapes import parse_shape
 
     if args.recorded:
@@ -77,22 +80,27 @@ def kernels_command(args: argparse.Namespace) -> None:
         for record in there:
             say(f"# {record.title} (recorded)\n\n{table.measurement_text(record.measurement)}\n")
         return
-    shapes = [parse_shape(text) for text in args.shape or ["2048x2048"]]
-    batches = [whole_number(text, "--batch") for text in args.batch.split(",")]
-    say(str(kernels.available(args.device)))
     if args.list:
+        say(str(kernels.available(args.device)))
         return
-    if args.json is not None:  # what cannot be written should fail now, not after minutes
-        args.json.parent.mkdir(parents=True, exist_ok=True)
+    shapes = [parse_shape(text) for text in args.shape or ["2048x2048"]]
+    given = (
+        args.format or DEFAULT_FORMAT,
+        [whole_number(n, "--batch") for n in args.batch.split(",")],
+    )
+    options = {"device": args.device, "kernels": args.kernel, "seconds": args.seconds}
+    # What makes no sense or cannot be written fails now, not after a list or after minutes.
+    for shape in shapes:
+        check(shape, *given, **options)
+    if args.json is not None:
+        require_writable(args.json, "--json")
+    say(str(kernels.available(args.device)))
     found = None
     for shape in shapes:
         one = kernels.measure(
             shape,
-            args.format or "int4-g128",
-            batches,
-            device=args.device,
-            kernels=args.kernel,
-            seconds=args.seconds,
+            *given,
+            **options,
             ceilings=None if found is None else found.ceilings,
             progress=lambda done, total, text: print(f"{done}/{total} {text}", file=sys.stderr),
         )
@@ -101,6 +109,17 @@ def kernels_command(args: argparse.Namespace) -> None:
         say(f"\n{table.measurement_text(found)}")
         if args.json is not None:
             say(f"\nwritten to {kernels.records.save(found, args.json)}")
+
+
+def require_writable(path: Path, option: str) -> None:
+    """ValueError or OSError, naming the option, for a path at which no file can be written."""
+    if path.is_dir():
+        raise ValueError(
+            f"{option} takes a file to write, and {path} is a folder: name a file in it"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise PermissionError(f"{option}: {path} cannot be written; name another file")
 
 
 def whole_number(text: str, option: str) -> int:
@@ -158,7 +177,9 @@ def parser() -> argparse.ArgumentParser:
     methods.set_defaults(run=methods_command)
 
     layers = commands.add_parser("layers", help="list a model's linear layers and their shapes")
-    layers.add_argument("model", nargs="?", help="Hub id or folder (default: the bundled model)")
+    layers.add_argument(
+        "model", nargs="?", help="Hub id, folder or .safetensors file (default: the bundled model)"
+    )
     layers.set_defaults(run=layers_command)
 
     kernels = commands.add_parser("kernels", help="measure real kernels, or say which run here")

@@ -5,7 +5,8 @@ import os
 import runpy
 from pathlib import Path
 
-from qviz import server
+from qviz.server import ServeOptions
+from qviz.server.settings import voila_config
 
 ROOT = Path(__file__).parents[1]
 BINDER = ROOT / "binder"
@@ -20,7 +21,7 @@ def test_requirements_are_the_tested_versions() -> None:
 
 def test_voila_is_as_strict_as_our_own_server() -> None:
     there = json.loads((BINDER / "voila.json").read_text())["VoilaConfiguration"]
-    here = server.voila_config(server.ServeOptions(notebooks=ROOT)).VoilaConfiguration
+    here = voila_config(ServeOptions(notebooks=ROOT)).VoilaConfiguration
     for name, value in there.items():
         assert here[name] == value, name
 

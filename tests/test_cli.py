@@ -177,11 +177,40 @@ def test_kernels_prints_what_ships_as_recorded(capsys: pytest.CaptureFixture[str
         (["--format", "int5"], "unknown format 'int5'"),
         (["--kernel", "torch.int9"], "unknown kernel 'torch.int9'"),
         (["--seconds", "0"], "seconds must be above 0"),
-        (["--device", "tpu"], "tpu"),
+        (["--seconds", "nan"], "seconds must be above 0"),
+        (["--shape", "64x128", "--shape", "64x100"], "int4-g128 does not take this shape"),
+        (["--device", "tpu"], 'there is no device \'tpu\'; take "cpu" or "cuda"'),
+        (["--list", "--device", "tpu"], 'there is no device \'tpu\'; take "cpu" or "cuda"'),
     ],
 )
-def test_kernels_says_what_the_user_can_repair(
+def test_kernels_says_what_the_user_can_repair_and_nothing_before_it(
     arguments: Sequence[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["kernels", *arguments]) == 2
-    assert words in capsys.readouterr().err
+    device = [] if "--device" in arguments else ["--device", "cpu"]
+    assert cli.main(["kernels", *device, *arguments]) == 2
+    said = capsys.readouterr()
+    assert words in said.err
+    assert said.err.count("\n") == 1
+    assert said.out == ""
+
+
+def test_what_cannot_be_written_is_said_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*given: object, **options: object) -> None:
+        raise AssertionError("it was measured first")
+
+    monkeypatch.setattr("qviz.kernels.measure", fail)
+    (tmp_path / "file").touch()
+    for path, words in [
+        (tmp_path, f"--json takes a file to write, and {tmp_path} is a folder"),
+        (tmp_path / "file" / "found.json", "file"),
+    ]:
+        assert cli.main(["kernels", "--device", "cpu", "--json", str(path)]) == 2
+        said = capsys.readouterr()
+        assert words in said.err
+        assert said.out == ""
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert cli.main(["kernels", "--device", "cpu", "--json", str(tmp_path / "new.json")]) == 2
+    assert "--json: " in capsys.readouterr().err
+    assert not (tmp_path / "new.json").exists()

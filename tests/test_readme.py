@@ -3,6 +3,13 @@
 import re
 from pathlib import Path
 
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import qviz
+from qviz.models.checkpoint import list_layers
+
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -28,3 +35,14 @@ def test_links_to_files():
     for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
         if "://" not in target:
             assert (ROOT / target).exists(), target
+
+
+def test_what_the_readme_says_of_single_files_is_so(tmp_path):
+    """A .safetensors file serves where single layers are asked for, and not where a model runs."""
+    assert "Wherever single layers are asked for" in TEXT
+    path = tmp_path / "one.safetensors"
+    save_file({"layer.weight": torch.ones(4, 8)}, path)
+    assert [layer.name for layer in list_layers(path)] == ["layer"]
+    assert qviz.load_layer(path, "layer").shape == (4, 8)
+    with pytest.raises(ValueError, match="single file"):
+        qviz.load_model(path)

@@ -6,7 +6,6 @@ import gzip
 import http.client
 import json
 import logging
-import os
 import re
 import signal
 import socket
@@ -25,8 +24,17 @@ import pytest
 from jupyter_server.base.websocket import WebSocketMixin
 from tornado.ioloop import IOLoop
 
-from qviz import server
-from qviz.server import ServeError, ServeOptions
+from qviz.server import (
+    ServeError,
+    ServeOptions,
+    find_notebooks,
+    lesson_pages,
+    new_token,
+    options,
+    warm,
+)
+from qviz.server.options import bind
+from qviz.server.settings import tornado_settings, voila_config
 from qviz.ui.extension import plotly_js_file, plotly_js_name
 
 TOKEN = "token-of-the-tests"
@@ -159,16 +167,16 @@ def running(notebooks: Path) -> Iterator[Running]:
 
 def test_missing_notebooks_name_the_fix(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"00_start\.ipynb was not found in .* --notebooks"):
-        server.find_notebooks(tmp_path)
+        find_notebooks(tmp_path)
 
 
 def test_the_lessons_of_the_checkout_are_found() -> None:
-    assert server.find_notebooks() == Path(__file__).parents[1] / "notebooks"
+    assert find_notebooks() == Path(__file__).parents[1] / "notebooks"
 
 
 def test_pages_come_in_teaching_order(notebooks: Path) -> None:
     pages = ["00_start.ipynb", "01_first.ipynb", "02_broken.ipynb"]
-    assert server.lesson_pages(notebooks) == pages
+    assert lesson_pages(notebooks) == pages
 
 
 @contextlib.contextmanager
@@ -181,14 +189,14 @@ def occupied() -> Iterator[int]:
 
 def test_a_named_port_in_use_is_refused() -> None:
     with occupied() as port, pytest.raises(ServeError, match=f"port {port} is in use; .*--port"):
-        server.bind(port, "127.0.0.1", lambda text: None)
+        bind(port, "127.0.0.1", lambda text: None)
 
 
 def test_the_default_port_gives_way_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     with occupied() as port:
-        monkeypatch.setattr(server, "DEFAULT_PORT", port)
-        with server.bind(None, "127.0.0.1", said.append) as listening:
+        monkeypatch.setattr(options, "DEFAULT_PORT", port)
+        with bind(None, "127.0.0.1", said.append) as listening:
             chosen = listening.getsockname()[1]
     assert chosen != port
     assert said == [f"Port {port} is in use; using {chosen} instead."]
@@ -196,11 +204,11 @@ def test_the_default_port_gives_way_and_says_so(monkeypatch: pytest.MonkeyPatch)
 
 def test_an_address_of_another_machine_is_refused() -> None:
     with pytest.raises(ServeError, match=r"cannot listen on 192\.0\.2\.1"):
-        server.bind(0, "192.0.2.1", lambda text: None)
+        bind(0, "192.0.2.1", lambda text: None)
 
 
 def test_settings_are_the_strict_ones(notebooks: Path) -> None:
-    config = server.voila_config(ServeOptions(notebooks=notebooks, token="t"))
+    config = voila_config(ServeOptions(notebooks=notebooks, token="t"))
     voila = config.VoilaConfiguration
     assert voila.template == "qviz"
     assert voila.allow_template_override == voila.allow_theme_override == "NO"
@@ -214,14 +222,14 @@ def test_settings_are_the_strict_ones(notebooks: Path) -> None:
 
 def test_only_the_loopback_interface_checks_the_host_name() -> None:
     for host in ("127.0.0.1", "localhost", "::1"):
-        assert server.tornado_settings(host)["allow_remote_access"] is False
+        assert tornado_settings(host)["allow_remote_access"] is False
     for host in ("0.0.0.0", "192.168.0.7", "lab.example"):
-        assert server.tornado_settings(host)["allow_remote_access"] is True
+        assert tornado_settings(host)["allow_remote_access"] is True
 
 
 def test_a_page_is_asked_for_a_sign_of_life_before_it_is_cut_off() -> None:
     """Jupyter's own rule, one interval after a page has come, whose connection lives on."""
-    settings = server.tornado_settings("127.0.0.1")
+    settings = tornado_settings("127.0.0.1")
 
     class Connection(WebSocketMixin):  # type: ignore[misc]
         log = logging.getLogger("test")
@@ -252,10 +260,10 @@ def test_a_page_is_asked_for_a_sign_of_life_before_it_is_cut_off() -> None:
 
 def test_tokens_are_long_and_new_unless_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("QVIZ_TOKEN", raising=False)
-    assert len(server.new_token()) >= 32
-    assert server.new_token() != server.new_token()
+    assert len(new_token()) >= 32
+    assert new_token() != new_token()
     monkeypatch.setenv("QVIZ_TOKEN", "named")
-    assert server.new_token() == "named"
+    assert new_token() == "named"
 
 
 # ---- who may come in --------------------------------------------------------------------------
@@ -352,7 +360,7 @@ def test_an_error_is_said_in_words(running: Running) -> None:
         "/voila/templates/qviz/static/..%2f..%2f..%2f..%2f..%2fetc%2fpasswd",
         "/voila/labextensions/../../../../../../../../../../etc/passwd",
         "/qviz/static/plotly-0.0.1.min.js",
-        "/qviz/static/../server.py",
+        "/qviz/static/../extension.py",
     ],
 )
 def test_nothing_else_is_readable(running: Running, path: str) -> None:
@@ -471,19 +479,10 @@ def test_stopping_while_kernels_start_leaves_none(notebooks: Path) -> None:
 def test_too_little_memory_means_cold_kernels_not_failure(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(server, "free_memory", lambda: server.KEEP_FREE_BYTES - 1)
-    kernels = server.WarmKernels.__new__(server.WarmKernels)
+    monkeypatch.setattr(warm, "available_memory", lambda: warm.KEEP_FREE_BYTES - 1)
+    kernels = warm.WarmKernels.__new__(warm.WarmKernels)
     kernels._closing = False
     with pytest.raises(RuntimeError, match="too little free memory"):
         kernels._check_room("01_first.ipynb")
-    monkeypatch.setattr(server, "free_memory", lambda: None)
+    monkeypatch.setattr(warm, "available_memory", lambda: None)
     kernels._check_room("01_first.ipynb")
-
-
-def test_free_memory_is_plausible() -> None:
-    free = server.free_memory()
-    if not Path("/proc/meminfo").exists():
-        assert free is None
-    else:
-        assert free is not None
-        assert 0 < free < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -206,6 +206,14 @@ def require_representable(x: torch.Tensor, weight: torch.Tensor, what: str) -> N
     )
 
 
+def as_device(device: torch.device | str) -> torch.device:
+    """The device of this name; ValueError, with those that qviz runs on, where torch has none."""
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f'there is no device {device!r}; take "cpu" or "cuda"') from error
+
+
 def require_int(value: object, name: str, low: int, high: int) -> int:
     """`value` if it is an int in [low, high]; TypeError or ValueError otherwise."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):

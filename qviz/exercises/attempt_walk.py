@@ -12,8 +12,7 @@ import numpy as np
 import torch
 
 from qviz.core.trace import Event
-from qviz.exercises.step_through import StepReport
-from qviz.study.gptq_walk import Walk
+from qviz.exercises.report import StepReport
 
 POINTS = 32  # steps at which the error is computed
 
@@ -21,7 +20,7 @@ POINTS = 32  # steps at which the error is computed
 class AttemptWalk:
     """What a learner's function did, as `Walk` shows the true run.
 
-    report  of the learner's function; true: the walk through the true run that it was held against
+    report  of the learner's function, with the walk through the true run that it was held against
 
     n, rows, perm, turn   those of the true run: its columns in its order
     errors   [in, out] the errors that were emitted; 0 at steps without
@@ -32,13 +31,14 @@ class AttemptWalk:
     ValueError for a report without codes: there is nothing to walk through.
 
     >>> report = qviz.step_through(my_gptq, weight, calibration)
-    >>> AttemptWalk(report, Walk(weight, calibration)).now(17)
+    >>> AttemptWalk(report).now(17)
     """
 
-    def __init__(self, report: StepReport, true: Walk) -> None:
+    def __init__(self, report: StepReport) -> None:
         if report.codes is None:
             raise ValueError(f"there are no codes to show: {report.summary}")
-        self.true, self.options = true, true.options
+        true = self.true = report.walk
+        self.options = true.options
         self.n, self.rows, self.perm, self.turn = true.n, true.rows, true.perm, true.turn
         self.values = self._read(report)
         self.errors = torch.zeros_like(true.recording.errors)

@@ -18,7 +18,7 @@ from qviz.core.check import unknown
 from qviz.core.grids import Affine
 from qviz.core.tensor import QuantizedTensor
 from qviz.core.trace import Event, Trace
-from qviz.exercises.mistakes import OFF_GRID, Seen, nearest_codes
+from qviz.exercises.variants import OFF_GRID, Seen, nearest_codes
 from qviz.methods.gptq import EVENTS
 
 KNOWN_EVENTS = {event.name: event for event in EVENTS}

@@ -5,9 +5,8 @@ ties apart (`core.agreement`); what the learner's function emits is compared
 too; and known mistakes are run, to see which give what the learner got (`mistakes`).
 """
 
-import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -18,82 +17,20 @@ from qviz.core.agreement import Agreement, Difference, agreement
 from qviz.core.calibration import Calibration, require_fit
 from qviz.core.check import as_matrix
 from qviz.core.granularity import whole_or_size
-from qviz.core.trace import Event, Trace
+from qviz.core.trace import Trace
 from qviz.exercises.emitted import Divergence, Slack, Truth, collected, first_wrong
 from qviz.exercises.learner import Answer, Attempt, Levelled, Listener, call, read
-from qviz.exercises.mistakes import OFF_GRID, ROWS, Bench, Mistake, Seen, Variant, diagnose, named
+from qviz.exercises.mistakes import ROWS, Mistake, diagnose, named
+from qviz.exercises.report import StepReport, summarize
+from qviz.exercises.variants import OFF_GRID, Bench, Seen, Variant
 from qviz.methods.affine import affine
-from qviz.methods.gptq import METHOD, gptq
-from qviz.methods.gptq_record import Recording, record
+from qviz.methods.gptq import METHOD
+from qviz.methods.gptq_record import record
+from qviz.study.gptq_walk import Walk
 
 FAR = 0.05  # steps from the middle between two codes, beyond which nothing is a tie
 # What NumPy and torch raise where a matrix has no factor.
 FACTOR_ERRORS = (np.linalg.LinAlgError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
-
-
-@dataclass(frozen=True, eq=False)
-class StepReport:
-    """What a learner's function did, beside the true run.
-
-    passed         all codes agree, ties apart, and nothing else is wrong
-    summary        one or two sentences
-    first          the first divergence; None if there is none
-    mistakes       the known mistakes that give the same; empty if none does
-    findings       what else is wrong: an exception, a wrong shape, NaN, missing columns
-    notes          what was taken into account and is no mistake
-    agreement      of the codes with the true run's; None if none could be compared. Codes of −10⁶
-                   stand for values that are no level
-    steps_equal    steps before the first wrong code; `steps` in all
-    loss           ½·tr((W − Q)·H·(W − Q)ᵀ) of the learner's Q, the mean over tokens of the squared
-                   output error; None if columns are missing. Codes are read with the true scales
-    true_loss, rtn_loss   the same of the true run, and of rounding to nearest
-    recording      the true run
-    events         all that the learner's function emitted, and `columns`: step → its event
-    codes          [out, in] int32 the learner's codes, counted as the true run's; None without any
-    values         [out, in] what was given instead of codes, if it was values; else None
-    known          [in] bool: columns of which there is a code or a value
-    weight, calibration, options   what both runs were made of
-    exception      what the function raised, and `trace` its traceback
-    """
-
-    passed: bool
-    summary: str
-    first: Divergence | None
-    mistakes: tuple[Mistake, ...]
-    findings: tuple[str, ...]
-    notes: tuple[str, ...]
-    agreement: Agreement | None
-    steps_equal: int
-    steps: int
-    loss: float | None
-    true_loss: float
-    rtn_loss: float
-    recording: Recording
-    events: Trace
-    columns: Mapping[int, Event]
-    codes: torch.Tensor | None
-    values: torch.Tensor | None
-    known: torch.Tensor
-    weight: torch.Tensor
-    calibration: Calibration
-    options: Mapping[str, Any]
-    exception: BaseException | None
-
-    @property
-    def trace(self) -> str:
-        if self.exception is None:
-            return ""
-        return "".join(traceback.format_exception(self.exception))
-
-    def __str__(self) -> str:
-        loss = "" if self.loss is None else f"yours {self.loss:.4g}, "
-        lines = [
-            self.summary,
-            *(f"Looks like: {_ended(str(mistake))}" for mistake in self.mistakes),
-            *(f"Note: {_ended(note)}" for note in self.notes),
-            f"Output error: {loss}GPTQ {self.true_loss:.4g}, round to nearest {self.rtn_loss:.4g}.",
-        ]
-        return "\n".join(lines)
 
 
 def step_through(
@@ -154,9 +91,8 @@ def _calibration(
 
 
 def _true_run(weight: torch.Tensor, calibration: Calibration, options: Mapping[str, Any]) -> Truth:
-    recording = record(weight, calibration, **options)
     fixed = Trace("gptq.hessian", "gptq.group")
-    gptq(weight, calibration, emit=fixed, **options)
+    recording = record(weight, calibration, emit=fixed, **options)
     given = {**METHOD.defaults, **options}
     return Truth(
         recording=recording,
@@ -205,7 +141,7 @@ class _Judge:
         passed = seen is not None and not bad_codes and not findings
         return StepReport(
             passed=passed,
-            summary=_summary(passed, first, tuple(findings), mistakes, equal, steps, found),
+            summary=summarize(passed, first, tuple(findings), mistakes, equal, steps, found),
             first=first,
             mistakes=mistakes,
             findings=tuple(findings),
@@ -216,7 +152,7 @@ class _Judge:
             loss=loss,
             true_loss=self._loss(self.truth.levelled.value),
             rtn_loss=self._loss(self._nearest()),
-            recording=self.truth.recording,
+            walk=Walk.of(self.truth.recording, hessian=self.truth.hessian),
             events=listener.trace,
             columns=listener.columns(),
             codes=None if seen is None else self._codes(seen),
@@ -472,37 +408,3 @@ def _turned(seen: Seen) -> Seen:
         codes=None if codes is None else codes.T,
         values=None if values is None else values.T,
     )
-
-
-def _summary(
-    passed: bool,
-    first: Divergence | None,
-    findings: tuple[str, ...],
-    mistakes: tuple[Mistake, ...],
-    equal: int,
-    steps: int,
-    found: Agreement | None,
-) -> str:
-    """One or two sentences."""
-    if passed:
-        ties = len(found.differences) if found is not None else 0
-        more = f" ({ties} rows part at a tie, which is no mistake)" if ties else ""
-        return f"Equal in all {steps} columns{more}."
-    parts = [_sentence(text) for text in findings]
-    if first is not None:
-        until = f"Codes equal until step {equal}; " if equal else ""
-        early = first.step is None or first.step < equal
-        parts.append(_sentence(f"{until}{'but ' if until and early else ''}{first}"))
-    elif found is not None:
-        parts.append(f"What can be compared agrees ({equal} of {steps} columns).")
-    if found is not None and found.unexplained and not mistakes:
-        parts.append("No known mistake gives this.")
-    return " ".join(parts)
-
-
-def _sentence(text: str) -> str:
-    return _ended(f"{text[0].upper()}{text[1:]}")
-
-
-def _ended(text: str) -> str:
-    return text if text.endswith(("?", "!", ".")) else f"{text}."

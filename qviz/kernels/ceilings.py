@@ -7,7 +7,7 @@ import torch
 
 from qviz.core.memory import require_memory
 from qviz.kernels.kernel import LACKING
-from qviz.kernels.registry import default_device
+from qviz.kernels.registry import chosen_device
 from qviz.kernels.timing import CpuTimer, Looped, Timer, last_level_cache, round_robin
 
 SECONDS = 0.1  # for each figure
@@ -49,7 +49,7 @@ def ceilings(device: torch.device | str | None = None) -> Ceilings:
     >>> ceilings("cpu").copy_bandwidth > 1e6  # bytes per second
     True
     """
-    where = default_device() if device is None else torch.device(device)
+    where = chosen_device(device)
     cache = last_level_cache(where).size
     with torch.inference_mode():
         copy, read = _bandwidths(where, cache)

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 
 import torch
 
-from qviz.core.check import as_matrix, require_int, require_number
+from qviz.core.check import as_matrix
 from qviz.core.memory import require_memory
 from qviz.core.tensor import QuantizedTensor
 from qviz.kernels import formats, registry
 from qviz.kernels.alone import alone
+from qviz.kernels.asked import Asked, check
 from qviz.kernels.ceilings import Ceilings
 from qviz.kernels.ceilings import ceilings as measure_ceilings
 from qviz.kernels.errors import Target
@@ -77,33 +78,24 @@ def measure(
     >>> found.points[0].kernel, found.points[0].flops
     ('torch.matmul', 16384)
     """
-    names = [format] if isinstance(format, str) else list(dict.fromkeys(format))
-    wanted = [formats.get(name) for name in names]
-    where = registry.default_device() if device is None else torch.device(device)
-    registry.require(BASELINE, where)
-    asked = registry.kernels() if kernels is None else {n: registry.get(n) for n in kernels}
+    asked = check(
+        shape, format, batches, device=device, kernels=kernels, weight=weight, seconds=seconds,
+        seed=seed,
+    )  # fmt: skip
     run = _Run(
-        shape=_checked_shape(shape, weight),
-        batches=_checked_batches(batches),
-        device=where,
-        seconds=_checked_seconds(seconds),
-        seed=require_int(seed, "seed", 0, 2**31 - 1),
-        several=len(wanted) > 1,
-        total=len(wanted) * (1 + len(batches)) + (ceilings is None),
+        asked=asked,
+        total=len(asked.formats) * (1 + len(asked.batches)) + (ceilings is None),
         progress=progress,
         stopped=stopped,
     )
-    if not wanted:
-        raise ValueError("there is no format to measure; name one, such as int4-g128")
-    _check_formats(wanted, run.shape[1])
-    taking_part = run.those_that_run(list(asked.values()))
+    taking_part = run.those_that_run(asked.kernels)
     with alone(run.wait, stopped) as mine, torch.inference_mode():
         if not mine:
             raise ValueError(
                 "stopped before anything was measured, while another page or command was measuring "
                 "on this machine"
             )
-        return run.everything(wanted, taking_part, weight, ceilings)
+        return run.everything(taking_part, weight, ceilings)
 
 
 def synthetic_weight(shape: tuple[int, int], seed: int = 0) -> torch.Tensor:
@@ -146,12 +138,7 @@ class _Entrant:
 class _Run:
     """What one measuring knows while it runs."""
 
-    shape: tuple[int, int]
-    batches: list[int]
-    device: torch.device
-    seconds: float
-    seed: int
-    several: bool  # formats
+    asked: Asked
     total: int
     progress: Callable[[int, int, str], object] | None
     stopped: Callable[[], bool] | None
@@ -167,7 +154,7 @@ class _Run:
             self.progress(self.done, self.total, text)
 
     def leave_out(self, kernel: str, format: str, reason: str, batch: int | None = None) -> None:
-        parts = [kernel, *([format] if self.several else [])]
+        parts = [kernel, *([format] if len(self.asked.formats) > 1 else [])]
         parts += [] if batch is None else [f"batch {batch}"]
         self.left_out[", ".join(parts)] = reason
 
@@ -176,18 +163,18 @@ class _Run:
 
     def require_room(self, kernels: int) -> None:
         """MemoryError where the copies of all kernels, or quantizing, would not fit."""
-        weights = self.shape[0] * self.shape[1]
+        weights = self.asked.shape[0] * self.asked.shape[1]
         # At most two products with 16-bit weights, and one byte for each weight in the others.
         held = sum(_held(bytes_, self.cache) for bytes_ in [2 * weights] * 2 + [weights] * kernels)
-        what = f"measuring {self.shape[0]}×{self.shape[1]} with {kernels} kernels"
+        what = f"measuring {self.asked.shape[0]}×{self.asked.shape[1]} with {kernels} kernels"
         instead = "Take a smaller shape, or name fewer kernels"
-        on_cpu = self.device.type == "cpu"
+        on_cpu = self.asked.device.type == "cpu"
         beside = 13 * weights + (held if on_cpu else 0)  # the weight, its codes, one being packed
         require_memory(max(WORKSPACE * weights, beside), what, instead)
         if on_cpu:
             return
         torch.cuda.empty_cache()  # what torch only keeps for later counts as free
-        needed, free = held + 8 * weights, torch.cuda.mem_get_info(self.device)[0]
+        needed, free = held + 8 * weights, torch.cuda.mem_get_info(self.asked.device)[0]
         if needed > free:
             raise MemoryError(
                 f"{what} needs {needed / 2**30:.1f} GiB of the GPU's memory, "
@@ -203,20 +190,23 @@ class _Run:
 
     def everything(
         self,
-        wanted: Sequence[formats.Format],
         kernels: Sequence[Kernel],
         weight: torch.Tensor | None,
         ceilings: Ceilings | None,
     ) -> Measurement:
         """Every format and batch, and what the device can do."""
-        about = machine(self.device)
+        about = machine(self.asked.device)
         if ceilings is None:
             self.step("what the device can do")
-            ceilings = measure_ceilings(self.device)
+            ceilings = measure_ceilings(self.asked.device)
         self.cache = ceilings.cache
         self.require_room(len(kernels))
-        made = synthetic_weight(self.shape, self.seed) if weight is None else as_matrix(weight)
-        complete = all(self.one_format(each, made.cpu(), kernels) for each in wanted)
+        made = (
+            synthetic_weight(self.asked.shape, self.asked.seed)
+            if weight is None
+            else as_matrix(weight)
+        )
+        complete = all(self.one_format(each, made.cpu(), kernels) for each in self.asked.formats)
         about["load after"] = load()
         if complete:
             self.step("done")
@@ -229,7 +219,7 @@ class _Run:
         for kernel in kernels:
             if kernel.name == BASELINE:
                 continue
-            reason = kernel.missing(self.device) or _interpreted(kernel, self.device)
+            reason = kernel.missing(self.asked.device) or _interpreted(kernel, self.asked.device)
             if reason is None:
                 found.append(kernel)
             else:
@@ -250,7 +240,7 @@ class _Run:
                 self.leave_out(kernel.name, format, reason)
                 continue
             try:
-                found.append(self._packed(kernel, _dtype_of(kernel, self.device), q))
+                found.append(self._packed(kernel, _dtype_of(kernel, self.asked.device), q))
             except (*LACKING, ValueError) as error:
                 self.leave_out(kernel.name, format, f"It could not be packed: {_said(error)}.")
         sixteen = {_name(each.dtype): each.dtype for each in found}
@@ -261,7 +251,7 @@ class _Run:
         return [*(self._packed(baseline, dtype, q) for dtype in dtypes), *found]
 
     def _packed(self, kernel: Kernel, dtype: torch.dtype, q: QuantizedTensor) -> _Entrant:
-        first = kernel.pack(q, self.device, dtype)
+        first = kernel.pack(q, self.asked.device, dtype)
         count = copies_for(first.nbytes, self.cache)
         return _Entrant(kernel, dtype, [first, *(first.copy() for _ in range(count - 1))])
 
@@ -273,13 +263,15 @@ class _Run:
         """Measure every batch with the weight in this format; False where it was stopped."""
         if self.is_stopped():
             return False
-        self.step(f"{format.name}: quantizing and packing {self.shape[0]}×{self.shape[1]}")
+        self.step(
+            f"{format.name}: quantizing and packing {self.asked.shape[0]}×{self.asked.shape[1]}"
+        )
         q = format.quantize(weight)
         entrants = self.entrants(format.name, q, kernels)
         if entrants is None:
             return False
-        target = Target.of(q, self.seed)
-        return all(self.one_batch(format.name, n, entrants, target) for n in self.batches)
+        target = Target.of(q, self.asked.seed)
+        return all(self.one_batch(format.name, n, entrants, target) for n in self.asked.batches)
 
     def one_batch(
         self, format: str, batch: int, entrants: Sequence[_Entrant], target: Target
@@ -288,15 +280,17 @@ class _Run:
         if self.is_stopped():
             return False
         self.step(f"{format}, batch {batch}: {len(entrants)} kernels in turns")
-        x = synthetic_inputs(batch, self.shape[1], self.seed + batch)
+        x = synthetic_inputs(batch, self.asked.shape[1], self.asked.seed + batch)
         ready: dict[str, _Ready] = {}
         for entrant in entrants:
             try:
-                ready[entrant.name] = _Ready.of(entrant, x, target, self.device, self.cache)
+                ready[entrant.name] = _Ready.of(entrant, x, target, self.asked.device, self.cache)
             except (*LACKING, ValueError) as error:
                 self.leave_out(entrant.kernel.name, format, f"It failed: {_said(error)}.", batch)
         self._keep_comparable(ready, format, batch)
-        times = round_robin({n: r.timer for n, r in ready.items()}, self.seconds, self.stopped)
+        times = round_robin(
+            {n: r.timer for n, r in ready.items()}, self.asked.seconds, self.stopped
+        )
         if times is None:
             return False
         launches = self._launches(ready)
@@ -317,10 +311,10 @@ class _Run:
 
     def _launches(self, ready: "dict[str, _Ready]") -> dict[str, Timing]:
         """CUDA: the same products one by one from Python."""
-        if self.device.type != "cuda":
+        if self.asked.device.type != "cuda":
             return {}
-        timers = {name: launched(each.call, self.device) for name, each in ready.items()}
-        return round_robin(timers, self.seconds / 5) or {}
+        timers = {name: launched(each.call, self.asked.device) for name, each in ready.items()}
+        return round_robin(timers, self.asked.seconds / 5) or {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -442,46 +436,3 @@ def _said(error: Exception) -> str:
     """The first line of what an exception says, without its full stop."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].rstrip(".")[:160]
-
-
-# ---------------------------------------------------------------------- checks
-
-
-def _checked_shape(shape: tuple[int, int] | None, weight: torch.Tensor | None) -> tuple[int, int]:
-    if weight is not None:
-        own = tuple(as_matrix(weight).shape)
-        if shape is not None and tuple(shape) != own:
-            raise ValueError(
-                f"the weight is {own[0]}×{own[1]}, not {'×'.join(map(str, shape))}; leave the "
-                f"shape out (None)"
-            )
-        return own[0], own[1]
-    if shape is None or len(shape) != 2:
-        raise ValueError(f"shape must be (out, in), such as (4096, 4096), got {shape!r}")
-    out, columns = (require_int(n, "each side of the shape", 1, 2**20) for n in shape)
-    return out, columns
-
-
-def _check_formats(wanted: Sequence[formats.Format], columns: int) -> None:
-    """ValueError, with the format, where one does not take rows of this length: before anything is
-    measured, not in the middle."""
-    row = torch.linspace(-1, 1, columns)[None]
-    for each in wanted:
-        try:
-            each.quantize(row)
-        except ValueError as error:
-            raise ValueError(f"{each.name} does not take this shape: {error}") from error
-
-
-def _checked_batches(batches: Sequence[int]) -> list[int]:
-    found = [require_int(n, "a batch", 1, 2**16) for n in batches]
-    if not found or len(set(found)) != len(found):
-        raise ValueError(f"batches must be different numbers of tokens, got {list(batches)}")
-    return found
-
-
-def _checked_seconds(seconds: float) -> float:
-    value = require_number(seconds, "seconds")
-    if not 0 < value <= 60:  # also refuses NaN
-        raise ValueError(f"seconds must be above 0, and 60 at most, got {seconds}")
-    return value

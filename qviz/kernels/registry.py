@@ -7,7 +7,7 @@ from importlib import import_module
 
 import torch
 
-from qviz.core.check import unknown
+from qviz.core.check import as_device, unknown
 from qviz.core.tensor import QuantizedTensor
 from qviz.kernels.kernel import Kernel
 
@@ -70,12 +70,17 @@ def default_device() -> torch.device:
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def chosen_device(device: torch.device | str | None) -> torch.device:
+    """The device that was named, or the default one; ValueError for what is none."""
+    return default_device() if device is None else as_device(device)
+
+
 def available(device: torch.device | str | None = None) -> Available:
     """Every kernel, and why it cannot run on this device (None: the GPU, if there is one).
 
     >>> print(qviz.kernels.available("cpu"))
     """
-    where = default_device() if device is None else torch.device(device)
+    where = chosen_device(device)
     return Available(Availability(k, where, k.missing(where)) for k in _all().values())
 
 
@@ -87,7 +92,7 @@ def usable(q: QuantizedTensor, device: torch.device | str | None = None) -> Sequ
 def require(name: str, device: torch.device | str | None = None) -> Kernel:
     """The kernel of this name; RuntimeError, saying why, where it does not run on this device."""
     kernel = get(name)
-    where = default_device() if device is None else torch.device(device)
+    where = chosen_device(device)
     reason = kernel.missing(where)
     if reason is not None:
         there = [each.kernel.name for each in available(where) if each]

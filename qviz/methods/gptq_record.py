@@ -14,6 +14,7 @@ import torch
 from qviz.core.calibration import Calibration
 from qviz.core.check import as_matrix, require_int
 from qviz.core.grids import Affine
+from qviz.core.trace import Emit
 from qviz.methods.gptq import METHOD, GroupPlan, Setup, gptq, spread, spread_one
 from qviz.methods.registry import require_options
 
@@ -57,14 +58,20 @@ class Step:
 
 
 def record(
-    weight: torch.Tensor | np.ndarray, calibration: Calibration, **options: Any
+    weight: torch.Tensor | np.ndarray,
+    calibration: Calibration,
+    *,
+    emit: Emit | None = None,
+    **options: Any,
 ) -> "Recording":
     """Run GPTQ with these options (those of `gptq`) and keep what is needed to show any step.
+
+    `emit` hears of every event too, so that who needs more than is kept runs nothing twice.
 
     >>> run = record(weight, calibration, bits=3, act_order=True)
     >>> run.column(700).before, run.result.info["loss"]
     """
-    return Recording(as_matrix(weight), calibration, options)
+    return Recording(as_matrix(weight), calibration, options, emit)
 
 
 class Recording:
@@ -75,6 +82,7 @@ class Recording:
     errors     [in, out] E
     hinv_chol  [in, in] U
     plan       which columns share levels, and when these were found
+    weight, calibration, options   what the run was made of; options with their defaults
 
     Codes and the live columns of the run's current piece are bit-equal to the run's. Columns
     further on, which the lazy algorithm has not touched yet at that step, are W − E·U. The weight
@@ -82,11 +90,17 @@ class Recording:
     """
 
     def __init__(
-        self, weight: torch.Tensor, calibration: Calibration, options: dict[str, Any]
+        self,
+        weight: torch.Tensor,
+        calibration: Calibration,
+        options: dict[str, Any],
+        emit: Emit | None = None,
     ) -> None:
         require_options("gptq", options)
-        given = {**METHOD.defaults, **options, "in_features": weight.shape[1]}
-        self._weight = weight
+        self.weight, self.calibration = weight, calibration
+        self.options = {**METHOD.defaults, **options}
+        given = {**self.options, "in_features": weight.shape[1]}
+        self._emit = emit
         self._block = require_int(given["block_size"], "block_size", 1, 10**9)
         self._arriving = 0  # the first step of the block that the run works on
         self._checkpoints: dict[int, torch.Tensor] = {}  # start of a block → columns from there
@@ -95,11 +109,13 @@ class Recording:
         self.plan = GroupPlan(**{field.name: given[field.name] for field in fields(GroupPlan)})
 
     def _keep(self, event: str, /, **tensors: torch.Tensor) -> None:
+        if self._emit is not None:
+            self._emit(event, **tensors)
         if event == "gptq.hessian":
             self.perm, self._dead = tensors["perm"], tensors["dead"]
         elif event == "gptq.cholesky":
             self.hinv_chol = tensors["hinv_chol"]  # never changed by the run: no copy
-            self.errors = self.hinv_chol.new_empty(self._weight.shape[1], self._weight.shape[0])
+            self.errors = self.hinv_chol.new_empty(self.weight.shape[1], self.weight.shape[0])
             self._chosen = self._choose_checkpoints()
         elif event == "gptq.block":
             start, errors = self._arriving, tensors["errors"].T
@@ -112,7 +128,7 @@ class Recording:
         """Starts of blocks, evenly spread, as many as fit beside the errors and one working copy
         of the columns: k of them hold k/2 times the columns."""
         whole = self.errors.numel() * self.errors.element_size()
-        spare = BUDGET * self._weight.numel() * self._weight.element_size() - 2 * whole
+        spare = BUDGET * self.weight.numel() * self.weight.element_size() - 2 * whole
         blocks = -(-len(self.errors) // self._block)
         count = min(max(2 * spare // whole, 0), blocks - 1)
         return {-(-i * blocks // (count + 1)) * self._block for i in range(1, count + 1)}
@@ -216,7 +232,7 @@ class Recording:
     def _fresh(self, columns: torch.Tensor | None, at: int) -> torch.Tensor:
         if columns is None:
             setup = Setup(self.perm, self._dead, self.hinv_chol, 0.0, reordered=True)
-            return setup.columns(self._weight)
+            return setup.columns(self.weight)
         w = torch.empty_like(self.errors)
         w[at:] = columns
         return w

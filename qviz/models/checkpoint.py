@@ -8,6 +8,7 @@ Pickled weights are never opened: unpickling runs whatever code the file contain
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import importlib.util
 import json
@@ -437,7 +438,9 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     with path.open("rb") as file:
         start = file.read(8)
         length = int.from_bytes(start, "little")
-        if size < 8 or length > min(size - 8, 100_000_000):
+        if size < 8:
+            raise ValueError(_damaged(path, f"it has {size} bytes, fewer than any header"))
+        if length > min(size - 8, 100_000_000):
             raise ValueError(_damaged(path, "its header would be longer than the file"))
         text = file.read(length)
     try:
@@ -582,13 +585,35 @@ def _no_safetensors(checkpoint: Checkpoint) -> str:
 
 def _damaged(path: Path, why: str) -> str:
     with path.open("rb") as file:
-        start = file.read(4)
+        start = file.read(64)
+    if not start:
+        return f"{path} is empty: 0 bytes. Download or write it again"
     # A zip archive (torch.save) or the protocol mark of a bare pickle. Only asked once the file
     # has proved not to be safetensors: a sound header may start with the same bytes.
-    if start == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05"):
+    if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05"):
         return f"{path} is a pickled file under a safetensors name. {PICKLE_ADVICE}"
-    if start == b"GGUF":
+    if start[:4] == b"GGUF":
         return f"{path} is a GGUF file: already quantized or packed. Give the safetensors model"
-    if start == b"vers":
+    if start[:4] == b"vers":
         return f"{path} is a Git LFS pointer, not the weights. Run: git lfs pull"
+    text = _as_text(start)
+    if text is not None:
+        return (
+            f"{path} is a text file, which begins {text!r}: no weights. Give the model's "
+            f"safetensors file; if this was downloaded, the server sent a page or a message instead"
+        )
     return f"{path} is damaged: {why}. Download or write it again"
+
+
+def _as_text(start: bytes) -> str | None:
+    """The first line of a file that begins with these bytes, if that is text; else None.
+
+    A safetensors file begins with the length of its header, whose upper bytes are 0.
+    """
+    try:
+        text = codecs.getincrementaldecoder("utf-8-sig")().decode(start)  # may end within a letter
+    except UnicodeDecodeError:
+        return None
+    if not text.replace("\n", "").replace("\r", "").replace("\t", "").isprintable():
+        return None
+    return (text.strip().splitlines() or [""])[0][:40]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from qviz.core.check import as_device
 from qviz.core.memory import require_memory
 from qviz.models import hub
 from qviz.models.architecture import Architecture, architecture_of, quiet_transformers
@@ -79,10 +80,7 @@ def load_model(
 
 
 def _check_device(device: str | torch.device) -> torch.device:
-    try:
-        device = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f'there is no device {device!r}; take "cpu" or "cuda"') from error
+    device = as_device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError('this machine has no CUDA device that torch can use; take device="cpu"')
     return device

@@ -19,10 +19,10 @@ from qviz.core.check import as_matrix, require_int
 from qviz.core.grids import Affine
 from qviz.core.tensor import QuantizedTensor
 from qviz.methods.affine import affine
-from qviz.methods.gptq import METHOD, gptq
-from qviz.methods.gptq_record import record
+from qviz.methods.gptq import gptq
+from qviz.methods.gptq_record import Recording, record
+from qviz.study.running_sums import Sandwich, leading_sums
 
-WIDTH = 256  # columns that are summed together: wide enough for fast products
 ROUNDING = 1e-6  # share of what is summed up to which a negative sum is rounding error
 TOP = 8  # contributors and receivers that a story names
 EDGE = 1e-6  # steps: a weight this close to half a step beyond the last level still lies on a tie
@@ -157,13 +157,28 @@ class Walk:
         **options: Any,
     ) -> None:
         matrix = as_matrix(weight)
-        self.judge = calibration if judge is None else judge
-        require_fit(self.judge, matrix.shape[1])
-        self.calibration = calibration
-        self.options = {**METHOD.defaults, **options}
-        self.recording = record(matrix, calibration, **options)
-        self.options["group_size"] = self.recording.plan.group_size  # −1 is None
-        self.result = self.recording.result
+        if judge is not None:
+            require_fit(judge, matrix.shape[1])
+        self._set(record(matrix, calibration, **options), judge)
+
+    @classmethod
+    def of(cls, recording: Recording, *, hessian: torch.Tensor | None = None) -> "Walk":
+        """The walk through a run that has been recorded, judged by its own calibration.
+
+        hessian  [in, in] as the run emitted it, damped, where it is at hand
+        """
+        walk = cls.__new__(cls)
+        walk._set(recording, None)
+        if hessian is not None:
+            walk.hessian = hessian
+        return walk
+
+    def _set(self, recording: Recording, judge: Calibration | None) -> None:
+        self.recording, self.result = recording, recording.result
+        self.calibration = recording.calibration
+        self.options = {**recording.options, "group_size": recording.plan.group_size}  # −1 is None
+        self.judge = recording.calibration if judge is None else judge
+        matrix = recording.weight
         self.rows, self.n = matrix.shape
         self.perm = self.recording.perm
         self.turn = torch.argsort(self.perm)
@@ -260,7 +275,7 @@ class Walk:
         u = self.recording.hinv_chol.double()
         e = self.recording.errors.double()  # [in, out]
         h = self.judges_hessian
-        parts = _leading_sums(e, _Sandwich(u, h))
+        parts = leading_sums(e, Sandwich(u, h))
         first = 0.0
         if self.dead:
             zeroed = torch.zeros_like(e)  # Δ before the first step
@@ -275,7 +290,7 @@ class Walk:
     def rtn_error(self) -> np.ndarray:
         """[n + 1] float64: the same for round-to-nearest, columns in the same order."""
         lost = self.original.double() - self.nearest.dequantize().double()
-        return self._relative(_leading_sums(lost.T[self.perm], self.judges_hessian), 0.0)
+        return self._relative(leading_sums(lost.T[self.perm], self.judges_hessian), 0.0)
 
     @cached_property
     def nearest(self) -> QuantizedTensor:
@@ -299,7 +314,7 @@ class Walk:
 
     @cached_property
     def _energy(self) -> float:
-        parts = _leading_sums(self.original.T[self.perm].double(), self.judges_hessian)
+        parts = leading_sums(self.original.T[self.perm].double(), self.judges_hessian)
         self._require_energies(parts)
         return max(float(parts.sum()), 0.0)
 
@@ -454,41 +469,3 @@ def _affine_grid(q: QuantizedTensor) -> Affine:
 
 def _wide(x: torch.Tensor) -> np.ndarray:
     return np.asarray(x.double().cpu().numpy())
-
-
-# ----------------------------------------------------------------------------------- running sums
-
-
-class _Sandwich:
-    """M = U·H·Uᵀ for upper triangular U, of which only the part above the diagonal is asked for.
-
-    Rows of U·H are kept from the diagonal on: nothing to the left of it is ever used.
-    """
-
-    def __init__(self, u: torch.Tensor, h: torch.Tensor) -> None:
-        self.u, self.half = u, torch.zeros_like(u)
-        for at in range(0, len(u), WIDTH):
-            end = min(at + WIDTH, len(u))
-            self.half[at:end, at:] = u[at:end, at:] @ h[at:, at:]
-
-    def __getitem__(self, part: tuple[slice, slice]) -> torch.Tensor:
-        """M[:stop, start:stop]."""
-        rows, columns = part
-        return self.half[rows, columns.start :] @ self.u[columns, columns.start :].T
-
-
-def _leading_sums(d: torch.Tensor, m: torch.Tensor | _Sandwich) -> torch.Tensor:
-    """[n] what each further row of D adds to tr(DᵀMD), for D [n, out] and symmetric M [n, n].
-
-    Row j adds M_jj·|d_j|² + 2·Σ_{i<j} M_ij·(d_i·d_j). Done for several columns of M at a time,
-    and only for its upper half.
-    """
-    n = len(d)
-    out = d.new_empty(n)
-    for at in range(0, n, WIDTH):
-        end = min(at + WIDTH, n)
-        upper = m[:end, at:end].clone()
-        upper[at:] = upper[at:].triu_()
-        upper[at:].diagonal().mul_(0.5)
-        out[at:end] = 2 * ((upper.T @ d[:end]) * d[at:end]).sum(1)
-    return out

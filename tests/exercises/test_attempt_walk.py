@@ -1,5 +1,7 @@
 """A learner's run as a page walks through it: what was handed in, and nothing else."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from qviz.exercises.attempt_walk import AttemptWalk
 from qviz.methods.gptq import gptq
 from qviz.study.gptq_walk import Walk
 
+gptq_module = sys.modules[gptq.__module__]  # its name is also that of the function
 OPTIONS = {"bits": 3, "group_size": 16, "act_order": True}
 
 
@@ -26,8 +29,7 @@ def layer() -> tuple[torch.Tensor, Calibration]:
 def walked(layer, function):
     weight, calibration = layer
     report = qviz.step_through(function, weight, calibration, **OPTIONS)
-    true = Walk(weight, calibration, **report.options)
-    return report, true, AttemptWalk(report, true)
+    return report, report.walk, AttemptWalk(report)
 
 
 def test_a_right_run_that_tells_all_is_the_true_walk(layer):
@@ -87,4 +89,28 @@ def test_nothing_to_walk_through_is_said(layer):
     weight, calibration = layer
     report = qviz.step_through(lambda w, h: None, weight, calibration, **OPTIONS)
     with pytest.raises(ValueError, match="no codes to show"):
-        AttemptWalk(report, Walk(weight, calibration, **report.options))
+        AttemptWalk(report)
+
+
+def test_the_true_run_is_run_once_for_report_and_walk(layer, monkeypatch):
+    """GPTQ, and with it the damped Hessian and its factor, for one attempt on the page."""
+    weight, calibration = layer
+    runs = []
+    real = gptq_module.prepare
+
+    def counted(*given, **options):
+        runs.append(options)
+        return real(*given, **options)
+
+    monkeypatch.setattr(gptq_module, "prepare", counted)
+    report = qviz.step_through(lambda weight, hessian: weight.round(), weight, calibration, bits=3,
+                               group_size=16)  # fmt: skip
+    walk, attempt = report.walk, AttemptWalk(report)
+    walk.error, attempt.error, walk.story(3, 5), walk.hessian, attempt.now(9)
+    assert len(runs) == 1
+    assert walk.recording is report.recording
+    plain = Walk(weight, calibration, **report.options)
+    assert len(runs) == 2  # what the count would have seen
+    assert torch.equal(walk.hessian, plain.hessian)
+    assert torch.equal(walk.result.codes, plain.result.codes)
+    np.testing.assert_array_equal(walk.error, plain.error)

@@ -12,7 +12,8 @@ import torch
 from inputs import calibration_for
 
 import qviz
-from qviz.exercises.mistakes import EXPLANATIONS, Bench, Seen, Variant
+from qviz.exercises.known_mistakes import EXPLANATIONS
+from qviz.exercises.variants import Bench, Seen, Variant
 from qviz.methods.gptq import METHOD, gptq
 from qviz.methods.gptq_record import record
 

@@ -179,7 +179,6 @@ def test_a_sound_header_may_start_like_a_pickle(tmp_path):
 def damage(data: bytes, how: str) -> bytes:
     length = int.from_bytes(data[:8], "little")
     return {
-        "empty": b"",
         "short": data[:5],
         "header cut": data[: 8 + length // 2],
         "data cut": data[:-10],
@@ -191,7 +190,7 @@ def damage(data: bytes, how: str) -> bytes:
     }[how]
 
 
-DAMAGES = ["empty", "short", "header cut", "data cut", "length", "not json", "a list"]
+DAMAGES = ["short", "header cut", "data cut", "length", "not json", "a list"]
 
 
 @pytest.mark.parametrize("how", [*DAMAGES, "shape", "negative"])
@@ -201,6 +200,33 @@ def test_damaged_files_say_so(tmp_path, how):
     path.write_bytes(damage(path.read_bytes(), how))
     with pytest.raises(ValueError, match=r"is damaged: .*again"):
         load_layer(tmp_path, "x")
+
+
+def test_an_empty_file_is_called_empty(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.touch()
+    with pytest.raises(ValueError, match="is empty: 0 bytes") as caught:
+        list_layers(path)
+    assert "damaged" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "begins"),
+    [
+        ("<!DOCTYPE html>\n<html>404</html>", "<!DOCTYPE html>"),
+        ("Entry not found, nothing to see here", "Entry not found"),
+        ('{"error": "you must be logged in"}', '{"error"'),
+        ("\ufeffGrüße aus dem Netz, " + "ü" * 80, "Grüße"),
+        ("hi", "hi"),
+    ],
+)
+def test_a_text_file_is_called_a_text_file(tmp_path, text, begins):
+    path = tmp_path / "model.safetensors"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match="is a text file, which begins") as caught:
+        load_layer(tmp_path, "x")
+    assert begins in str(caught.value)
+    assert "damaged" not in str(caught.value)
 
 
 def test_other_kinds_of_file_are_named(tmp_path):

@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from qviz.core.memory import available_memory
 from qviz.models.layers import linear_layers, skipped_layers
 from qviz.models.load import load_model
 
@@ -158,11 +157,6 @@ def test_a_model_that_will_not_fit_is_refused(checkpoints, monkeypatch):
     monkeypatch.setattr("qviz.core.memory.available_memory", lambda: 1000)
     with pytest.raises(MemoryError, match="GiB are free"):
         load_model(checkpoints["llama"])
-
-
-def test_memory_of_this_machine_is_known_or_none():
-    free = available_memory()
-    assert free is None or 2**20 < free < 2**50
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

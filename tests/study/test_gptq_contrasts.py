@@ -10,6 +10,8 @@ from inputs import calibration_for
 
 import qviz
 from qviz.core.metrics import output_error
+from qviz.core.words import percent
+from qviz.study.gptq_compared import better
 from qviz.study.gptq_contrasts import CONTRASTS, FEW, Plan, contrasts_for
 
 LAYER = "model.layers.0.mlp.up_proj"
@@ -61,7 +63,7 @@ def test_every_contrast_runs_on_a_real_layer_and_says_its_figures(options):
         second = changed.walk()
         text = contrast.diagnose(first, second)
         for walk in (first, second):
-            assert f"{100 * walk.error[-1]:.3g} %" in text, contrast.name
+            assert percent(walk.error[-1]) in text, contrast.name
         assert changed.judge is judge
         assert text[0].isupper() or text[0].isdigit()
         assert text.endswith(".")
@@ -89,7 +91,7 @@ def test_without_a_judge_another_calibration_is_judged_by_the_first():
         assert NAMES[name].apply(plan, texts).judge is plan.calibration
 
 
-def test_what_has_no_meaning_is_not_offered():
+def test_what_does_not_apply_is_not_offered():
     plan, texts = problem()
 
     def offered(**options):
@@ -109,7 +111,7 @@ def test_what_has_no_meaning_is_not_offered():
     one = calibration_for(plan.calibration.inputs[:, :1].double())
     single = {c.name for c in contrasts_for(Plan(plan.weight[:, :1], one, None, {"group_size": 1}))}
     assert not single & {"no_damping", "weak_damping"}  # a token spans the only channel
-    with pytest.raises(ValueError, match="'One bit fewer' has no meaning here"):
+    with pytest.raises(ValueError, match="'One bit fewer' does not apply here"):
         NAMES["fewer_bits"].apply(plan.choose(bits=2), texts)
     with pytest.raises(TypeError, match="option for gptq"):
         Plan(plan.weight, plan.calibration, None, {"group": 3})
@@ -158,12 +160,12 @@ def test_a_singular_hessian_without_damping_has_no_factor():
     assert second.setting("damp") == 0
     assert second.calibration.tokens == 16
     assert walk.result.info["damp"] == 0.01
-    assert "raised the damping to 0.01" in NAMES["no_damping"].diagnose(first, walk)
+    assert "raised the damping to 1 %" in NAMES["no_damping"].diagnose(first, walk)
     weak, _, walk = run("weak_damping", plan, texts)
     assert walk.result.info["damp"] == weak.setting("damp") < 0.01
     usual = replace(second, options={**plan.options}).walk()
     text = NAMES["weak_damping"].diagnose(first, walk)
-    assert f"damping 0.01 it is {100 * usual.error[-1]:.3g} %" in text
+    assert f"a damping of 1 % it is {percent(usual.error[-1])}" in text
 
 
 def test_a_channel_that_was_silent_costs_its_weights():
@@ -177,7 +179,8 @@ def test_a_channel_that_was_silent_costs_its_weights():
     assert walk.error[0] == pytest.approx(output_error(plan.weight, without, plan.judge))
     text = NAMES["dead_channel"].diagnose(first, walk)
     assert f"input {loudest}" in text
-    assert f"{100 * walk.error[0]:.3g} % before a single column" in text
+    wanted = f"{percent(walk.error[0])}, up from {percent(first.error[0])}"
+    assert f"Before a single column is rounded the error is {wanted}" in text
     assert second.calibration.act_absmax[loudest] == 0
     assert plan.calibration.act_absmax[loudest] > 0
 
@@ -187,11 +190,12 @@ def test_a_misprint_shows_in_the_runs_own_account(name):
     plan, texts = problem()
     _, first, second = run(name, plan, texts)
     text = NAMES[name].diagnose(first, second)
-    account, right = re.search(r"Σe² is (\S+) times .* and (\S+) times in the first", text).groups()
+    account, right = re.search(r"it is (\S+)× as large \((\S+)× in the first", text).groups()
     lost = (plan.weight - second.result.dequantize()).double()
     h = plan.calibration.hessian.clone()
     h.diagonal().add_(0.01 * h.diagonal().mean())
     claimed = second.recording.errors.square().sum() / torch.trace(lost @ h @ lost.T)
+    account = account.replace("−", "-")
     assert float(account) == pytest.approx(float(claimed), rel=5e-3)
     assert right == "1"
     assert abs(float(account) - 1) > 0.05
@@ -203,8 +207,8 @@ def test_few_tokens_flatter_themselves():
     own = output_error(plan.weight, second.result.dequantize(), second.calibration)
     text = NAMES["few_tokens"].diagnose(first, second)
     assert own < second.error[-1]
-    assert f"shows only {100 * own:.3g} %" in text
-    assert f"({100 * second.rtn_error[-1]:.3g} %)" in text
+    assert f"shows only {percent(own)}" in text
+    assert f"which gives {percent(second.rtn_error[-1])}" in text
 
 
 def test_a_channel_that_makes_most_of_the_error_is_named():
@@ -221,29 +225,34 @@ def test_a_channel_that_makes_most_of_the_error_is_named():
     exact = second.result.dequantize().clone()
     exact[:, 7] = plan.weight[:, 7]
     rest = output_error(plan.weight, exact, plan.judge)
-    assert f"input 7 alone, without which it would be {100 * rest:.3g} %" in text
+    assert f"input 7 alone, without which it would be {percent(rest)}" in text
     assert "its weights were set to zero" in text
     plan, texts = problem()
     _, first, second = run("few_tokens", plan, texts)
     assert "alone" not in NAMES["few_tokens"].diagnose(first, second)
 
 
-@pytest.mark.parametrize(("better", "word"), [(0.5, "better than"), (2.0, "worse than"), (1, "as")])
-def test_words_follow_the_numbers(better, word):
+@pytest.mark.parametrize(
+    ("factor", "word"), [(0.5, "better than"), (2.0, "worse than"), (1, "as good as")]
+)
+def test_words_follow_the_numbers(factor, word):
     """The same two runs, with the second's error made up."""
     plan, texts = problem()
     _, first, second = run("other_text", plan, texts)
-    second.error = second.rtn_error * better
+    second.error = second.rtn_error * factor
     text = NAMES["other_text"].diagnose(first, second)
-    assert f": {word}" in text
-    ratio = second.error[-1] / first.error[-1]
-    assert f"{ratio:.3g} times as much" in text
+    assert f"That is {word} rounding to nearest" in text
+    new, old = second.error[-1], first.error[-1]
+    way = "up" if new > old else "down"
+    assert f"is {percent(new)}, {way} from {percent(old)}" in text
     second.error = first.error
     text = NAMES["other_text"].diagnose(first, second)
-    assert f"stays at {100 * first.error[-1]:.3g} %" in text
+    assert f"stays at {percent(first.error[-1])}" in text
     assert "does not mind" in text
+    second.error = first.error * 1.005
+    assert "practically the same" in NAMES["other_text"].diagnose(first, second)
     first.error = 0 * first.error
-    assert "where there was none" in NAMES["few_tokens"].diagnose(first, second)
+    assert "up from 0 %" in NAMES["few_tokens"].diagnose(first, second)
 
 
 def test_a_misprint_that_diverges_says_so():
@@ -271,8 +280,8 @@ def test_few_tokens_with_inputs_in_few_channels_are_not_called_singular():
 def test_the_words_of_damping_and_stale_groups_name_the_direction():
     plan, texts = problem()
     _, first, second = run("damp", plan, texts)
-    assert "Damping is 0 instead of 0.01" in NAMES["damp"].diagnose(first, second)
-    assert "Damping is 0.01 instead of 0" in NAMES["damp"].diagnose(second, first)
+    assert "The damping is 0 %, down from 1 %" in NAMES["damp"].diagnose(first, second)
+    assert "The damping is 1 %, up from 0 %" in NAMES["damp"].diagnose(second, first)
     _, first, second = run("stale_groups", plan.choose(group_size=16), texts)
     assert "The second run takes ranges" in NAMES["stale_groups"].diagnose(first, second)
     assert "The first run takes ranges" in NAMES["stale_groups"].diagnose(second, first)
@@ -286,6 +295,103 @@ def test_minus_one_is_the_whole_row():
     assert [c.name for c in contrasts_for(spelled)] == [c.name for c in contrasts_for(whole)]
     second, walk, changed = run("group_size", spelled, texts)
     assert second.setting("group_size") == 32
-    assert "instead of whole rows" in NAMES["group_size"].diagnose(walk, changed)
+    assert "where a whole row shares a scale" in NAMES["group_size"].diagnose(walk, changed)
     with pytest.raises(ValueError, match="group_size must be at least 1"):
         plan.choose(group_size=-2)
+
+
+def test_a_second_run_is_named_by_what_it_has():
+    """The name follows the plan: what is switched on is not called "the other way"."""
+    plan, texts = problem()
+    told = {
+        "act_order": ("act_order", {True: "Act-order", False: "Left to right"}),
+        "symmetric": ("symmetric", {True: "Symmetric levels", False: "Asymmetric levels"}),
+        "mse": ("mse", {True: "Range search", False: "Whole range"}),
+        "static_groups": ("static_groups", {True: "Static groups", False: "Levels found"}),
+        "stale_groups": ("stale_groups", {True: "Stale groups", False: "Groups that are up"}),
+    }
+    for name, (option, words) in told.items():
+        base = plan.choose(group_size=16)
+        for now in (False, True):
+            contrast, before = NAMES[name], base.choose(**{option: now})
+            after = contrast.change(before, texts)
+            assert contrast.named(before).startswith(words[after.setting(option)])
+    assert NAMES["fewer_bits"].named(plan) == "2 bits"
+    fine = plan.choose(group_size=16)
+    size = NAMES["group_size"].apply(fine, texts).setting("group_size")
+    assert NAMES["group_size"].named(fine) == f"Groups of {size}"
+    damp = NAMES["damp"].apply(plan, texts).setting("damp")
+    assert NAMES["damp"].named(plan) == f"Damping of {percent(damp)}"
+    block = NAMES["block_size"].apply(plan, texts).setting("block_size")
+    assert NAMES["block_size"].named(plan) == f"Blocks of {block} column"
+    assert NAMES["dead_channel"].named(plan) == NAMES["dead_channel"].title
+
+
+def test_directions_follow_the_numbers_in_either_order():
+    """Each setting's verdict with the two runs exchanged says the opposite."""
+    plan, texts = problem()
+    for contrast in contrasts_for(plan):
+        if contrast.family != "setting" or contrast.name == "stale_groups":
+            continue
+        first, second = plan.walk(), contrast.apply(plan, texts).walk()
+        if abs(second.error[-1] / first.error[-1] - 1) < 0.01:
+            continue
+        for a, b in ((first, second), (second, first)):
+            if contrast.name == "fewer_bits" and b is first:
+                continue  # it says "missing bit"
+            way = "up" if b.error[-1] > a.error[-1] else "down"
+            text = contrast.say(a, b)
+            assert f"is {percent(b.error[-1])}, {way} from {percent(a.error[-1])}" in text
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "found"),
+    [(1.0, 2.0, 1), (2.0, 1.0, -1), (1.005, 1.0, 0), (0.995, 1.0, 0), (1.02, 1.0, -1),
+     (0.0, 0.0, 0), (0.5, 0.0, -1), (0.0, 0.5, 1)],
+)  # fmt: skip
+def test_errors_within_a_hundredth_are_the_same(new, old, found):
+    assert better(new, old) == found
+
+
+ADVICE = {  # where the second run is better, the same, worse
+    "act_order": ("this order is better", "makes no difference", "this order is worse"),
+    "group_size": (
+        "trade against each other",
+        "no reason to take the new",
+        "no reason to take the",
+    ),
+    "symmetric": (": worth it for the error", "no reason to change", "not worth it"),
+    "static_groups": ("better on this layer", "no difference on", "worse on this layer"),
+    "mse": ("this is better", "it makes no difference", "this is worse"),
+    "damp": ("suits the layer better", "hardly matters", "the previous damping suits"),
+    "no_correlation": ("compensation harms", "gains nothing", "is what compensation gains"),
+    "other_text": ("even better", "does not mind", "Calibrate on what"),
+}
+
+
+@pytest.mark.parametrize("name", ADVICE)
+def test_each_verdict_follows_the_errors(name):
+    """The same two runs with the second's error made up: the advice turns with it."""
+    plan, texts = problem()
+    plan = plan.choose(group_size=64) if name == "group_size" else plan  # finer groups cost bits
+    _, first, second = run(name, plan, texts)
+    for factor, word in zip((0.5, 1.0, 2.0), ADVICE[name], strict=True):
+        second.error = first.error * factor
+        text = NAMES[name].diagnose(first, second)
+        assert word in text
+        other = [w for w in ADVICE[name] if w not in word and word not in w]
+        assert not any(w in text for w in other)
+
+
+@pytest.mark.parametrize(
+    ("factor", "said"),
+    [(0.5, ("below", "makes up")), (1.0, ("the same as", "just makes up")),
+     (2.0, ("above", "does not make up"))],
+)  # fmt: skip
+def test_a_missing_bit_is_held_against_rounding_to_nearest(factor, said):
+    plan, texts = problem()
+    _, first, second = run("fewer_bits", plan, texts)
+    second.error = first.rtn_error * factor
+    text = NAMES["fewer_bits"].diagnose(first, second)
+    assert f"That is {said[0]} the {percent(first.rtn_error[-1])} of rounding to nearest" in text
+    assert f"compensation {said[1]} for the missing bit" in text

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from qviz.ui.widgets import (
     Text,
     Toggle,
     Transport,
+    base,
     codec,
     details,
     figures_row,
@@ -562,11 +564,22 @@ def test_modules_stay_small_and_import_nothing() -> None:
         lambda: Slider("S", ["a"]), lambda: Equation("<math/>"),
     ):  # fmt: skip
         text = make()._esm
-        assert len(text) < 52_000
+        assert len(text) < 48_000
         assert "import " not in text.replace("No imports", "")
         assert "http:" not in text.replace("http://www.w3.org", "")
         assert "https:" not in text
         assert "innerHTML" not in text
+        assert not [line for line in text.splitlines() if line != line.strip() or not line]
+        assert "Helpers in front of every" not in text  # comments stay with the sources
+
+
+def test_sources_can_lose_their_indentation_and_comments() -> None:
+    """No string goes over several lines, where blanks and slashes would be part of it."""
+    sources = sorted(Path(base.__file__).parent.glob("*.js"))
+    assert len(sources) > 15
+    for path in sources:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            assert line.count("`") % 2 == 0, f"{path.name}: {line}"
 
 
 def test_a_figure_with_frames_is_the_figures_it_stands_for() -> None:

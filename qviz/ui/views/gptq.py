@@ -14,7 +14,7 @@ import torch
 
 from qviz.core.calibration import Calibration
 from qviz.exercises.attempt_walk import AttemptWalk
-from qviz.exercises.step_through import StepReport
+from qviz.exercises.report import StepReport
 from qviz.models.capture import load_calibration
 from qviz.models.texts import calibration_texts, evaluation_texts
 from qviz.study.gptq_contrasts import CONTRASTS, Contrast, Plan, contrasts_for
@@ -254,7 +254,9 @@ class GptqLesson(LayerPage):
         for view in (self.now_view, self.pair_views[0]):
             for trait in ("cursor", "pinned"):
                 self.on_change(view, trait, self._new_cell_of(view))
-        self.own_text_button.on_click(self.handler(self._take_own_text, "Reading the text …"))
+        take_own_text = self.handler(self._take_own_text, "Reading the text …")
+        self.own_text_button.on_click(take_own_text)
+        self.own_text_control.on_submit(take_own_text)
         self.hold_button.on_click(self.handler(self._hold, COMPUTING))
 
     def _controls(self) -> list[Any]:
@@ -326,12 +328,12 @@ class GptqLesson(LayerPage):
 
     def _show_attempt(self, report: StepReport) -> None:
         """The learner's run beside the true one, where they part."""
-        first = Walk(report.weight, report.calibration, **report.options)
+        first = report.walk
         self.weight, self.rows, self.first = report.weight, first.rows, first
         self.pair_views[0].label, self.pair_views[1].label = "GPTQ", "Yours"
         self.between_view.label = "GPTQ − yours"
         if report.codes is not None:
-            self.second = AttemptWalk(report, first)
+            self.second = AttemptWalk(report)
         self._draw_runs()
         at = report.first
         if at is not None and at.step is not None:

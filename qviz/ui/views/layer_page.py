@@ -41,7 +41,9 @@ class LayerPage(LessonPage, ABC):
         self.open_button = Button("Open it")
         self.bundled_button = Button("Back to the bundled model")
         self.on_change(self.layer_control, "index", self._new_layer, busy="Reading the layer …")
-        self.open_button.on_click(self.handler(self._open_own, "Opening it …"))
+        open_own = self.handler(self._open_own, "Opening it …")
+        self.open_button.on_click(open_own)
+        self.source_control.on_submit(open_own)
         self.bundled_button.on_click(self.handler(self.open, "Opening the bundled model …"))
 
     @property

@@ -1,6 +1,8 @@
 """Own anywidgets: a Python file and a JavaScript module each."""
 
-from .base import Style, link, number, style
+from qviz.core.words import number
+
+from .base import Style, link, style
 from .charts import Chart, PlotlyLoader
 from .controls import Button, Choice, Slider, TextField, Toggle
 from .equation import Equation
@@ -15,7 +17,8 @@ from .layout import (
     show_only,
     stack,
 )
-from .matrix import MatrixFrame, MatrixView, link_matrices
+from .matrix import MatrixView, link_matrices
+from .matrix_source import MatrixFrame
 from .readout import Caption, Code, Readout
 from .replay import Replay
 from .status import Status

@@ -1,4 +1,4 @@
-"""What every widget of qviz shares: how its browser module is put together, links, numbers as text.
+"""What every widget of qviz shares: how its browser module is put together, and links.
 
 A widget is a Python class and one JavaScript file of the same folder. `shared.js` is put in front
 of each module when the class is made: modules must load within two seconds (anywidget stops
@@ -8,7 +8,7 @@ complete in itself, and imports nothing.
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,19 @@ import anywidget
 import ipywidgets
 
 _HERE = Path(__file__).parent
+# Whole lines alone: what begins behind code might be part of a string.
+_COMMENTS = re.compile(r"^[ \t]*(?://[^\n]*|/\*\*.*?\*/[ \t]*)$", re.MULTILINE | re.DOTALL)
 _shared: dict[str, Any] = {}  # what all widgets of this kernel have in common
 
 
 def module(*names: str) -> str:
-    """One browser module of the files `names`.js, with the shared helpers in front of them."""
-    return "".join((_HERE / f"{name}.js").read_text("utf-8") for name in ("shared", *names))
+    """One browser module of the files `names`.js, with the shared helpers in front of them.
+
+    Without comments and indentation: every view of a page carries its module with it.
+    """
+    text = "".join((_HERE / f"{name}.js").read_text("utf-8") for name in ("shared", *names))
+    lines = (line.strip() for line in _COMMENTS.sub("", text).splitlines())
+    return "\n".join(line for line in lines if line) + "\n"
 
 
 def _one(key: str, make: Callable[[], Any]) -> Any:
@@ -70,21 +77,3 @@ def link(
     if not targets:
         raise ValueError("link needs at least one (widget, trait) pair to tie to")
     return [ipywidgets.jslink((source, trait), target) for target in targets]
-
-
-def number(value: float, digits: int = 4) -> str:
-    """A number as the pages write it: `digits` significant digits, a true minus sign.
-
-    >>> number(-0.0412345), number(12), number(1.5e-7), number(float("nan"))
-    ('−0.04123', '12', '1.5e−7', 'NaN')
-    """
-    value = float(value)
-    if math.isnan(value):
-        return "NaN"
-    if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    text = f"{value:.{digits}g}"
-    if "e" in text:
-        mantissa, exponent = text.split("e")
-        text = f"{mantissa}e{int(exponent)}"
-    return "0" if text == "-0" else text.replace("-", "−")

@@ -120,12 +120,6 @@ export default widget(({ model, el, signal }) => {
       return;
     }
     if (shown === null) {
-      plot.on("plotly_click", (event) => {
-        const point = event.points?.[0];
-        if (!point) return;
-        model.set("clicked", [point.curveNumber, point.pointIndex ?? point.pointNumber ?? -1]);
-        model.save_changes();
-      });
       plot.on("plotly_afterplot", placeMark);
       plot.on("plotly_relayouting", placeMark);
     }

@@ -151,7 +151,7 @@ def _answer_plotly(widget: Any, content: Any, _buffers: Any) -> None:
 
 
 class Chart(BrowserWidget):
-    """One of several plotly figures; `frame` says which. `clicked` is [trace, point] of a click.
+    """One of several plotly figures; `frame` says which.
 
     `mark` draws a vertical line at this x, in the data's units, without drawing the chart again;
     None, or a value outside the axis, draws none. Link it to what steps through the x axis.
@@ -171,7 +171,6 @@ class Chart(BrowserWidget):
     summaries = traitlets.List(traitlets.Unicode()).tag(sync=True)
     version = traitlets.Int(0).tag(sync=True)
     mark = traitlets.Float(None, allow_none=True).tag(sync=True)
-    clicked = traitlets.List(traitlets.Int(), [-1, -1]).tag(sync=True)
 
     def __init__(
         self,

@@ -15,16 +15,6 @@ import numpy.typing as npt
 Table = npt.NDArray[np.uint8]
 Colormap = Literal["diverging", "sequential", "categorical"]
 
-#: The names of the stylesheet's colours and their one meaning each.
-ROLES = {
-    "original": "what training left: the weight before quantization",
-    "codes": "what is stored: codes, levels, the reconstruction made from them",
-    "error": "the difference between the two",
-    "now": "the current choice or step",
-    "wait": "not treated yet, or for comparison only",
-    "good": "gained, saved, repaired",
-}
-
 # ColorBrewer's published RdBu anchors, low values blue, high values red.
 _DIVERGING_LIGHT = "053061 2166ac 4393c3 92c5de d1e5f0 f7f7f7 fddbc7 f4a582 d6604d b2182b 67001f"
 # Its counterpart for dark pages: the middle recedes, magnitudes glow.

@@ -115,7 +115,10 @@ class Toggle(BrowserWidget):
 
 
 class TextField(BrowserWidget):
-    """A line of text. `value` follows while typing stops, `submitted` counts presses of Enter."""
+    """A line of text. `value` follows while typing stops; Enter does what `on_submit` was given.
+
+    `submitted` counts the presses of Enter; `value` is then what stands in the line.
+    """
 
     _esm = module("textfield")
 
@@ -130,6 +133,10 @@ class TextField(BrowserWidget):
         self, label: str, value: str = "", placeholder: str = "", description: str = ""
     ) -> None:
         super().__init__(label=label, value=value, placeholder=placeholder, description=description)
+
+    def on_submit(self, handler: Callable[[TextField], Any]) -> None:
+        """Call `handler` with the field when Enter is pressed in it: the line's own button."""
+        self.observe(lambda change: handler(self), "submitted")
 
 
 class Button(BrowserWidget):

@@ -9,123 +9,31 @@ those of the step that is shown.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import ipywidgets
 import numpy as np
 import traitlets
 
+from qviz.core.words import number
+
 from . import codec, colors
-from .base import BrowserWidget, link, module, number
+from .base import BrowserWidget, link, module
 from .codec import Array, Reduce, Summary
+from .matrix_limits import Limits, color_limits, index_ranges, limit_pair
+from .matrix_source import Frames, MatrixFrame, Steps
 from .replay import Replay
 
-Limits = float | tuple[float, float]
 Show = Literal["now", "moved", "handed"]
 
-_KEPT = 64 << 20  # bytes of computed frames that a view keeps for the next request
+# The browser module, by purpose; each file stands after those that it uses.
+_PARTS = tuple(
+    f"matrix_{part}" for part in ("frames", "page", "zoom", "tiles", "paint", "words", "input")
+)
 _VALUES = 64 * 64  # a tile of at most this many cells carries its exact values
 _TILE = 512  # longest side of a tile, in cells
-
-
-@dataclass(frozen=True)
-class MatrixFrame:
-    """One matrix of a view.
-
-    `values` is a 2-D array or tensor, or a function without arguments that returns one. `window`,
-    where given, returns only the part `[rows, columns]` (two slices) and spares the rest: give it
-    for large matrices that are computed on demand.
-    """
-
-    values: Any
-    window: Callable[[slice, slice], Any] | None = None
-
-
-@dataclass
-class _Frames:
-    """The matrices behind one set of frames. Replaced as a whole, so that a request that runs on
-    another thread meets either the old set or the new one, never a mixture."""
-
-    version: int
-    items: list[MatrixFrame]
-    shape: tuple[int, int]
-    ranges: list[tuple[float, float]]  # what index 0 and index 254 stand for, per frame
-    reduce: Reduce
-    digits: int
-    kept: OrderedDict[int, Array] = field(default_factory=OrderedDict)
-
-    @property
-    def count(self) -> int:
-        return len(self.items)
-
-    def range(self, i: int, _asked: Any) -> tuple[float, float]:
-        """What the indices of a tile of frame i stand for."""
-        return self.ranges[i]
-
-    def matrix(self, i: int) -> Array:
-        values = self.items[i].values
-        if not callable(values):
-            return codec.as_matrix(values, f"frame {i}")
-        found = self.kept.get(i)
-        if found is None:
-            found = codec.as_matrix(values(), f"frame {i}")
-            self.keep(i, found)
-        return found
-
-    def keep(self, i: int, matrix: Array) -> None:
-        kept = self.kept
-        kept[i] = matrix
-        while len(kept) > 1 and sum(m.nbytes for m in list(kept.values())) > _KEPT:
-            kept.popitem(last=False)
-
-    def window(self, i: int, rows: slice, columns: slice) -> Array:
-        part = self.items[i].window
-        if part is None:
-            return self.matrix(i)[rows, columns]
-        return codec.as_matrix(part(rows, columns), f"window of frame {i}")
-
-
-@dataclass(frozen=True)
-class _Steps:
-    """A run behind the frames: frame s is the matrix after s steps. Replaced as a whole too."""
-
-    version: int
-    replay: Replay
-    minus: Replay | None
-    exact: Callable[[int, slice, slice], Any]  # the values of a step, from the kernel
-    limits: tuple[float, float]
-    digits: int
-    reduce: Reduce = "nearest"
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(0, 0) as long as there is nothing to show: no run yet, or two that do not match."""
-        rows, columns = self.replay.shape
-        if self.minus is not None and self.minus.shape != self.replay.shape:
-            return 0, 0
-        return rows, columns
-
-    @property
-    def count(self) -> int:
-        return self.shape[1] + 1 if self.shape[1] else 0
-
-    def range(self, _i: int, asked: Any) -> tuple[float, float]:
-        """The browser knows the limits of the step that it shows; else the shared ones."""
-        try:
-            low, high = (float(v) for v in asked)
-        except (TypeError, ValueError):
-            return self.limits
-        return (low, high) if np.isfinite([low, high]).all() and low < high else self.limits
-
-    def window(self, i: int, rows: slice, columns: slice) -> Array:
-        part = codec.as_matrix(self.exact(i, rows, columns), f"window of step {i}")
-        want = (rows.stop - rows.start, columns.stop - columns.start)
-        if part.shape != want:
-            raise ValueError(f"window of step {i} has shape {part.shape}, asked was for {want}")
-        return part
 
 
 class MatrixView(BrowserWidget):
@@ -144,7 +52,7 @@ class MatrixView(BrowserWidget):
     ['2 × 2, from −3 to 2, root mean square 1.871']
     """
 
-    _esm = module("replay", "matrix")
+    _esm = module("replay", *_PARTS, "matrix")
 
     label = traitlets.Unicode().tag(sync=True)
     labels = traitlets.List(traitlets.Unicode()).tag(sync=True)
@@ -201,7 +109,7 @@ class MatrixView(BrowserWidget):
         `options` are those of `set_frames`.
         """
         super().__init__(label=label, aspect=aspect)
-        self._frames: _Frames | _Steps | None = None
+        self._frames: Frames | Steps | None = None
         self.observe(self._on_cursor, "cursor")
         self.observe(self._on_frame, "frame")
         self.on_msg(self._on_message)
@@ -247,7 +155,7 @@ class MatrixView(BrowserWidget):
             raise ValueError(f"{len(describe)} descriptions for {len(items)} frames")
 
         reduce = "nearest" if colormap == "categorical" else reduce
-        new = _Frames(self.version + 1, items, (0, 0), [], reduce, digits)
+        new = Frames(self.version + 1, items, (0, 0), [], reduce, digits)
         grids: list[Array] = []
         about: list[Summary] = []
         for i in range(len(items)):
@@ -262,8 +170,8 @@ class MatrixView(BrowserWidget):
             grids.append(codec.reduce_matrix(matrix, codec.factors(shape), reduce))
             about.append(codec.summarize(matrix))
 
-        own, shared = _limits(grids, about, limits, colormap)
-        new.ranges = _ranges(about, own, shared, colormap)
+        own, shared = color_limits(grids, about, limits, colormap)
+        new.ranges = index_ranges(about, own, shared, colormap)
         categories = int(shared[0][1] - shared[0][0]) + 1 if colormap == "categorical" else 0
         palettes = [colors.palette(colormap, dark=d, categories=categories) for d in (False, True)]
         data = b"".join(
@@ -343,10 +251,10 @@ class MatrixView(BrowserWidget):
         names = [] if labels is None else [str(name) for name in labels]
         if names and replay.n and len(names) != replay.n + 1:
             raise ValueError(f"{len(names)} labels for {replay.n + 1} steps; give one per step")
-        span = _pair(limits, colormap)
+        span = limit_pair(limits, colormap)
         palettes = [colors.palette(colormap, dark=d) for d in (False, True)]
         self._leave_replay()
-        self._frames = _Steps(self.version + 1, replay, minus, window, span, digits)
+        self._frames = Steps(self.version + 1, replay, minus, window, span, digits)
         with self.hold_sync():
             self.replay, self.minus, self.show = replay, minus, show
             self.labels, self.unit, self.digits = names, unit, digits
@@ -370,7 +278,7 @@ class MatrixView(BrowserWidget):
     def _on_run(self, _change: Any) -> None:
         """Another run came: everything asked so far was asked about the one before."""
         steps = self._frames
-        if not isinstance(steps, _Steps):
+        if not isinstance(steps, Steps):
             return
         steps = self._frames = replace(steps, version=self.version + 1)
         with self.hold_sync():
@@ -383,7 +291,7 @@ class MatrixView(BrowserWidget):
             self._on_cursor(None)
 
     def _on_frame(self, _change: Any) -> None:
-        if isinstance(self._frames, _Steps):  # other frames' values came with the cursor
+        if isinstance(self._frames, Steps):  # other frames' values came with the cursor
             self._on_cursor(None)
 
     def values_at(self, row: int, column: int) -> list[float]:
@@ -400,7 +308,7 @@ class MatrixView(BrowserWidget):
         if frames is None or not (0 <= row < frames.shape[0] and 0 <= column < frames.shape[1]):
             self.readout = {}
             return
-        if isinstance(frames, _Steps):
+        if isinstance(frames, Steps):
             i = min(max(0, self.frame), frames.count - 1)
             value = frames.window(i, slice(row, row + 1), slice(column, column + 1))[0, 0]
             self.readout = {
@@ -427,7 +335,7 @@ class MatrixView(BrowserWidget):
         elif content.get("type") == "around":
             self._send_neighbours(frames, i, content)
 
-    def _send_tile(self, frames: _Frames | _Steps, i: int, content: dict[str, Any]) -> None:
+    def _send_tile(self, frames: Frames | Steps, i: int, content: dict[str, Any]) -> None:
         """The region rows × cols (half-open) of frame i, with exact values where it is small."""
         rows, columns = (
             _span(content.get(axis), size)
@@ -458,7 +366,7 @@ class MatrixView(BrowserWidget):
                 buffers.append(np.ascontiguousarray(part, dtype=np.float32).tobytes())
         self.send(answer, buffers)
 
-    def _send_neighbours(self, frames: _Frames | _Steps, i: int, content: dict[str, Any]) -> None:
+    def _send_neighbours(self, frames: Frames | Steps, i: int, content: dict[str, Any]) -> None:
         """The cells around the cursor as text, for the table below the picture."""
         at = [content.get("row"), content.get("column")]
         if not all(isinstance(v, int) for v in at):
@@ -482,14 +390,6 @@ def link_matrices(first: MatrixView, *others: MatrixView) -> None:
         link(first, trait, *((other, trait) for other in others))
 
 
-def _span(value: Any, size: int) -> slice | None:
-    """[start, stop) as the browser sent it, cut to the matrix; None when nothing is left."""
-    if not (isinstance(value, list) and len(value) == 2 and all(isinstance(v, int) for v in value)):
-        return None
-    start, stop = max(0, value[0]), min(size, value[1])
-    return slice(start, stop) if start < stop else None
-
-
 def _sentence(about: Summary, digits: int, unit: str, more: str) -> str:
     unit = f" {unit}" if unit else ""
     text = (
@@ -503,85 +403,9 @@ def _sentence(about: Summary, digits: int, unit: str, more: str) -> str:
     return f"{text}. {more}" if more else text
 
 
-def _pair(limits: Any, colormap: str) -> tuple[float, float]:
-    """Limits as the caller wrote them, as (low, high)."""
-    if isinstance(limits, (int, float, np.integer, np.floating)):
-        high = float(limits)
-        low = -high if colormap == "diverging" else 0.0
-    else:
-        try:
-            low, high = (float(v) for v in limits)
-        except (TypeError, ValueError):
-            raise ValueError(
-                f"limits {limits!r} are neither a number nor a pair (low, high)"
-            ) from None
-    if not (np.isfinite(low) and np.isfinite(high) and low < high):
-        raise ValueError(f"limits need finite low < high, not {limits!r}")
-    return low, high
-
-
-def _widen(low: float, high: float) -> tuple[float, float]:
-    """A range must have a width: a constant matrix gets one around or above its value."""
-    if high > low and np.isfinite(1 / (high / 2 - low / 2)):
-        return low, high
-    width = max(1.0, abs(low))
-    return (low - width, high + width) if low < 0 or high > 0 else (low, high + width)
-
-
-def _limits(
-    grids: list[Array], about: list[Summary], limits: Any, colormap: str
-) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
-    """Limits of the colours per frame: (each frame's own, those in use unless autoscaled)."""
-    if colormap == "categorical":
-        low, high = min(a.low for a in about), max(a.high for a in about)
-        if any(a.nan or a.infinite for a in about) or any(
-            g.dtype.kind == "f" and not np.array_equal(g, np.rint(g)) for g in grids
-        ):
-            raise ValueError("a categorical map needs integer codes")
-        if high - low > 254:
-            raise ValueError(f"codes from {low:g} to {high:g}: a categorical map holds 255 of them")
-        both = [(low, max(high, low + 1))] * len(grids)
-        return both, both
-
-    own = []
-    for grid, summary in zip(grids, about, strict=True):
-        low, high, magnitude = codec.typical(grid)
-        if isinstance(limits, str):
-            if limits != "max":
-                raise ValueError(f"unknown limits {limits!r}: use None, 'max', numbers or pairs")
-            low, high, magnitude = summary.low, summary.high, summary.absmax
-        if colormap == "diverging":
-            low, high = -magnitude, magnitude
-        elif low > 0:
-            low = 0.0
-        own.append((low, high))
-    shared_low, shared_high = min(s[0] for s in own), max(s[1] for s in own)
-    if colormap == "diverging" and shared_high == 0:  # nothing but zeros: white, in the middle
-        shared_low, shared_high = -1.0, 1.0
-    own = [_widen(*span) if span[1] > span[0] else _widen(shared_low, shared_high) for span in own]
-    if limits is None or isinstance(limits, str):
-        return own, [_widen(shared_low, shared_high)] * len(grids)
-    if isinstance(limits, list):
-        if len(limits) != len(grids):
-            raise ValueError(f"{len(limits)} limits for {len(grids)} frames; give one per frame")
-        return own, [_pair(span, colormap) for span in limits]
-    return own, [_pair(limits, colormap)] * len(grids)
-
-
-def _ranges(
-    about: list[Summary],
-    own: list[tuple[float, float]],
-    shared: list[tuple[float, float]],
-    colormap: str,
-) -> list[tuple[float, float]]:
-    """What the 255 indices of each frame span: its values, as far as any limits can show them."""
-    if colormap == "categorical":
-        return [(span[0], span[0] + 254) for span in shared]
-    spans = []
-    for summary, a, b in zip(about, own, shared, strict=True):
-        low, high = max(summary.low, min(a[0], b[0])), min(summary.high, max(a[1], b[1]))
-        if colormap == "diverging":  # zero must be an index of its own, so that it stays white
-            high = max(abs(low), abs(high))
-            low = -high
-        spans.append(_widen(low, high))
-    return spans
+def _span(value: Any, size: int) -> slice | None:
+    """[start, stop) as the browser sent it, cut to the matrix; None when nothing is left."""
+    if not (isinstance(value, list) and len(value) == 2 and all(isinstance(v, int) for v in value)):
+        return None
+    start, stop = max(0, value[0]), min(size, value[1])
+    return slice(start, stop) if start < stop else None

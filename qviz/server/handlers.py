@@ -1,0 +1,96 @@
+"""What answers the browser: Voilà's own handlers, more careful, and two pages of ours."""
+
+from html import escape
+
+from jupyter_server.auth.login import LoginFormHandler
+from jupyter_server.base.handlers import JupyterHandler
+from jupyter_server.utils import url_path_join
+from markupsafe import Markup
+from tornado.web import HTTPError, authenticated
+from voila.static_file_handler import TemplateStaticFileHandler
+from voila.tornado.handler import TornadoVoilaHandler
+from voila.tornado.kernel_websocket_handler import VoilaKernelWebsocketHandler
+
+from qviz.server.options import START_PAGE
+
+
+class StartPageHandler(JupyterHandler):  # type: ignore[misc]
+    """`/` leads to the gallery; the token, if the address had one, is by then in a cookie."""
+
+    @authenticated  # type: ignore[untyped-decorator]
+    def get(self) -> None:
+        self.redirect(url_path_join(self.base_url, "voila", "render", START_PAGE))
+
+
+class PageHandler(TornadoVoilaHandler):  # type: ignore[misc]
+    """A notebook as a page; what goes wrong half-way is said on the page, in words."""
+
+    @authenticated  # type: ignore[untyped-decorator]
+    async def get(self, path: str | None = None) -> None:
+        if not path or not path.endswith(".ipynb"):
+            raise HTTPError(404, "pages are notebooks")
+        # The page sends this cookie back when it is closed, to end its kernel.
+        _ = self.xsrf_token
+        try:
+            async for part in self.get_generator(path=path):
+                self.write(part)
+                self.flush()
+        except HTTPError:
+            raise
+        except Exception as error:  # whatever it was, the visitor is told
+            self.log.error("%s could not be shown", path, exc_info=error)
+            if not self._headers_written:
+                raise HTTPError(500, "the page could not be built") from error
+            self.write(
+                "<script>qvizPage.alarm('This page could not be built. The terminal in which the "
+                "server runs says why.')</script>"
+            )
+
+
+class TemplateFileHandler(TemplateStaticFileHandler):  # type: ignore[misc]
+    """Static files of page templates; the parent answers a malformed path with an exception."""
+
+    def parse_url_path(self, path: str) -> str:
+        parts = path.split("/")
+        if len(parts) < 3 or parts[1] != "static" or ".." in parts:
+            raise HTTPError(404)
+        checked: str = super().parse_url_path(path)
+        return checked
+
+
+class SocketHandler(VoilaKernelWebsocketHandler):  # type: ignore[misc]
+    """A page that is closed while its socket is being opened is no error."""
+
+    async def get(self, kernel_id: str) -> None:
+        try:
+            await super().get(kernel_id=kernel_id)
+        except AttributeError:
+            # Closed in between, `connection` is None, and the parent uses it all the same.
+            if getattr(self, "connection", self) is not None:
+                raise
+            raise HTTPError(404, "this page has been closed") from None
+
+
+class TokenPageHandler(LoginFormHandler):  # type: ignore[misc]
+    """Asks for the token in words, for a visitor who came without the link."""
+
+    def _render(self, message: dict[str, str] | None = None) -> None:
+        wrong = "<p class='qv-notice'>This is not the token.</p>" if message else ""
+        target = escape(self.get_argument("next", default=self.base_url), quote=True)
+        action = url_path_join(self.base_url, "login")
+        page = self.settings["voila_jinja2_env"].from_string(
+            "{% extends 'page.html' %}{% block title %}Token needed · qviz{% endblock %}"
+            "{% block body %}{{ content }}{% endblock %}"
+        )
+        content = Markup(
+            f"<h1>This server needs its token</h1>{wrong}"
+            "<p>Open the link that the server printed in its terminal when it started, or enter "
+            "the token, which is the part of that link after <code>token=</code>.</p>"
+            f"<form class='qv-token' method='post' action='{action}?next={target}'>"
+            f"{self.xsrf_form_html()}"
+            "<label>Token <input type='password' name='password' autocomplete='off'></label> "
+            "<button type='submit'>Enter</button></form>"
+        )
+        if not message:
+            self.set_status(403)
+        self.finish(page.render(content=content))
