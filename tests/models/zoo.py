@@ -675,7 +675,16 @@ EXPERTS = (
     experts("Laguna", "LagunaForCausalLM"),
     experts("Mellum", "MellumForCausalLM"),
     experts("Kolibri", "Kolibri1ForCausalLM"),
-    experts("MiniMax M3, text", "MiniMaxM3VLForCausalLM"),
+    experts(
+        "MiniMax M3, text",
+        "MiniMaxM3VLForCausalLM",
+        dense_intermediate_size=96,
+        shared_intermediate_size=32,
+        rotary_dim=8,
+        index_n_heads=2,
+        index_head_dim=16,
+        index_block_size=16,
+    ),
     experts(
         "DeepSeek-V4",
         "DeepseekV4ForCausalLM",
@@ -693,24 +702,24 @@ EXPERTS = (
     experts(
         "DeepSeek-V3.2",
         "DeepseekV32ForCausalLM",
-        "an index picks what is attended to",
+        "attends to what an index picks",
         **_MLA,
         n_group=1,
         topk_group=1,
         first_k_dense_replace=1,
         index_n_heads=2,
         index_head_dim=16,
-        index_topk=8,
+        index_topk=128,
     ),
     experts(
         "GLM-5",
         "GlmMoeDsaForCausalLM",
-        "an index picks what is attended to",
+        "attends to what an index picks",
         **_MLA,
         first_k_dense_replace=1,
         index_n_heads=2,
         index_head_dim=16,
-        index_topk=8,
+        index_topk=128,
     ),
     experts(
         "Kimi Linear",
@@ -746,7 +755,6 @@ EXPERTS = (
         top_k_experts=2,
         moe_intermediate_size=32,
     ),
-    experts("Inkling, text", "InklingForCausalLM"),
     experts("A.X K1", "AXK1ForCausalLM", "latent attention", **_MLA, n_group=1, topk_group=1),
 )
 
@@ -875,7 +883,7 @@ ENCODERS = (
         "CanineModel",
         "characters, and no vocabulary",
         tokenizer="characters",
-        num_hash_buckets=64,
+        num_hash_buckets=256,
     ),
     encoder("Splinter", "SplinterModel"),
 )
