@@ -32,6 +32,7 @@ from qviz.models.fold import feeds, fold_input_scales
 from qviz.models.sequential import Sequential, follow
 
 SECONDS = 120  # for one check
+NEW_TOKENS = 24
 REFUSALS = (ValueError, TypeError, MemoryError, FileNotFoundError)
 PACKAGE = Path(qviz.__file__).parent
 NOTHING = "–"  # a check that cannot be made
@@ -475,7 +476,7 @@ def gptq(case: Case) -> str:
             continue
         weight, hessian = known[name].weight.double(), case.captured[name].hessian
         plain = qviz.quantize(
-            known[name].weight, "affine", bits=4, group_size=None, symmetric=False
+            known[name].weight, "affine", bits=4, group_size=None, convention="gptq"
         )
         size = torch.trace(weight @ hessian @ weight.T).clamp(min=1e-30)
         for key, what in (("gptq", tensor), ("rounding", plain)):
@@ -576,7 +577,7 @@ def perplexity(case: Case) -> str:
     require(_is_causal(case), "a perplexity, though the model sees the token that it predicts")
     total, count = 0.0, 0
     for ids in case.ids:
-        logits = outputs(case.original, ids)[0, :-1].double()
+        logits = outputs(case.original, ids[:, :-1])[0].double()
         total += float(nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))
         count += ids.shape[1] - 1
     require(
@@ -597,22 +598,44 @@ def _is_causal(case: Case) -> bool:
 
 def text(case: Case) -> str:
     """Greedily continued, the same text as transformers' own generate."""
-    prompt, more = case.texts[0], 12
-    got = qviz.generate(case.loaded, prompt, max_new_tokens=more)
-    ids = case.ids[0]
+    remark = ""
+    for prompt in (case.texts[0], case.texts[-1]):
+        got = qviz.generate(case.loaded, prompt, max_new_tokens=NEW_TOKENS)
+        ids = torch.tensor([case.tokenizer(prompt)["input_ids"]])
+        own = _decoded(case, ids, _generated(case, ids))
+        if got != own:
+            plain = _decoded(case, ids, _plainly_generated(case, ids))
+            require(plain != own, f"{got!r}, transformers {own!r}")
+            require(got == plain, f"{got!r}, by transformers' logits {plain!r}")
+            remark = "transformers' generate itself differs from the logits of the whole text"
+    return remark
+
+
+def _generated(case: Case, ids: torch.Tensor) -> list[int]:
+    """The tokens with which transformers' generate goes on."""
     with torch.no_grad():
         own = case.original.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=more, do_sample=False
-        )[0].tolist()
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, do_sample=False
+        )
+    return own[0, ids.shape[1] :].tolist()
+
+
+def _plainly_generated(case: Case, ids: torch.Tensor) -> list[int]:
+    """The likeliest token after all so far, again and again, without a cache."""
     start = ids.shape[1]
-    ends = {case.tokenizer.eos_token_id}
-    if len(own) > start and own[-1] in ends:
-        own = own[:-1]
-    decode = case.tokenizer.decode
-    before = decode(own[:start], clean_up_tokenization_spaces=False)
-    wanted = decode(own, clean_up_tokenization_spaces=False)[len(before) :]
-    require(got == wanted, f"{got!r}, transformers {wanted!r}")
-    return ""
+    for _ in range(NEW_TOKENS):
+        ids = torch.cat([ids, outputs(case.original, ids)[:, -1:].argmax(-1)], dim=1)
+    return ids[0, start:].tolist()
+
+
+def _decoded(case: Case, ids: torch.Tensor, new: list[int]) -> str:
+    """The text of new tokens, up to the one that ends it."""
+    ends = {case.tokenizer.eos_token_id, getattr(case.original.config, "eos_token_id", None)}
+    stop = next((i for i, token in enumerate(new) if token in ends), len(new))
+    prompt = ids[0].tolist()
+    before = case.tokenizer.decode(prompt, clean_up_tokenization_spaces=False)
+    whole = case.tokenizer.decode(prompt + new[:stop], clean_up_tokenization_spaces=False)
+    return whole[len(before) :]
 
 
 CHECKS: Mapping[str, Callable[[Case], str]] = {
