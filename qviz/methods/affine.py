@@ -10,13 +10,14 @@ s scale, z zero point, q codes, RNE rounding half to even. Source of the idea: J
 section 2.1; the source of each rule stands in `CONVENTIONS`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from qviz.core.check import FLOAT_DTYPES, as_matrix, require_int, unknown
+from qviz.core.divide import divide
 from qviz.core.granularity import Granularity
 from qviz.core.grids import Affine
 from qviz.core.tensor import QuantizedTensor
@@ -46,12 +47,13 @@ class Levels:
     """The levels of every group as they are stored, and how a weight finds its nearest one.
 
     What rounds a matrix at once (here) rounds it column by column too (GPTQ). `inverse` and
-    `zero_first` are those of the Fit.
+    `zero_first` are those of the Fit, `computed` is its scale, before it was stored.
     """
 
     grid: Affine
     inverse: torch.Tensor | None
     zero_first: bool
+    computed: torch.Tensor
 
     def position(self, x: torch.Tensor) -> torch.Tensor:
         """x / s [rows, groups, n], a new tensor, plus z where it is added before rounding."""
@@ -79,7 +81,9 @@ class Levels:
             x += self.grid.zero_point.to(x.dtype).unsqueeze(-1)
         return x
 
-    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Levels":
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Levels":
+        """The same with each of its tensors changed."""
+
         def each(x: torch.Tensor | None) -> torch.Tensor | None:
             return None if x is None else change(x)
 
@@ -90,15 +94,32 @@ class Levels:
             zero_point=each(grid.zero_point),
             offset=each(grid.offset),
         )
-        return replace(self, grid=changed, inverse=each(self.inverse))
+        computed = change(self.computed)
+        return replace(self, grid=changed, inverse=each(self.inverse), computed=computed)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """All its tensors, in the order in which `map` has them."""
+        found: list[torch.Tensor] = []
+
+        def keep(x: torch.Tensor) -> torch.Tensor:
+            found.append(x)
+            return x
+
+        self.map(keep)
+        return found
+
+    def with_tensors(self, tensors: Sequence[torch.Tensor]) -> "Levels":
+        """The same with others, given as `tensors` has them."""
+        rest = iter(tensors)
+        return self.map(lambda _: next(rest))
 
     def working(self) -> "Levels":
         """The same numbers in the dtype to compute in, so that no use has to convert them."""
-        return self._map(lambda x: x.to(self.grid.compute))
+        return self.map(lambda x: x.to(self.grid.compute))
 
     def of_rows(self, rows: torch.Tensor) -> "Levels":
         """Those of some rows alone."""
-        return self._map(lambda x: x[rows])
+        return self.map(lambda x: x[rows])
 
     def shown_zero(self) -> torch.Tensor:
         """The zero points for a picture: zeros where the convention has none."""
@@ -136,7 +157,7 @@ def _with_zero(lo: torch.Tensor, hi: torch.Tensor) -> tuple[torch.Tensor, torch.
 def _textbook(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
     top = 2 ** (bits - 1) - 1
     # The floor keeps an all-zero group from dividing by zero.
-    return Fit(_absmax(lo, hi).clamp(min=1e-5) / top, -top, top)
+    return Fit(divide(_absmax(lo, hi).clamp(min=1e-5), top), -top, top)
 
 
 def _gptq_symmetric(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
@@ -147,7 +168,7 @@ def _gptq_symmetric(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
     # in the middle, so its upper half is clipped. That is what the reference code does.
     lo = torch.where(lo < 0, -hi, lo)
     lo, hi = _unit_if_zero(lo, hi)
-    scale = (hi - lo) / steps
+    scale = divide(hi - lo, steps)
     zero = torch.full_like(scale, 2 ** (bits - 1), dtype=torch.int32)
     return Fit(scale, 0, steps, zero=zero)
 
@@ -155,24 +176,24 @@ def _gptq_symmetric(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
 def _gptq_asymmetric(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
     steps = 2**bits - 1
     lo, hi = _unit_if_zero(*_with_zero(lo, hi))
-    scale = (hi - lo) / steps
+    scale = divide(hi - lo, steps)
     return Fit(scale, 0, steps, zero=torch.round(-lo / scale).to(torch.int32))
 
 
 def _unit_if_zero(lo: torch.Tensor, hi: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """An all-zero group gets the range [−1, 1], so that its scale is not zero."""
     empty = (lo == 0) & (hi == 0)
-    return torch.where(empty, -1.0, lo), torch.where(empty, 1.0, hi)
+    return lo.masked_fill(empty, -1.0), hi.masked_fill(empty, 1.0)
 
 
 def _floored_absmax(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
     half = 2 ** (bits - 1)
-    return Fit(_absmax(lo, hi).clamp(min=1e-5) / (half - 1), -half, half - 1)
+    return Fit(divide(_absmax(lo, hi).clamp(min=1e-5), half - 1), -half, half - 1)
 
 
 def _awq_asymmetric(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
     steps = 2**bits - 1
-    scale = (hi - lo).clamp(min=1e-5) / steps
+    scale = divide((hi - lo).clamp(min=1e-5), steps)
     # 0 is not forced into the range: in a one-signed group z saturates and the far end is clipped.
     zero = (-torch.round(lo / scale)).clamp(0, steps).to(torch.int32)
     return Fit(scale, 0, steps, zero=zero)
@@ -181,14 +202,14 @@ def _awq_asymmetric(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
 def _compressed_symmetric(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
     half = 2 ** (bits - 1)
     lo, hi = _with_zero(lo, hi)
-    scale = _absmax(lo, hi) / ((2**bits - 1) / 2)
+    scale = divide(_absmax(lo, hi), (2**bits - 1) / 2)
     return Fit(_eps_if_zero(scale), -half, half - 1)
 
 
 def _compressed_asymmetric(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
     half = 2 ** (bits - 1)
     lo, hi = _with_zero(lo, hi)
-    scale = (hi - lo) / (2**bits - 1)
+    scale = divide(hi - lo, 2**bits - 1)
     zero = (-half - lo / scale).clamp(-half, half - 1)
     # 0/0 in an all-zero group: the reference casts the NaN to the integer 0. A range so small that
     # its scale underflows gives ∞ instead, and z saturates.
@@ -197,25 +218,25 @@ def _compressed_asymmetric(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit
 
 
 def _eps_if_zero(scale: torch.Tensor) -> torch.Tensor:
-    return torch.where(scale == 0, torch.finfo(scale.dtype).eps, scale)
+    return scale.masked_fill(scale == 0, torch.finfo(scale.dtype).eps)
 
 
 def _torchao_symmetric(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
     half = 2 ** (bits - 1)
     lo, hi = _with_zero(lo, hi)
-    return _torchao(torch.maximum(-lo, hi) / ((2**bits - 1) / 2), half)
+    return _torchao(divide(torch.maximum(-lo, hi), (2**bits - 1) / 2), half)
 
 
 def _torchao_no_clipping(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
     half = 2 ** (bits - 1)
     lo, hi = _with_zero(lo, hi)
-    return _torchao(torch.maximum(lo / -half, hi / (half - 1)), half)
+    return _torchao(torch.maximum(divide(lo, -half), divide(hi, half - 1)), half)
 
 
 def _torchao_asymmetric(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
     half = 2 ** (bits - 1)
     lo, hi = _with_zero(lo, hi)
-    fit = _torchao((hi - lo) / (2**bits - 1), half)
+    fit = _torchao(divide(hi - lo, 2**bits - 1), half)
     zero = (-half - torch.round(lo / fit.scale)).clamp(-half, half - 1).to(torch.int32)
     return Fit(fit.scale, fit.qmin, fit.qmax, zero=zero, inverse=fit.inverse)
 
@@ -228,13 +249,13 @@ def _torchao(scale: torch.Tensor, half: int) -> Fit:
 
 def _minmax_offset(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
     steps = 2**bits - 1
-    return Fit((hi - lo) / steps, 0, steps, offset=lo)
+    return Fit(divide(hi - lo, steps), 0, steps, offset=lo)
 
 
 def _hqq(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
     steps = 2**bits - 1
     spread = hi - lo
-    inverse = torch.where(spread <= 1e-4, 1.0, steps / spread).clamp(max=2e4)
+    inverse = (steps / spread).masked_fill_(spread <= 1e-4, 1.0).clamp_(max=2e4)
     zero = -lo * inverse
     if bits == 4:  # the default of its configuration, for 4 bits alone
         zero = torch.round(zero)
@@ -394,21 +415,22 @@ def fit_levels(
     symmetric: bool,
     convention: str,
     scale_dtype: torch.dtype | None = None,
-    first_group: int = 0,
+    check: bool = True,
 ) -> Levels:
     """The levels that a convention gives to groups that reach from lo to hi, both [rows, groups].
 
-    lo and hi are in the dtype to compute in. `first_group` is the number of the first of these
-    groups, for messages. Raises ValueError for a combination that the convention does not define
-    and for scales or levels that the arithmetic cannot hold.
+    lo and hi are in the dtype to compute in. Raises ValueError for a combination that the
+    convention does not define and, if `check`, for scales or levels that the arithmetic cannot
+    hold. Without that nothing here waits for a GPU; `require_levels` makes up for it later.
 
     >>> levels = fit_levels(lo, hi, bits=4, symmetric=True, convention="gptq")
     >>> codes = levels.round_(levels.position(x)).clamp(levels.grid.qmin, levels.grid.qmax)
     """
     rule, compute = _rule(convention, symmetric, lo.dtype)
-    fit = rule(lo, hi, bits)
-    grid, inverse = store(fit, bits, compute, scale_dtype, convention, first_group)
-    return Levels(grid, inverse, fit.zero_first)
+    levels = store(rule(lo, hi, bits), bits, compute, scale_dtype, convention)
+    if check:
+        require_levels(levels, convention)
+    return levels
 
 
 def _rule(convention: str, symmetric: bool, dtype: torch.dtype) -> tuple[Rule, torch.dtype]:
@@ -434,17 +456,9 @@ def _rule(convention: str, symmetric: bool, dtype: torch.dtype) -> tuple[Rule, t
 
 
 def store(
-    fit: Fit,
-    bits: int,
-    compute: torch.dtype,
-    dtype: torch.dtype | None,
-    convention: str,
-    first_group: int,
-) -> tuple[Affine, torch.Tensor | None]:
-    """The grid with its parameters in the dtype they are stored in, and 1/s where it is used.
-
-    ValueError where that dtype, or the arithmetic of `compute`, cannot hold a scale or a level.
-    """
+    fit: Fit, bits: int, compute: torch.dtype, dtype: torch.dtype | None, convention: str
+) -> Levels:
+    """The levels with their parameters in the dtype they are stored in, not yet checked."""
     if dtype is not None and dtype not in FLOAT_DTYPES:
         names = ", ".join(map(str, FLOAT_DTYPES))
         raise TypeError(f"scale_dtype must be None or one of {names}; got {dtype!r}")
@@ -455,11 +469,24 @@ def store(
     scale = stored(fit.scale)
     assert scale is not None
     if (constant := CONVENTIONS[convention].constant) is not None:
-        scale = torch.where(scale == 0, constant, scale)
+        scale = scale.masked_fill(scale == 0, constant)
+    inverse = fit.inverse
+    if inverse is not None and dtype is not None:
+        inverse = 1.0 / scale.to(compute)
+    grid = Affine(scale, bits, fit.qmin, fit.qmax, compute, stored(fit.zero), stored(fit.offset))
+    return Levels(grid, inverse, fit.zero_first, fit.scale)
+
+
+def require_levels(levels: Levels, convention: str, first_group: int = 0) -> None:
+    """ValueError where the dtype of the scales, or the arithmetic, cannot hold a scale or a level.
+
+    `first_group` is the number of the first of these groups, for the message.
+    """
+    grid, scale = levels.grid, levels.grid.scale
     bad = ~(torch.isfinite(scale) & (scale > 0))
     if bad.any():
         row, group = bad.nonzero()[0].tolist()
-        value, was = float(scale[row, group]), float(fit.scale[row, group])
+        value, was = float(scale[row, group]), float(levels.computed[row, group])
         raise ValueError(
             f"the scale of group [{row}, {first_group + group}] is {value} "
             + (f"(computed as {was:g}) " if value != was else "")
@@ -467,7 +494,6 @@ def store(
             f"is too small or too large for that dtype, and the convention {convention!r} has no "
             f"rule for this. Use float32 weights, another scale_dtype, or another convention"
         )
-    grid = Affine(scale, bits, fit.qmin, fit.qmax, compute, stored(fit.zero), stored(fit.offset))
     # A zero point or offset that its dtype cannot hold ends here too, as infinite levels.
     bad = ~torch.isfinite(torch.stack(grid.extremes())).all(dim=0)
     if bad.any():
@@ -475,13 +501,9 @@ def store(
         raise ValueError(
             f"the levels of group [{row}, {first_group + group}] overflow: its weights are too "
             f"large, or too far from zero, for {str(scale.dtype).removeprefix('torch.')} scales in "
-            f"{str(compute).removeprefix('torch.')} arithmetic. Use float32 weights, another "
+            f"{str(grid.compute).removeprefix('torch.')} arithmetic. Use float32 weights, another "
             f"scale_dtype, or another convention"
         )
-    inverse = fit.inverse
-    if inverse is not None and dtype is not None:
-        inverse = 1.0 / scale.to(compute)
-    return grid, inverse
 
 
 METHOD = Method(

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import torch
 
+from qviz.core.divide import divide
 from qviz.core.trace import Emit
 from qviz.methods.gguf.layout import LAYOUTS
 from qviz.methods.gguf.search import (
     TINY,
     Found,
     descend_,
-    divide,
     nearest_int_,
     search_coordinates,
     search_minimum,

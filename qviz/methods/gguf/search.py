@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from qviz.core.divide import divide
 from qviz.core.trace import Emit
 
 TINY = 1e-15  # a sub-block whose largest weight is smaller counts as zero
@@ -63,15 +64,6 @@ def smallest(x: torch.Tensor) -> torch.Tensor:
     for row in x[1:]:
         value = torch.where(row < value, row, value)
     return value
-
-
-def divide(a: torch.Tensor | float, b: torch.Tensor | float) -> torch.Tensor:
-    """a / b, rounded once. Torch multiplies by a rounded reciprocal where one of them is a number:
-    the Python operator does if it is a, CUDA does if it is b."""
-    if not isinstance(b, torch.Tensor):
-        assert isinstance(a, torch.Tensor)
-        return a / torch.full_like(a, b)
-    return (a if isinstance(a, torch.Tensor) else torch.full_like(b, a)) / b
 
 
 def square_root(x: torch.Tensor) -> torch.Tensor:
