@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from qviz.core.check import as_matrix, require_finite, require_int
+from qviz.core.divide import divide
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +82,7 @@ class Calibration:
         return replace(
             self,
             inputs=rows,
-            hessian=(product + product.T) / tokens,  # symmetric to the last bit
+            hessian=divide(product + product.T, tokens),  # symmetric to the last bit
             act_absmax=rows.abs().amax(0),
             act_absmean=rows.double().abs().mean(0).float(),
             tokens=tokens,

@@ -602,7 +602,8 @@ def round_block(block: Block, emit: Emit | None = None) -> tuple[torch.Tensor, t
         if levels.missing(first):
             levels.fit(first // plan.size, _up_to_date(block, errors, a, a + plan.size), emit)
         for j in range(a, b):
-            _round_column(w[j:b], block.u[j, j:], levels, first - a + j, rounded[j], errors[j], emit)
+            step = block.start + j
+            _round_column(w[j:b], block.u[j, j:], levels, step, rounded[j], errors[j], emit)
         spread(w[b:], u[a:b, b:], errors[a:b])
     return rounded, errors
 

@@ -88,11 +88,12 @@ class Replays:
             self._recordings[kind] = None
             return self._round(block)
         recording = self._recordings[kind]
-        if recording is None:
-            recording = _Recording(block, kind, self._round, self._record)
-            self._recordings[kind] = recording
-        self.replayed += 1
-        return recording.run(block)
+        with torch.cuda.device_of(block.w):
+            if recording is None:
+                recording = _Recording(block, kind, self._round, self._record)
+                self._recordings[kind] = recording
+            self.replayed += 1
+            return recording.run(block)
 
 
 class Recorded:
@@ -133,19 +134,18 @@ class _Recording:
         round_block: RoundBlock,
         record: "Callable[[Callable[[], Rounded]], Recorded]",
     ) -> None:
-        steps = range(block.start, block.stop)
-        # One step for each group whose levels are there before the block begins.
-        self._given = [
-            i for i, g in enumerate(kind.groups) if g not in kind.inside and kind.groups.index(g) == i
-        ]
         self._kind, self._round_block = kind, round_block
-        given = [block.levels[steps[i]] for i in self._given]
-        self._tables = [torch.stack(same) for same in zip(*(x.tensors() for x in given), strict=True)]
-        own = [
-            x.with_tensors([table[i] for table in self._tables]) for i, x in enumerate(given)
-        ]
-        self._own = {steps[i]: levels for i, levels in zip(self._given, own, strict=True)}
-        size = len(steps)
+        # One step for each group whose levels are there before the block begins.
+        first = {group: i for i, group in reversed(list(enumerate(kind.groups)))}
+        self._given = [i for group, i in first.items() if group not in kind.inside]
+        given = [block.levels[block.start + i] for i in self._given]
+        tensors = [levels.tensors() for levels in given]
+        self._tables = [torch.stack(same) for same in zip(*tensors, strict=True)]
+        self._own = {
+            block.start + i: levels.with_tensors([table[place] for table in self._tables])
+            for place, (i, levels) in enumerate(zip(self._given, given, strict=True))
+        }
+        size = block.stop - block.start
         self._still = replace(block, w=block.w[:size].clone(), u=block.u[:, :size].clone())
         self._recorded = record(self._round)
 

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from qviz.core.check import FLOAT_DTYPES, as_matrix, require_finite, require_int, unknown
+from qviz.core.divide import divide
 from qviz.core.formats import FORMATS, decode, encode
 from qviz.core.granularity import Granularity
 from qviz.core.grids import Affine, Codebook
@@ -169,7 +170,7 @@ def _fp8(x: torch.Tensor, emit: Emit | None) -> QuantizedTensor:
     wide = x.float()
     if x.dtype == torch.float64:
         require_finite(wide, "matrix, in float32,")
-    scale = wide.abs().amax().reshape(1, 1) / FORMATS["fp8_e4m3"].max_finite
+    scale = divide(wide.abs().amax().reshape(1, 1), FORMATS["fp8_e4m3"].max_finite)
     # The smallest normal number is the floor, so that zeros have a scale.
     scale = scale.clamp(min=torch.finfo(torch.float32).tiny)
     position = wide / scale

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from qviz.core.check import as_matrix, require_finite, require_int, require_number, unknown
+from qviz.core.divide import divide
 from qviz.core.granularity import Granularity
 from qviz.core.grids import Codebook
 from qviz.core.ledger import Stream
@@ -326,7 +327,7 @@ def _lookup() -> torch.Tensor:
 
     Source: bitsandbytes csrc/cpu_ops.cpp:build_quantize_lut.
     """
-    values = -1.0 + 2.0 * torch.arange(TABLE, dtype=torch.float32) / (TABLE - 1)
+    values = -1.0 + divide(2.0 * torch.arange(TABLE, dtype=torch.float32), TABLE - 1)
     return count_below(values, midpoints(_dynamic()))
 
 

@@ -6,16 +6,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_gptq import MODES, calibration, weight
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import qviz
 from qviz.core.agreement import agreement
 from qviz.methods import gptq as module
-from qviz.methods.affine import CONVENTIONS
 from qviz.methods.gptq import Block, GroupPlan, Levelling, gptq, round_block
 from qviz.methods.gptq_cuda import REPEATS, Kind, Replays
 from qviz.methods.gptq_record import record
-from test_gptq import MODES, calibration, weight
 
 COLUMNS = 512
 # Options, and how many of the blocks are done by replay.
