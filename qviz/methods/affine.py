@@ -19,7 +19,7 @@ import torch
 from qviz.core.check import FLOAT_DTYPES, as_matrix, require_int, unknown
 from qviz.core.divide import divide
 from qviz.core.granularity import Granularity
-from qviz.core.grids import Affine
+from qviz.core.grids import Affine, affine_values
 from qviz.core.tensor import QuantizedTensor
 from qviz.core.trace import Emit, EventSpec
 from qviz.methods.registry import Method
@@ -43,6 +43,48 @@ class Fit:
 
 
 @dataclass(frozen=True)
+class Arithmetic:
+    """How a number finds its nearest level, and what that stands for.
+
+    All tensors are in the dtype to compute in and broadcast against the numbers. `inverse` and
+    `zero_first` are those of the Fit.
+    """
+
+    scale: torch.Tensor
+    zero: torch.Tensor | None
+    offset: torch.Tensor | None
+    inverse: torch.Tensor | None
+    zero_first: bool
+    qmin: int
+    qmax: int
+
+    def position(self, x: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
+        """x / s, a new tensor or `out`, plus z where it is added before rounding."""
+        if self.offset is not None:
+            x = torch.sub(x, self.offset, out=out)
+        # Dividing and multiplying by the inverse differ in the last bit, near a tie in codes.
+        if self.inverse is not None:
+            x = torch.mul(x, self.inverse, out=out)
+        else:
+            x = torch.div(x, self.scale, out=out)
+        # Systems add z before or after rounding, and at a tie the two differ.
+        return x if self.zero is None or not self.zero_first else x.add_(self.zero)
+
+    def round_(self, position: torch.Tensor) -> torch.Tensor:
+        """The nearest codes, not yet clamped, as floats in place of `position`.
+
+        In place, because a matrix of 4096² is 64 MB, and every further copy costs as much time as
+        the arithmetic.
+        """
+        position.round_()
+        return position if self.zero is None or self.zero_first else position.add_(self.zero)
+
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """What codes, given as floats, stand for: a new tensor."""
+        return affine_values(codes, self.scale, self.zero, self.offset)
+
+
+@dataclass(frozen=True)
 class Levels:
     """The levels of every group as they are stored, and how a weight finds its nearest one.
 
@@ -56,30 +98,36 @@ class Levels:
     computed: torch.Tensor
 
     def position(self, x: torch.Tensor) -> torch.Tensor:
-        """x / s [rows, groups, n], a new tensor, plus z where it is added before rounding."""
-        if self.grid.offset is not None:
-            x = x - self.grid.offset.to(x.dtype).unsqueeze(-1)
-        # Dividing and multiplying by the inverse differ in the last bit, near a tie in codes.
-        if self.inverse is not None:
-            x = x * self.inverse.unsqueeze(-1)
-        else:
-            x = x / self.grid.scale.to(x.dtype).unsqueeze(-1)
-        return self._add_zero(x) if self.zero_first else x
+        """Where x [rows, groups, n] falls: a new tensor; see `Arithmetic.position`."""
+        return self._spread(x.dtype).position(x)
 
     def round_(self, position: torch.Tensor) -> torch.Tensor:
-        """The nearest codes, not yet clamped, as floats in place of `position`.
+        """The nearest codes in place of `position`; see `Arithmetic.round_`."""
+        return self._spread(position.dtype).round_(position)
 
-        In place, because a matrix of 4096² is 64 MB, and every further copy costs as much time as
-        the arithmetic.
-        """
-        position.round_()
-        return position if self.zero_first else self._add_zero(position)
+    def _spread(self, dtype: torch.dtype) -> Arithmetic:
+        return self.arithmetic(lambda x: x.to(dtype).unsqueeze(-1))
 
-    def _add_zero(self, x: torch.Tensor) -> torch.Tensor:
-        # Systems add z before or after rounding, and at a tie the two differ.
-        if self.grid.zero_point is not None:
-            x += self.grid.zero_point.to(x.dtype).unsqueeze(-1)
-        return x
+    def column(self) -> Arithmetic:
+        """Of a single group, for columns [rows]."""
+        return self.arithmetic(lambda x: x.to(self.grid.compute).squeeze(-1))
+
+    def arithmetic(self, shape: Callable[[torch.Tensor], torch.Tensor]) -> Arithmetic:
+        """With each parameter [rows, groups] brought into the shape and dtype of the numbers."""
+
+        def each(x: torch.Tensor | None) -> torch.Tensor | None:
+            return None if x is None else shape(x)
+
+        grid = self.grid
+        return Arithmetic(
+            shape(grid.scale),
+            each(grid.zero_point),
+            each(grid.offset),
+            each(self.inverse),
+            self.zero_first,
+            grid.qmin,
+            grid.qmax,
+        )
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Levels":
         """The same with each of its tensors changed."""

@@ -14,6 +14,7 @@ says which column of the weight that is.
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,13 +26,13 @@ from qviz.core.granularity import Granularity
 from qviz.core.grids import Affine
 from qviz.core.tensor import QuantizedTensor
 from qviz.core.trace import Emit, EventSpec
-from qviz.methods.affine import CONVENTIONS, Levels, fit_levels, require_levels
+from qviz.methods.affine import CONVENTIONS, Arithmetic, Levels, fit_levels, require_levels
 from qviz.methods.gptq_cuda import Replays
 from qviz.methods.registry import Method
 
 INNER = 16  # columns that are updated one by one before a matrix product takes over
 PANEL = 256  # columns that are factored at a time
-STRIP = {"cpu": 1024, "cuda": 4096}  # columns of a product with a triangle
+STRIP = {"cpu": 512, "cuda": 4096}  # columns of a product with a triangle
 DAMP_STEP, DAMP_LIMIT = 0.01, 1.0  # how damping is raised when Cholesky fails, and how far
 NORM, GRID, SHRINK = 2.4, 100, 0.8  # range search: error power, points of the whole range, reach
 
@@ -178,9 +179,10 @@ def gptq(
     }
     if replays is not None:
         info["replayed_blocks"] = replays.replayed
-    back = torch.argsort(setup.perm)
+    if setup.reordered:
+        codes = codes[torch.argsort(setup.perm)]
     return QuantizedTensor(
-        codes[back].T.contiguous(),
+        codes.T.contiguous(),
         levels.grid(),
         Granularity.of("group", group_size),
         (weight.shape[0], weight.shape[1]),
@@ -242,9 +244,11 @@ def prepare(
     if act_order:
         perm = torch.argsort(diagonal, descending=True, stable=True)
         diagonal = diagonal[perm]
-    h = h[perm][:, perm] if act_order else h.clone()
-    h, u, damp = _factor(h, diagonal, damp)
+    h = h[perm][:, perm] if act_order else h
+    damped, u, damp = _factor(h, diagonal, damp)
     if emit is not None:
+        h = h.clone()
+        h.diagonal().copy_(damped)
         emit("gptq.hessian", hessian=h, perm=perm, dead=dead)
     return Setup(perm, dead, u, damp, act_order)
 
@@ -252,13 +256,13 @@ def prepare(
 def _factor(
     h: torch.Tensor, diagonal: torch.Tensor, damp: float
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """H with damping on its diagonal, U, and the damping that it took."""
+    """The diagonal with damping, U of H with that diagonal, and the damping that it took."""
     asked = damp
     while damp <= DAMP_LIMIT:
-        h.diagonal().copy_(diagonal + damp * diagonal.mean())
-        u = inverse_cholesky(h)
+        damped = diagonal + damp * diagonal.mean()
+        u = inverse_cholesky(h, damped)
         if u is not None:
-            return h, u, damp
+            return damped, u, damp
         damp = round(damp + DAMP_STEP, 10)  # as GPTQModel does, so that 0.29 is not 0.28999…
     raise ValueError(
         f"the Hessian is not positive definite, whatever the damping (tried {asked} to "
@@ -266,14 +270,17 @@ def _factor(
     )
 
 
-def inverse_cholesky(h: torch.Tensor) -> torch.Tensor | None:
-    """U, upper triangular with H⁻¹ = UᵀU; None where H is not positive definite.
+def inverse_cholesky(h: torch.Tensor, diagonal: torch.Tensor | None = None) -> torch.Tensor | None:
+    """U, upper triangular with H⁻¹ = UᵀU; None where H is not positive definite. If a diagonal is
+    given, H has that one instead of its own.
 
     From the last row up, H = R·Rᵀ with R upper triangular, and U is its inverse. That is half the
     work of factoring H, inverting it and factoring the inverse, and it rounds less, because H⁻¹
     itself is never formed.
     """
     u = h.clone()
+    if diagonal is not None:
+        u.diagonal().copy_(diagonal)
     corners = _factor_upwards_(u)
     if corners is None:
         return None
@@ -394,7 +401,7 @@ class Levelling:
         self._index = (perm if plan.upfront else self.steps) // plan.size  # [in] of each step
         self._group_of: list[int] = self._index.tolist()
         self._found: dict[int, Levels] = {}  # as they are stored
-        self._working: dict[int, Levels] = {}  # the same, in the dtype computed in
+        self._columns: dict[int, Arithmetic] = {}  # the same, for a column at a time
 
     def members(self, group: int) -> torch.Tensor | slice:
         """The steps that round the columns of this group, in the order of the weight's columns."""
@@ -431,10 +438,15 @@ class Levelling:
 
     def keep(self, group: int, found: Levels) -> None:
         self._found[group] = found
-        self._working[group] = found.working()
+        self._columns[group] = found.column()
 
     def __getitem__(self, step: int) -> Levels:
-        return self._working[self._group_of[step]]
+        """Those of the step's group, in the dtype to compute in."""
+        return self._found[self._group_of[step]].working()
+
+    def column(self, step: int) -> Arithmetic:
+        """How the step's column is rounded."""
+        return self._columns[self._group_of[step]]
 
     def missing(self, step: int) -> bool:
         return self._group_of[step] not in self._found
@@ -446,7 +458,7 @@ class Levelling:
     def alone(self, given: Mapping[int, Levels]) -> "Levelling":
         """Another one, for which these steps have these levels, and no others are found yet."""
         one = copy(self)
-        one._found, one._working = {}, {}
+        one._found, one._columns = {}, {}
         if self.plan.upfront:
             one._group_of = list(range(len(self._group_of)))
         for step, levels in given.items():
@@ -460,7 +472,7 @@ class Levelling:
         else:
             require_levels(self._found[group], self.plan.convention, group)
 
-    @property
+    @cached_property
     def code_dtype(self) -> torch.dtype:
         """Of all groups, known before the first is found."""
         unit = torch.ones(1, 1)
@@ -596,16 +608,46 @@ def round_block(block: Block, emit: Emit | None = None) -> tuple[torch.Tensor, t
     levels, plan, size = block.levels, block.levels.plan, block.stop - block.start
     w = block.w[:size]
     u = block.u[:, :size].contiguous()  # where it lies is part of what a product does with it
-    rounded, errors = torch.empty_like(w), torch.empty_like(w)
+    codes, errors = torch.empty_like(w), torch.empty_like(w)
+    steps = list(zip(w, u.diagonal(), codes, errors, strict=True))  # all rows at once: it is faster
     for first, last in plan.pieces(block.start, block.stop):
         a, b = first - block.start, last - block.start
         if levels.missing(first):
             levels.fit(first // plan.size, _up_to_date(block, errors, a, a + plan.size), emit)
         for j in range(a, b):
-            step = block.start + j
-            _round_column(w[j:b], block.u[j, j:], levels, step, rounded[j], errors[j], emit)
+            live, pivot, code, error = steps[j]
+            rule = levels.column(block.start + j)
+            rule.round_(rule.position(live, out=code)).clamp_(rule.qmin, rule.qmax)
+            value = rule.decode(code)
+            torch.sub(live, value, out=error)
+            error /= pivot  # once: U_jk below is not divided again
+            if emit is not None:
+                _show_column(block, j, live, code, value, error, emit)
+            spread_one(w[j + 1 : b], u[j, j + 1 : b], error)
         spread(w[b:], u[a:b, b:], errors[a:b])
-    return rounded, errors
+    return codes, errors
+
+
+def _show_column(
+    block: Block,
+    j: int,
+    live: torch.Tensor,
+    code: torch.Tensor,
+    value: torch.Tensor,
+    error: torch.Tensor,
+    emit: Emit,
+) -> None:
+    levels, step = block.levels, block.start + j
+    emit(
+        "gptq.column",
+        step=levels.steps[step],
+        column=levels.perm[step],
+        live=live,
+        codes=code.to(levels.code_dtype),
+        value=value,
+        error=error,
+        hinv_row=block.u[j, j:],
+    )
 
 
 def _up_to_date(block: Block, errors: torch.Tensor, first: int, last: int) -> torch.Tensor:
@@ -621,41 +663,6 @@ def _up_to_date(block: Block, errors: torch.Tensor, first: int, last: int) -> to
     beyond = w[size:last].clone()
     spread(beyond, block.u[:first, size:last], errors[:first])
     return torch.cat([w[first:size], beyond])
-
-
-def _round_column(
-    w: torch.Tensor,
-    u_row: torch.Tensor,
-    levels: Levelling,
-    step: int,
-    rounded: torch.Tensor,
-    error: torch.Tensor,
-    emit: Emit | None,
-) -> None:
-    """One step: round the column w[0], keep its code and its error, compensate in the others.
-
-    w      [columns, out] the live column and those of its piece that follow
-    u_row  [in − j] U_jj, U_j,j+1 …
-    """
-    live, found = w[0], levels[step]
-    grid = found.grid
-    nearest = found.round_(found.position(live.view(-1, 1, 1)))
-    torch.clamp(nearest, grid.qmin, grid.qmax, out=rounded.view(-1, 1, 1))
-    value = grid.decode(rounded.view(-1, 1, 1)).view(-1)
-    torch.sub(live, value, out=error)
-    error /= u_row[0]  # once: U_jk below is not divided again
-    if emit is not None:
-        emit(
-            "gptq.column",
-            step=levels.steps[step],
-            column=levels.perm[step],
-            live=live,
-            codes=rounded.to(grid.code_dtype),
-            value=value,
-            error=error,
-            hinv_row=u_row,
-        )
-    spread_one(w[1:], u_row[1 : len(w)], error)
 
 
 def finite_loss(loss: torch.Tensor, dtype: torch.dtype, variant: str | None = None) -> float:
