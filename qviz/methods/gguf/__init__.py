@@ -34,9 +34,10 @@ from qviz.methods.registry import Method
 __all__ = ["EVENTS", "FALLBACKS", "LAYOUTS", "METHOD", "encode", "from_bytes", "gguf"]
 
 NO_SEARCH = ("Q8_0", "MXFP4")  # the types that ignore importance, here as in llama.cpp
-# How many weights are encoded at a time. On a CPU the tensors of a search stay in its cache; a
-# GPU wants work.
+# How many weights are encoded at a time. On a CPU the tensors of a search stay in its cache, but
+# that of Q3_K has its own way of doing so; a GPU wants work.
 CHUNK = {"cpu": 2**18, "cuda": 2**24}
+CHUNK_Q3_K = 2**20
 
 _QUANTS = "ggml src/ggml-quants.c"
 EVENTS = (
@@ -118,10 +119,11 @@ EVENTS = (
     EventSpec(
         "kquant.refine",
         {
-            "code": "[sub-blocks] the best code of one weight, given all others; in turn",
-            "wxq": "[sub-blocks] Σwxq with it",
-            "wqq": "[sub-blocks] Σwq² with it",
-            "accepted": "[sub-blocks] bool: the weight moves there",
+            "blocks": "[moves] the sub-blocks in which another code moves",
+            "weight": "[moves] the weight whose code does, the first whose turn comes",
+            "code": "[moves] its best code, given all others",
+            "wxq": "[moves] Σwxq with it",
+            "wqq": "[moves] Σwq² with it",
         },
         "q_i = RNE(x_i · Σ'wq² / Σ'wxq), kept if (Σwxq)²/Σwq² grows",
         f"{_QUANTS}:make_q3_quants",
@@ -284,7 +286,10 @@ def encode(
         weights = importance.to(weight.device, torch.float32).reshape(-1, layout.weights)
         if name not in KQUANTS:  # these weigh by the row's mean square, k-quants by the block's
             spreads = spread(weight.float(), 1, legacy.BLOCK).unsqueeze(1)  # [blocks, 1]
-    step = CHUNK["cuda" if weight.is_cuda else "cpu"] // layout.weights
+    weights_at_once = CHUNK["cuda" if weight.is_cuda else "cpu"]
+    if name == "Q3_K":
+        weights_at_once = max(weights_at_once, CHUNK_Q3_K)
+    step = weights_at_once // layout.weights
 
     def chunk(start: int) -> torch.Tensor:
         x = blocks[start : start + step].float()  # [blocks, weights]
