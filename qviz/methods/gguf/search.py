@@ -19,7 +19,7 @@ from qviz.core.trace import Emit
 
 TINY = 1e-15  # a sub-block whose largest weight is smaller counts as zero
 # Sub-blocks that are looked at together: on a CPU as many as stay in its cache.
-PART = {"cpu": 2**13, "cuda": 2**24}
+PART = {"cpu": 2**14, "cuda": 2**24}
 PASSES = 5  # how often a code is tried at most
 _MAGIC = 12582912.0  # 1.5·2²³: added to a float32, it leaves the nearest integer in the low bits
 
@@ -232,8 +232,10 @@ def _symmetric_found(
     """Codes as they are stored, from 0 on; a sub-block that counts as zero has codes 0, which
     stand for −half: harmless, because its scale is 0."""
     zero = extreme.abs() < TINY
-    scale = scale.masked_fill(zero, 0)
-    return Found(scale, q.add_(half).masked_fill_(zero, 0), torch.zeros_like(scale))
+    q.add_(half)
+    if zero.any():
+        scale, q = scale.masked_fill(zero, 0), q.masked_fill_(zero, 0)
+    return Found(scale, q, torch.zeros_like(scale))
 
 
 def descend_(
@@ -256,22 +258,18 @@ def descend_(
     all weights of a sub-block and makes the one move whose turn comes first, and only sub-blocks
     in which there was one, one in five after the first look, are looked at again.
     """
-    size = PART["cuda" if x.is_cuda else "cpu"]
-    parts = [slice(at, at + size) for at in range(0, x.shape[1], size)]
+    rule = Rule(low, high, as_bytes)
     sums = torch.empty_like(x[:2])  # Σwq², Σwxq
-    for part in parts:
-        products = _products(x[:, part], w[:, part], q[:, part])
-        torch.stack([sum_rows(each) for each in products], out=sums[:, part])
+    size = PART["cuda" if x.is_cuda else "cpu"]
+    begun = []
+    for start in range(0, x.shape[1], size):
+        part = slice(start, start + size)
+        moved, state = State.begin(x[:, part], w[:, part], q[:, part], sums[:, part], rule)
+        begun.append((start + moved, state.x, state.w, state.q, state.sums, state.turn))
     if emit is not None:
         emit("kquant.refine_start", wxq=sums[1], wqq=sums[0], codes=q.T)
-    if as_bytes:  # after the sums
-        q.remainder_(256)
-    rule = Rule(low, high, as_bytes)
-    start = torch.full_like(x[0], -1, dtype=torch.int64)
-    states = [State(x[:, p], w[:, p], q[:, p], sums[:, p], start[p]) for p in parts]
-    found = [state.first_move(rule) for state in states]
-    blocks = torch.cat([part.start + each.block for part, each in zip(parts, found, strict=True)])
-    state = joined([state.after(move, rule) for state, move in zip(states, found, strict=True)])
+    blocks, *joined = (torch.cat(same, -1) for same in zip(*begun, strict=True))
+    state = State(*joined)
     while len(blocks):
         weight = state.turn % len(x)
         q[weight, blocks] = state.q[weight, torch.arange(len(blocks), device=x.device)]
@@ -279,16 +277,9 @@ def descend_(
         if emit is not None:
             emit("kquant.refine", blocks=blocks, weight=weight, code=q[weight, blocks],
                  wxq=state.sums[1], wqq=state.sums[0])  # fmt: skip
-        move = state.first_move(rule)
-        state, blocks = state.after(move, rule), blocks.take(move.block)
+        moved, state = state.after(state.first_move(rule), rule)
+        blocks = blocks.take(moved)
     return sums[1], sums[0]
-
-
-def _products(
-    x: torch.Tensor, w: torch.Tensor, q: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """w·q² and w·x·q of each weight, rounded after each product."""
-    return (w * q).mul_(q), (w * x).mul_(q)
 
 
 @dataclass(frozen=True)
@@ -331,11 +322,36 @@ class State:
     sums: torch.Tensor
     turn: torch.Tensor
 
-    def first_move(self, rule: Rule) -> Moves:
-        """The first one after the last, in one of five passes."""
+    @classmethod
+    def begin(
+        cls,
+        x: torch.Tensor,
+        w: torch.Tensor,
+        q: torch.Tensor,
+        sums: torch.Tensor,
+        rule: Rule,
+    ) -> "tuple[torch.Tensor, State]":
+        """Fill the sums, and make the first move where there is one: `after`."""
+        none = torch.full_like(x[0], -1, dtype=torch.int64)
+        state = cls(x, w, q, sums, none)
+        parts = state.parts()
+        torch.stack([sum_rows(part) for part in parts], out=sums)
+        if rule.as_bytes:  # after the sums
+            q.remainder_(256)
+            parts = state.parts()
+        return state.after(state.first_move(rule, parts), rule)
+
+    def parts(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """w·q² and w·x·q of each weight, rounded after each product."""
+        return (self.w * self.q).mul_(self.q), (self.w * self.x).mul_(self.q)
+
+    def first_move(
+        self, rule: Rule, parts: tuple[torch.Tensor, torch.Tensor] | None = None
+    ) -> Moves:
+        """The first one after the last, in one of five passes. `parts` are overwritten."""
         x, q = self.x, self.q
         size, n = x.shape
-        wqq, wxq = _products(x, self.w, q)
+        wqq, wxq = self.parts() if parts is None else parts
         torch.sub(self.sums[0], wqq, out=wqq)  # of all other weights
         torch.sub(self.sums[1], wxq, out=wxq)
         best = nearest_int_((x * wqq).div_(wxq)).clamp_(rule.low, rule.high)
@@ -357,20 +373,12 @@ class State:
         sums = torch.stack([wqq, wxq]).index_select(1, chosen)
         return Moves(block.take(chosen), turn.take(chosen), code.take(chosen), sums)
 
-    def after(self, moves: Moves, rule: Rule) -> "State":
-        """That of the sub-blocks that have a move, copied, with it made."""
+    def after(self, moves: Moves, rule: Rule) -> "tuple[torch.Tensor, State]":
+        """The sub-blocks that have a move, and they alone, copied, with it made."""
         x, w, q = (t.index_select(1, moves.block) for t in (self.x, self.w, self.q))
         each = torch.arange(len(moves.block), device=x.device)
         q[moves.turn % len(q), each] = moves.code.remainder(256) if rule.as_bytes else moves.code
-        return State(x, w, q, moves.sums, moves.turn)
-
-
-def joined(states: list[State]) -> State:
-    """All their sub-blocks."""
-    if len(states) == 1:
-        return states[0]
-    every = [(s.x, s.w, s.q, s.sums, s.turn) for s in states]
-    return State(*(torch.cat(same, -1) for same in zip(*every, strict=True)))
+        return moves.block, State(x, w, q, moves.sums, moves.turn)
 
 
 def places(mask: torch.Tensor) -> torch.Tensor:
