@@ -24,7 +24,7 @@ from qviz.core.grids import Blocks
 from qviz.core.tensor import QuantizedTensor
 from qviz.core.trace import Emit, EventSpec
 from qviz.methods.gguf import kquants, legacy
-from qviz.methods.gguf.decode import from_bytes
+from qviz.methods.gguf.decode import from_bytes, from_parts
 from qviz.methods.gguf.kquants import KQUANTS, spread
 from qviz.methods.gguf.layout import LAYOUTS, pack
 from qviz.methods.gguf.mixes import FALLBACKS, FILE_TYPES
@@ -181,7 +181,7 @@ def gguf(
                 errors are weighed by it, and more scales are tried. Q8_0 and MXFP4 ignore it.
                 `calibration.hessian.diagonal() / 2` of a Calibration is just that
 
-    Returns codes [out, in] uint8 (Q8_0: int8) and a `Blocks` grid, both decoded from the bytes;
+    Returns codes [out, in] uint8 (Q8_0: int8) and a `Blocks` grid, both what the bytes decode to;
     `pack()["blocks"]` are the bytes as they stand in a file. Raises ValueError for NaN or Inf, a
     row that the block does not divide, weights too large for a float16 scale, and an importance
     that is zero everywhere. Weights too small for such a scale become 0 as in llama.cpp, and so
@@ -199,9 +199,10 @@ def gguf(
     if weight.dtype == torch.float64:
         weight = weight.float()
         require_finite(weight, "weight in float32")
-    data = encode(weight, name, importance=importance, emit=emit)
+    parts = _encode(weight, name, importance, emit)
+    data = parts["data"].reshape(len(weight), -1)
     with _one_thread():
-        found = from_bytes(name, data)
+        found = from_parts(name, data, parts)
         _require_finite_levels(found, name)
         vanished = _vanished(weight, found)
     info: dict[str, object] = {
@@ -279,6 +280,19 @@ def encode(
     What llama.cpp's C code writes, also where its own validation refuses the result afterwards:
     a scale too large for float16 becomes Inf. `gguf` refuses it too.
     """
+    made = _encode(weight, name, importance, emit, only=("data",))
+    return made["data"].reshape(len(weight), -1)
+
+
+def _encode(
+    weight: torch.Tensor,
+    name: str,
+    importance: torch.Tensor | None,
+    emit: Emit | None,
+    only: tuple[str, ...] | None = None,
+) -> dict[str, torch.Tensor]:
+    """The bytes, `data` uint8 [blocks, bytes], and the parts [blocks, count] that they are made of:
+    what decoding them gives. If `only` some are wanted, the others are not kept."""
     layout = LAYOUTS[name]
     blocks = weight.reshape(-1, layout.weights)
     weights = spreads = None
@@ -291,7 +305,7 @@ def encode(
         weights_at_once = max(weights_at_once, CHUNK_Q3_K)
     step = weights_at_once // layout.weights
 
-    def chunk(start: int) -> torch.Tensor:
+    def chunk(start: int) -> Mapping[str, torch.Tensor]:
         x = blocks[start : start + step].float()  # [blocks, weights]
         if emit is not None:
             emit("gguf.blocks", x=x)
@@ -307,11 +321,17 @@ def encode(
         data = pack(layout, parts)
         if emit is not None:
             emit("gguf.bytes", data=data)
-        return data
+        return {"data": data, **parts}
 
+    whole: dict[str, torch.Tensor] = {}
     with _one_thread():
-        data = torch.cat([chunk(start) for start in range(0, len(blocks), step)])
-    return data.reshape(len(weight), -1)
+        for start in range(0, len(blocks), step):
+            made = chunk(start)
+            for part in only or made:
+                if start == 0:
+                    whole[part] = made[part].new_empty(len(blocks), made[part].shape[1])
+                whole[part][start : start + step] = made[part]
+    return whole
 
 
 class _Threads:
