@@ -118,7 +118,7 @@ def agreement(
     rows = differs.any(1).nonzero().flatten()
     steps = differs[rows].int().argmax(1)  # the first of several maxima
     a, b, at = a[rows, steps], b[rows, steps], at[rows, steps]
-    distance = (at - (a + b) / 2).abs()
+    distance = (at - (a + b) * 0.5).abs()
     distance[(a - b).abs() != 1] = torch.inf
     columns = order[steps]
     found = tuple(

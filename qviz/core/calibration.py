@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from qviz.core.check import as_matrix, require_finite, require_int
+from qviz.core.divide import divide
 
 RECAPTURE = (
     "Capture again with the model in float32 or bfloat16: in float16, which ends at 65504, large "
@@ -87,7 +88,7 @@ class Calibration:
         return replace(
             self,
             inputs=rows,
-            hessian=(product + product.T) / tokens,  # symmetric to the last bit
+            hessian=divide(product + product.T, tokens),  # symmetric to the last bit
             act_absmax=rows.abs().amax(0),
             act_absmean=rows.double().abs().mean(0).float(),
             tokens=tokens,

@@ -78,6 +78,19 @@ class ScalarGrid(ABC):
         """The codes of the smallest and the largest value."""
 
 
+def affine_values(
+    codes: torch.Tensor,
+    scale: torch.Tensor,
+    zero: torch.Tensor | None,
+    offset: torch.Tensor | None,
+) -> torch.Tensor:
+    """s·(q − z) + offset, a new tensor in the dtype and the shape of `codes`, in which the others
+    are given too, or broadcast."""
+    x = codes if zero is None else codes - zero
+    x = x * scale
+    return x if offset is None else x + offset
+
+
 @dataclass(frozen=True, eq=False)
 class Affine(ScalarGrid):
     """Equally spaced levels: x̂ = s·(q − z), or x̂ = s·q + offset.
@@ -105,13 +118,13 @@ class Affine(ScalarGrid):
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """x̂ [rows, groups, n] in `compute` for codes of that shape."""
-        x = codes.to(self.compute)
-        if self.zero_point is not None:
-            x = x - self.zero_point.to(self.compute).unsqueeze(-1)
-        x = x * self.scale.to(self.compute).unsqueeze(-1)
-        if self.offset is not None:
-            x = x + self.offset.to(self.compute).unsqueeze(-1)
-        return x
+
+        def spread(x: torch.Tensor | None) -> torch.Tensor | None:
+            return None if x is None else x.to(self.compute).unsqueeze(-1)
+
+        scale = self.scale.to(self.compute).unsqueeze(-1)
+        zero, offset = spread(self.zero_point), spread(self.offset)
+        return affine_values(codes.to(self.compute), scale, zero, offset)
 
     def at(self, rows: torch.Tensor, groups: torch.Tensor) -> "Affine":
         def pick(x: torch.Tensor | None) -> torch.Tensor | None:

@@ -8,7 +8,7 @@ CHUNK = 1 << 16  # values: they and their counts stay in the processor's cache f
 
 def midpoints(levels: torch.Tensor) -> torch.Tensor:
     """The bounds [levels − 1] between neighbours of ascending levels, in the levels' dtype."""
-    return (levels[:-1] + levels[1:]) / 2
+    return (levels[:-1] + levels[1:]) * 0.5
 
 
 def count_below(x: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:

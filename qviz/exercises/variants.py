@@ -234,7 +234,7 @@ class Bench:
                     found_so_far = run.compare(theirs, seen, place, j + 1)
                     if len(found_so_far.unexplained) > misses * len(rows):
                         return None
-        except ValueError:  # of fit_levels: this variant has left the range of numbers
+        except ValueError:  # of the levels: this variant has left the range of numbers
             return None
         return found_so_far
 
@@ -287,6 +287,7 @@ class _Run:
             ends = torch.stack([weights.amin(), weights.amax()])
             weights = ends.unsqueeze(1).expand(2, weights.shape[1])
         self.levels.fit(group, weights, None)
+        self.levels.check(group)
 
     def _found(self, j: int) -> Levels:
         found = self.levels[j]

@@ -10,15 +10,16 @@ s scale, z zero point, q codes, RNE rounding half to even. Source of the idea: J
 section 2.1; the source of each rule stands in `CONVENTIONS`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from qviz.core.check import FLOAT_DTYPES, as_matrix, require_bits, unknown
+from qviz.core.divide import divide
 from qviz.core.granularity import Granularity
-from qviz.core.grids import Affine
+from qviz.core.grids import Affine, affine_values
 from qviz.core.tensor import QuantizedTensor
 from qviz.core.trace import Emit, EventSpec
 from qviz.methods.registry import Method
@@ -42,27 +43,32 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Levels:
-    """The levels of every group as they are stored, and how a weight finds its nearest one.
+class Arithmetic:
+    """How a number finds its nearest level, and what that stands for.
 
-    What rounds a matrix at once (here) rounds it column by column too (GPTQ). `inverse` and
+    All tensors are in the dtype to compute in and broadcast against the numbers. `inverse` and
     `zero_first` are those of the Fit.
     """
 
-    grid: Affine
+    scale: torch.Tensor
+    zero: torch.Tensor | None
+    offset: torch.Tensor | None
     inverse: torch.Tensor | None
     zero_first: bool
+    qmin: int
+    qmax: int
 
-    def position(self, x: torch.Tensor) -> torch.Tensor:
-        """x / s [rows, groups, n], a new tensor, plus z where it is added before rounding."""
-        if self.grid.offset is not None:
-            x = x - self.grid.offset.to(x.dtype).unsqueeze(-1)
+    def position(self, x: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
+        """x / s, a new tensor or `out`, plus z where it is added before rounding."""
+        if self.offset is not None:
+            x = torch.sub(x, self.offset, out=out)
         # Dividing and multiplying by the inverse differ in the last bit, near a tie in codes.
         if self.inverse is not None:
-            x = x * self.inverse.unsqueeze(-1)
+            x = torch.mul(x, self.inverse, out=out)
         else:
-            x = x / self.grid.scale.to(x.dtype).unsqueeze(-1)
-        return self._add_zero(x) if self.zero_first else x
+            x = torch.div(x, self.scale, out=out)
+        # Systems add z before or after rounding, and at a tie the two differ.
+        return x if self.zero is None or not self.zero_first else x.add_(self.zero)
 
     def round_(self, position: torch.Tensor) -> torch.Tensor:
         """The nearest codes, not yet clamped, as floats in place of `position`.
@@ -71,15 +77,61 @@ class Levels:
         the arithmetic.
         """
         position.round_()
-        return position if self.zero_first else self._add_zero(position)
+        return position if self.zero is None or self.zero_first else position.add_(self.zero)
 
-    def _add_zero(self, x: torch.Tensor) -> torch.Tensor:
-        # Systems add z before or after rounding, and at a tie the two differ.
-        if self.grid.zero_point is not None:
-            x += self.grid.zero_point.to(x.dtype).unsqueeze(-1)
-        return x
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """What codes, given as floats, stand for: a new tensor."""
+        return affine_values(codes, self.scale, self.zero, self.offset)
 
-    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Levels":
+
+@dataclass(frozen=True)
+class Levels:
+    """The levels of every group as they are stored, and how a weight finds its nearest one.
+
+    What rounds a matrix at once (here) rounds it column by column too (GPTQ). `inverse` and
+    `zero_first` are those of the Fit, `computed` is its scale, before it was stored.
+    """
+
+    grid: Affine
+    inverse: torch.Tensor | None
+    zero_first: bool
+    computed: torch.Tensor
+
+    def position(self, x: torch.Tensor) -> torch.Tensor:
+        """Where x [rows, groups, n] falls: a new tensor; see `Arithmetic.position`."""
+        return self._spread(x.dtype).position(x)
+
+    def round_(self, position: torch.Tensor) -> torch.Tensor:
+        """The nearest codes in place of `position`; see `Arithmetic.round_`."""
+        return self._spread(position.dtype).round_(position)
+
+    def _spread(self, dtype: torch.dtype) -> Arithmetic:
+        return self.arithmetic(lambda x: x.to(dtype).unsqueeze(-1))
+
+    def column(self) -> Arithmetic:
+        """Of a single group, for columns [rows]."""
+        return self.arithmetic(lambda x: x.to(self.grid.compute).squeeze(-1))
+
+    def arithmetic(self, shape: Callable[[torch.Tensor], torch.Tensor]) -> Arithmetic:
+        """With each parameter [rows, groups] brought into the shape and dtype of the numbers."""
+
+        def each(x: torch.Tensor | None) -> torch.Tensor | None:
+            return None if x is None else shape(x)
+
+        grid = self.grid
+        return Arithmetic(
+            shape(grid.scale),
+            each(grid.zero_point),
+            each(grid.offset),
+            each(self.inverse),
+            self.zero_first,
+            grid.qmin,
+            grid.qmax,
+        )
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Levels":
+        """The same with each of its tensors changed."""
+
         def each(x: torch.Tensor | None) -> torch.Tensor | None:
             return None if x is None else change(x)
 
@@ -90,15 +142,32 @@ class Levels:
             zero_point=each(grid.zero_point),
             offset=each(grid.offset),
         )
-        return replace(self, grid=changed, inverse=each(self.inverse))
+        computed = change(self.computed)
+        return replace(self, grid=changed, inverse=each(self.inverse), computed=computed)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """All its tensors, in the order in which `map` has them."""
+        found: list[torch.Tensor] = []
+
+        def keep(x: torch.Tensor) -> torch.Tensor:
+            found.append(x)
+            return x
+
+        self.map(keep)
+        return found
+
+    def with_tensors(self, tensors: Sequence[torch.Tensor]) -> "Levels":
+        """The same with others, given as `tensors` has them."""
+        rest = iter(tensors)
+        return self.map(lambda _: next(rest))
 
     def working(self) -> "Levels":
         """The same numbers in the dtype to compute in, so that no use has to convert them."""
-        return self._map(lambda x: x.to(self.grid.compute))
+        return self.map(lambda x: x.to(self.grid.compute))
 
     def of_rows(self, rows: torch.Tensor) -> "Levels":
         """Those of some rows alone."""
-        return self._map(lambda x: x[rows])
+        return self.map(lambda x: x[rows])
 
     def shown_zero(self) -> torch.Tensor:
         """The zero points for a picture: zeros where the convention has none."""
@@ -136,7 +205,7 @@ def _with_zero(lo: torch.Tensor, hi: torch.Tensor) -> tuple[torch.Tensor, torch.
 def _textbook(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
     top = 2 ** (bits - 1) - 1
     # The floor keeps an all-zero group from dividing by zero.
-    return Fit(_absmax(lo, hi).clamp(min=1e-5) / top, -top, top)
+    return Fit(divide(_absmax(lo, hi).clamp(min=1e-5), top), -top, top)
 
 
 def _gptq_symmetric(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
@@ -147,7 +216,7 @@ def _gptq_symmetric(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
     # in the middle, so its upper half is clipped. That is what the reference code does.
     lo = torch.where(lo < 0, -hi, lo)
     lo, hi = _unit_if_zero(lo, hi)
-    scale = (hi - lo) / steps
+    scale = divide(hi - lo, steps)
     zero = torch.full_like(scale, 2 ** (bits - 1), dtype=torch.int32)
     return Fit(scale, 0, steps, zero=zero)
 
@@ -155,24 +224,24 @@ def _gptq_symmetric(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
 def _gptq_asymmetric(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
     steps = 2**bits - 1
     lo, hi = _unit_if_zero(*_with_zero(lo, hi))
-    scale = (hi - lo) / steps
+    scale = divide(hi - lo, steps)
     return Fit(scale, 0, steps, zero=torch.round(-lo / scale).to(torch.int32))
 
 
 def _unit_if_zero(lo: torch.Tensor, hi: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """An all-zero group gets the range [−1, 1], so that its scale is not zero."""
     empty = (lo == 0) & (hi == 0)
-    return torch.where(empty, -1.0, lo), torch.where(empty, 1.0, hi)
+    return lo.masked_fill(empty, -1.0), hi.masked_fill(empty, 1.0)
 
 
 def _floored_absmax(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
     half = 2 ** (bits - 1)
-    return Fit(_absmax(lo, hi).clamp(min=1e-5) / (half - 1), -half, half - 1)
+    return Fit(divide(_absmax(lo, hi).clamp(min=1e-5), half - 1), -half, half - 1)
 
 
 def _awq_asymmetric(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
     steps = 2**bits - 1
-    scale = (hi - lo).clamp(min=1e-5) / steps
+    scale = divide((hi - lo).clamp(min=1e-5), steps)
     # 0 is not forced into the range: in a one-signed group z saturates and the far end is clipped.
     zero = (-torch.round(lo / scale)).clamp(0, steps).to(torch.int32)
     return Fit(scale, 0, steps, zero=zero)
@@ -181,14 +250,14 @@ def _awq_asymmetric(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
 def _compressed_symmetric(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
     half = 2 ** (bits - 1)
     lo, hi = _with_zero(lo, hi)
-    scale = _absmax(lo, hi) / ((2**bits - 1) / 2)
+    scale = divide(_absmax(lo, hi), (2**bits - 1) / 2)
     return Fit(_eps_if_zero(scale), -half, half - 1)
 
 
 def _compressed_asymmetric(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
     half = 2 ** (bits - 1)
     lo, hi = _with_zero(lo, hi)
-    scale = (hi - lo) / (2**bits - 1)
+    scale = divide(hi - lo, 2**bits - 1)
     zero = (-half - lo / scale).clamp(-half, half - 1)
     # 0/0 in an all-zero group: the reference casts the NaN to the integer 0. A range so small that
     # its scale underflows gives ∞ instead, and z saturates.
@@ -197,25 +266,25 @@ def _compressed_asymmetric(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit
 
 
 def _eps_if_zero(scale: torch.Tensor) -> torch.Tensor:
-    return torch.where(scale == 0, torch.finfo(scale.dtype).eps, scale)
+    return scale.masked_fill(scale == 0, torch.finfo(scale.dtype).eps)
 
 
 def _torchao_symmetric(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
     half = 2 ** (bits - 1)
     lo, hi = _with_zero(lo, hi)
-    return _torchao(torch.maximum(-lo, hi) / ((2**bits - 1) / 2), half)
+    return _torchao(divide(torch.maximum(-lo, hi), (2**bits - 1) / 2), half)
 
 
 def _torchao_no_clipping(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
     half = 2 ** (bits - 1)
     lo, hi = _with_zero(lo, hi)
-    return _torchao(torch.maximum(lo / -half, hi / (half - 1)), half)
+    return _torchao(torch.maximum(divide(lo, -half), divide(hi, half - 1)), half)
 
 
 def _torchao_asymmetric(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
     half = 2 ** (bits - 1)
     lo, hi = _with_zero(lo, hi)
-    fit = _torchao((hi - lo) / (2**bits - 1), half)
+    fit = _torchao(divide(hi - lo, 2**bits - 1), half)
     zero = (-half - torch.round(lo / fit.scale)).clamp(-half, half - 1).to(torch.int32)
     return Fit(fit.scale, fit.qmin, fit.qmax, zero=zero, inverse=fit.inverse)
 
@@ -228,13 +297,13 @@ def _torchao(scale: torch.Tensor, half: int) -> Fit:
 
 def _minmax_offset(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
     steps = 2**bits - 1
-    return Fit((hi - lo) / steps, 0, steps, offset=lo)
+    return Fit(divide(hi - lo, steps), 0, steps, offset=lo)
 
 
 def _hqq(lo: torch.Tensor, hi: torch.Tensor, bits: int) -> Fit:
     steps = 2**bits - 1
     spread = hi - lo
-    inverse = torch.where(spread <= 1e-4, 1.0, steps / spread).clamp(max=2e4)
+    inverse = (steps / spread).masked_fill_(spread <= 1e-4, 1.0).clamp_(max=2e4)
     zero = -lo * inverse
     if bits == 4:  # the default of its configuration, for 4 bits alone
         zero = torch.round(zero)
@@ -395,21 +464,22 @@ def fit_levels(
     symmetric: bool,
     convention: str,
     scale_dtype: torch.dtype | None = None,
-    first_group: int = 0,
+    check: bool = True,
 ) -> Levels:
     """The levels that a convention gives to groups that reach from lo to hi, both [rows, groups].
 
-    lo and hi are in the dtype to compute in. `first_group` is the number of the first of these
-    groups, for messages. Raises ValueError for a combination that the convention does not define
-    and for scales or levels that the arithmetic cannot hold.
+    lo and hi are in the dtype to compute in. Raises ValueError for a combination that the
+    convention does not define and, if `check`, for scales or levels that the arithmetic cannot
+    hold. Without that nothing here waits for a GPU; `require_levels` makes up for it later.
 
     >>> levels = fit_levels(lo, hi, bits=4, symmetric=True, convention="gptq")
     >>> codes = levels.round_(levels.position(x)).clamp(levels.grid.qmin, levels.grid.qmax)
     """
     rule, compute = _rule(convention, symmetric, lo.dtype)
-    fit = rule(lo, hi, bits)
-    grid, inverse = store(fit, bits, compute, scale_dtype, convention, first_group)
-    return Levels(grid, inverse, fit.zero_first)
+    levels = store(rule(lo, hi, bits), bits, compute, scale_dtype, convention)
+    if check:
+        require_levels(levels, convention)
+    return levels
 
 
 def _rule(convention: str, symmetric: bool, dtype: torch.dtype) -> tuple[Rule, torch.dtype]:
@@ -435,17 +505,9 @@ def _rule(convention: str, symmetric: bool, dtype: torch.dtype) -> tuple[Rule, t
 
 
 def store(
-    fit: Fit,
-    bits: int,
-    compute: torch.dtype,
-    dtype: torch.dtype | None,
-    convention: str,
-    first_group: int,
-) -> tuple[Affine, torch.Tensor | None]:
-    """The grid with its parameters in the dtype they are stored in, and 1/s where it is used.
-
-    ValueError where that dtype, or the arithmetic of `compute`, cannot hold a scale or a level.
-    """
+    fit: Fit, bits: int, compute: torch.dtype, dtype: torch.dtype | None, convention: str
+) -> Levels:
+    """The levels with their parameters in the dtype they are stored in, not yet checked."""
     if dtype is not None and dtype not in FLOAT_DTYPES:
         names = ", ".join(map(str, FLOAT_DTYPES))
         raise TypeError(f"scale_dtype must be None or one of {names}; got {dtype!r}")
@@ -456,19 +518,31 @@ def store(
     scale = stored(fit.scale)
     assert scale is not None
     if (constant := CONVENTIONS[convention].constant) is not None:
-        scale = torch.where(scale == 0, constant, scale)
+        scale = scale.masked_fill(scale == 0, constant)
+    inverse = fit.inverse
+    if inverse is not None and dtype is not None:
+        inverse = 1.0 / scale.to(compute)
+    grid = Affine(scale, bits, fit.qmin, fit.qmax, compute, stored(fit.zero), stored(fit.offset))
+    return Levels(grid, inverse, fit.zero_first, fit.scale)
+
+
+def require_levels(levels: Levels, convention: str, first_group: int = 0) -> None:
+    """ValueError where the dtype of the scales, or the arithmetic, cannot hold a scale or a level.
+
+    `first_group` is the number of the first of these groups, for the message.
+    """
+    grid, scale = levels.grid, levels.grid.scale
     bad = ~(torch.isfinite(scale) & (scale > 0))
     if bad.any():
         row, group = bad.nonzero()[0].tolist()
-        value, was = float(scale[row, group]), float(fit.scale[row, group])
+        value, was = float(scale[row, group]), float(levels.computed[row, group])
         raise ValueError(
             f"the scale of group [{row}, {first_group + group}] is {value} "
             + (f"(computed as {was:g}) " if value != was else "")
             + f"in {str(scale.dtype).removeprefix('torch.')}: the group is constant, or its range "
             f"is too small or too large for that dtype, and the convention {convention!r} has no "
-            f"rule for this. {_remedy(scale.dtype, fit.scale.dtype, constant=was == 0)}"
+            f"rule for this. {_remedy(scale.dtype, levels.computed.dtype, constant=was == 0)}"
         )
-    grid = Affine(scale, bits, fit.qmin, fit.qmax, compute, stored(fit.zero), stored(fit.offset))
     # A zero point or offset that its dtype cannot hold ends here too, as infinite levels.
     bad = ~torch.isfinite(torch.stack(grid.extremes())).all(dim=0)
     if bad.any():
@@ -476,13 +550,9 @@ def store(
         raise ValueError(
             f"the levels of group [{row}, {first_group + group}] overflow: its weights are too "
             f"large, or too far from zero, for {str(scale.dtype).removeprefix('torch.')} scales in "
-            f"{str(compute).removeprefix('torch.')} arithmetic. "
-            f"{_remedy(scale.dtype, fit.scale.dtype)}"
+            f"{str(grid.compute).removeprefix('torch.')} arithmetic. "
+            f"{_remedy(scale.dtype, levels.computed.dtype)}"
         )
-    inverse = fit.inverse
-    if inverse is not None and dtype is not None:
-        inverse = 1.0 / scale.to(compute)
-    return grid, inverse
 
 
 def _remedy(stored: torch.dtype, computed: torch.dtype, *, constant: bool = False) -> str:

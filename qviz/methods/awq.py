@@ -27,6 +27,7 @@ import torch
 
 from qviz.core.calibration import Calibration, wide_matrix
 from qviz.core.check import require_bits, unknown
+from qviz.core.divide import divide
 from qviz.core.granularity import Granularity
 from qviz.core.grids import Affine
 from qviz.core.metrics import output_energy
@@ -292,7 +293,7 @@ def relative_magnitude(weights: Sequence[torch.Tensor], unit: Granularity) -> to
         size = unit.split(weight).abs()  # [out, groups, n]
         size = size / (size.amax(-1, keepdim=True) + 1e-6)
         total += size.sum(0).flatten()
-    return total / sum(len(weight) for weight in weights)
+    return divide(total, sum(len(weight) for weight in weights))
 
 
 def clip_limits(
@@ -315,7 +316,7 @@ def clip_limits(
     x = unit.split(x / transform.scale.to(scaled))  # [tokens, groups, n]
     # Σ_t (x_t·d)² = dᵀ(Σ_t x_t·x_tᵀ)d: with the inner matrix of each group at hand, a limit costs
     # n multiplications per weight instead of one per token, and no [out, tokens, groups] is stored.
-    inner = torch.einsum("tgi,tgj->gij", x, x) / len(x)  # [groups, n, n]
+    inner = divide(torch.einsum("tgi,tgj->gij", x, x), len(x))  # [groups, n, n]
     fractions = scaled.new_tensor([1 - k / CLIP_GRID for k in range(CLIP_STEPS)])
     errors = scaled.new_empty(CLIP_STEPS, *unit.groups((scaled.shape[0], scaled.shape[1])))
     top = scaled.new_empty(errors.shape[1:])

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from qviz.core.check import as_matrix, narrowed, require_representable, unknown
+from qviz.core.divide import divide
 from qviz.core.formats import FORMATS as NUMBERS
 from qviz.core.formats import decode, encode
 from qviz.core.granularity import Granularity
@@ -193,8 +194,7 @@ def _single(weight: torch.Tensor) -> torch.Tensor:
 
 def _scale(amax: torch.Tensor, top: float, rules: Convention) -> tuple[torch.Tensor, torch.Tensor]:
     """a / F_max in the weight's dtype, and the scale as it is stored, which is never 0."""
-    # By a tensor, so that every device divides: by a number, CUDA multiplies with its reciprocal.
-    exact = amax / torch.full_like(amax, top)
+    exact = divide(amax, top)
     scale = exact if rules.compute is None else exact.to(rules.compute)
     empty = torch.finfo(scale.dtype).eps if rules.empty is None else rules.empty
     return exact, torch.where(scale == 0, empty, scale)

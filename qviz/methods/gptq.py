@@ -11,8 +11,10 @@ happens at a step is arithmetic on whole rows. "Step" j is the j-th column that 
 says which column of the weight that is.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,10 +33,13 @@ from qviz.core.granularity import Granularity
 from qviz.core.grids import Affine
 from qviz.core.tensor import QuantizedTensor
 from qviz.core.trace import Emit, EventSpec
-from qviz.methods.affine import BITS, CONVENTIONS, Levels, fit_levels
+from qviz.methods.affine import BITS, CONVENTIONS, Arithmetic, Levels, fit_levels, require_levels
+from qviz.methods.gptq_cuda import Replays
 from qviz.methods.registry import Method
 
 INNER = 16  # columns that are updated one by one before a matrix product takes over
+PANEL = 256  # columns that are factored at a time
+STRIP = {"cpu": 512, "cuda": 4096}  # columns of a product with a triangle
 DAMP_STEP, DAMP_LIMIT = 0.01, 1.0  # how damping is raised when Cholesky fails, and how far
 NORM, GRID, SHRINK = 2.4, 100, 0.8  # range search: error power, points of the whole range, reach
 
@@ -161,10 +166,12 @@ def gptq(
         _fit_upfront(levels, setup, weight, emit)
     codes = torch.empty_like(w, dtype=levels.code_dtype)  # [in, out]
     loss = torch.zeros((), dtype=torch.float64, device=w.device)
-    for start in range(0, len(w), block_size):
-        stop = min(start + block_size, len(w))
-        loss += _quantize_block(w, u, codes, levels, start, stop, emit)
+    cuts = [(start, min(start + block_size, len(w))) for start in range(0, len(w), block_size)]
+    replays = Replays(plan, cuts, round_block) if w.is_cuda and emit is None else None
+    for start, stop in cuts:
+        loss += _quantize_block(w, u, codes, levels, start, stop, replays, emit)
 
+    levels.check()
     total = finite_loss(loss, w.dtype, variant)
     info = {
         "method": "gptq",
@@ -177,9 +184,12 @@ def gptq(
         "perm": setup.perm.tolist() if act_order else None,
         "loss": total / 2 if variant is None else None,
     }
-    back = torch.argsort(setup.perm)
+    if replays is not None:
+        info["replayed_blocks"] = replays.replayed
+    if setup.reordered:
+        codes = codes[torch.argsort(setup.perm)]
     return QuantizedTensor(
-        codes[back].T.contiguous(),
+        codes.T.contiguous(),
         levels.grid(),
         Granularity.of("group", group_size),
         (weight.shape[0], weight.shape[1]),
@@ -244,9 +254,11 @@ def prepare(
     if act_order:
         perm = torch.argsort(diagonal, descending=True, stable=True)
         diagonal = diagonal[perm]
-    h = h[perm][:, perm] if act_order else h.clone()
-    h, u, damp = _factor(h, diagonal, damp)
+    h = h[perm][:, perm] if act_order else h
+    damped, u, damp = _factor(h, diagonal, damp)
     if emit is not None:
+        h = h.clone()
+        h.diagonal().copy_(damped)
         emit("gptq.hessian", hessian=h, perm=perm, dead=dead)
     return Setup(perm, dead, u, damp, act_order)
 
@@ -254,13 +266,13 @@ def prepare(
 def _factor(
     h: torch.Tensor, diagonal: torch.Tensor, damp: float
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """H with damping on its diagonal, U, and the damping that it took."""
+    """The diagonal with damping, U of H with that diagonal, and the damping that it took."""
     asked = damp
     while damp <= DAMP_LIMIT:
-        h.diagonal().copy_(diagonal + damp * diagonal.mean())
-        u = inverse_cholesky(h)
+        damped = diagonal + damp * diagonal.mean()
+        u = inverse_cholesky(h, damped)
         if u is not None:
-            return h, u, damp
+            return damped, u, damp
         damp = round(damp + DAMP_STEP, 10)  # as GPTQModel does, so that 0.29 is not 0.28999…
     raise ValueError(
         f"the Hessian is not positive definite, whatever the damping (tried {asked} to "
@@ -268,57 +280,68 @@ def _factor(
     )
 
 
-def inverse_cholesky(h: torch.Tensor) -> torch.Tensor | None:
-    """U, upper triangular with H⁻¹ = UᵀU; None where H is not positive definite.
+def inverse_cholesky(h: torch.Tensor, diagonal: torch.Tensor | None = None) -> torch.Tensor | None:
+    """U, upper triangular with H⁻¹ = UᵀU; None where H is not positive definite. If a diagonal is
+    given, H has that one instead of its own.
 
-    With the rows and columns of H in reverse order, H = L·Lᵀ; the inverse of L, reversed back, is
-    U. That is half the work of factoring H, inverting it and factoring the inverse, and it rounds
-    less, because the inverse itself is never formed.
+    From the last row up, H = R·Rᵀ with R upper triangular, and U is its inverse. That is half the
+    work of factoring H, inverting it and factoring the inverse, and it rounds less, because H⁻¹
+    itself is never formed.
     """
-    lower = _cholesky_(h.flip(0, 1))
-    if lower is None:
+    u = h.clone()
+    if diagonal is not None:
+        u.diagonal().copy_(diagonal)
+    corners = _factor_upwards_(u)
+    if corners is None:
         return None
-    u = _inverse_lower(lower).flip(0, 1)
+    _invert_(u.triu_(), corners)
     # A pivot that is zero but for rounding gives an infinite inverse instead of a failure.
     return u if bool(torch.isfinite(u.diagonal()).all()) else None
 
 
-def _cholesky_(h: torch.Tensor, width: int = 256, strip: int = 1024) -> torch.Tensor | None:
-    """L, lower triangular with L·Lᵀ = H, in place of H; None where H is not positive definite.
+def _factor_upwards_(h: torch.Tensor) -> dict[int, torch.Tensor] | None:
+    """R with R·Rᵀ = H in the upper triangle of H, but for its corners: these [at:end, at:end] are
+    returned inverted, by `at`. None where H is not positive definite.
 
-    Some columns at a time, so that the work is matrix products: the library's own factorization
-    of a matrix of 2048² takes more than twice as long on CPU.
+    Some columns at a time, so that all work is matrix products: the library's own factorization of
+    a matrix of 2048² takes more than twice as long on a CPU, and its triangular solves take longer
+    than a product with the inverse of a corner.
     """
-    n = len(h)
-    for at in range(0, n, width):
-        end = min(at + width, n)
-        corner, failed = torch.linalg.cholesky_ex(h[at:end, at:end])
+    corners = {}
+    for at in reversed(range(0, len(h), PANEL)):
+        end = min(at + PANEL, len(h))
+        lower, failed = torch.linalg.cholesky_ex(h[at:end, at:end].flip(0, 1))
         if bool(failed):
             return None
-        h[at:end, at:end] = corner
-        below = h[end:, at:end]
-        below.copy_(torch.linalg.solve_triangular(corner, below.T, upper=False).T)
-        for start in range(end, n, strip):  # only what lies on and below the diagonal, roughly
-            stop = min(start + strip, n)
-            rest = below[start - end :]
-            h[start:, start:stop].addmm_(rest, rest[: stop - start].T, alpha=-1)
-    return h.tril_()
+        eye = torch.eye(end - at, dtype=h.dtype, device=h.device)
+        inverse = torch.linalg.solve_triangular(lower, eye, upper=False).flip(0, 1)
+        corners[at] = inverse
+        above = h[:at, at:end]
+        above.copy_(above @ inverse.T)
+        for first, last in _strips(h, at):  # only what lies on and above the diagonal, roughly
+            h[:last, first:last].addmm_(above[:last], above[first:last].T, alpha=-1)
+    return corners
 
 
-def _inverse_lower(lower: torch.Tensor, width: int = 256) -> torch.Tensor:
-    """The inverse of a lower triangular matrix, some columns at a time: those above are zero.
+def _invert_(r: torch.Tensor, corners: dict[int, torch.Tensor]) -> None:
+    """R⁻¹ in place of the upper triangular R, whose corners are given inverted.
 
-    X·Lᵀ = I is solved, not L·X = I: the library wants matrices by column, and Lᵀ is one already.
+    With the columns before `at` inverted already, those from `at` on become −R⁻¹·(R·R_corner⁻¹).
     """
-    n = len(lower)
-    out = torch.zeros_like(lower)
-    eye = torch.eye(min(n, width), n, dtype=lower.dtype, device=lower.device)
-    for at in range(0, n, width):
-        rest, k = n - at, min(width, n - at)
-        out[at:, at : at + k] = torch.linalg.solve_triangular(
-            lower[at:, at:].T, eye[:k, :rest], upper=True, left=False
-        ).T
-    return out
+    for at, corner in sorted(corners.items()):
+        end = at + len(corner)
+        right = (r[:at, at:end] @ corner).neg_()
+        for first, last in _strips(r, at):
+            torch.mm(r[first:last, first:at], right[first:], out=r[first:last, at:end])
+        r[at:end, at:end] = corner
+
+
+def _strips(h: torch.Tensor, end: int) -> Iterator[tuple[int, int]]:
+    """Cut [0, end) into pieces: narrow ones, that waste little of a triangle, where the processor
+    is busy with them all the same."""
+    width = STRIP["cuda" if h.is_cuda else "cpu"]
+    for first in range(0, end, width):
+        yield first, min(first + width, end)
 
 
 # ------------------------------------------------------------------------------------- the groups
@@ -390,7 +413,7 @@ class Levelling:
         self._index = (perm if plan.upfront else self.steps) // plan.size  # [in] of each step
         self._group_of: list[int] = self._index.tolist()
         self._found: dict[int, Levels] = {}  # as they are stored
-        self._working: dict[int, Levels] = {}  # the same, in the dtype computed in
+        self._columns: dict[int, Arithmetic] = {}  # the same, for a column at a time
 
     def members(self, group: int) -> torch.Tensor | slice:
         """The steps that round the columns of this group, in the order of the weight's columns."""
@@ -400,21 +423,22 @@ class Levelling:
         return torch.argsort(self.perm)[first : first + size]
 
     def fit(self, group: int, weights: torch.Tensor, emit: Emit | None) -> None:
-        """Find the levels of a group from its weights [group_size, out]."""
+        """Find the levels of a group from its weights [group_size, out]. Nothing here waits for a
+        GPU: `check` does, once for all groups."""
         plan = self.plan
         options: dict[str, Any] = {
             "bits": plan.bits,
             "symmetric": plan.symmetric,
             "convention": plan.convention,
             "scale_dtype": plan.scale_dtype,
-            "first_group": group,
+            "check": False,
         }
         lo, hi = weights.amin(0).unsqueeze(-1), weights.amax(0).unsqueeze(-1)  # [out, 1]
         if plan.mse:
             shrink = _best_shrink(weights.T.contiguous().unsqueeze(1), lo, hi, options)
             lo, hi = shrink * lo, shrink * hi
-        found = self._found[group] = fit_levels(lo, hi, **options)
-        self._working[group] = found.working()
+        found = fit_levels(lo, hi, **options)
+        self.keep(group, found)
         if emit is not None:
             emit(
                 "gptq.group",
@@ -424,13 +448,43 @@ class Levelling:
                 zero=found.shown_zero().squeeze(-1),
             )
 
+    def keep(self, group: int, found: Levels) -> None:
+        self._found[group] = found
+        self._columns[group] = found.column()
+
     def __getitem__(self, step: int) -> Levels:
-        return self._working[self._group_of[step]]
+        """Those of the step's group, in the dtype to compute in."""
+        return self._found[self._group_of[step]].working()
+
+    def column(self, step: int) -> Arithmetic:
+        """How the step's column is rounded."""
+        return self._columns[self._group_of[step]]
 
     def missing(self, step: int) -> bool:
         return self._group_of[step] not in self._found
 
-    @property
+    def of_group(self, group: int) -> Levels:
+        """What was found for it, as it is stored."""
+        return self._found[group]
+
+    def alone(self, given: Mapping[int, Levels]) -> "Levelling":
+        """Another one, for which these steps have these levels, and no others are found yet."""
+        one = copy(self)
+        one._found, one._columns = {}, {}
+        if self.plan.upfront:
+            one._group_of = list(range(len(self._group_of)))
+        for step, levels in given.items():
+            one.keep(one._group_of[step], levels)
+        return one
+
+    def check(self, group: int | None = None) -> None:
+        """ValueError where the levels of a group, or of any, are none; see `require_levels`."""
+        if group is None:
+            require_levels(self._together(), self.plan.convention)
+        else:
+            require_levels(self._found[group], self.plan.convention, group)
+
+    @cached_property
     def code_dtype(self) -> torch.dtype:
         """Of all groups, known before the first is found."""
         unit = torch.ones(1, 1)
@@ -442,22 +496,33 @@ class Levelling:
 
     def grid(self) -> Affine:
         """The levels of all groups as one grid, parameters [out, groups]."""
-        grids = [self._found[group].grid for group in range(self.plan.groups)]
+        return self._together().grid
 
-        def together(parts: list[torch.Tensor | None]) -> torch.Tensor | None:
-            given = [part for part in parts if part is not None]
-            return torch.cat(given, 1) if given else None
-
-        return replace(
-            grids[0],
-            scale=torch.cat([g.scale for g in grids], 1),
-            zero_point=together([g.zero_point for g in grids]),
-            offset=together([g.offset for g in grids]),
-        )
+    def _together(self) -> Levels:
+        return together([self._found[group] for group in range(self.plan.groups)])
 
     def g_idx(self) -> torch.Tensor:
         """[in] int32: the group of each column of the weight."""
         return self._index[torch.argsort(self.perm)].int()
+
+
+def together(parts: Sequence[Levels]) -> Levels:
+    """The levels of some groups as one, parameters [out, groups]."""
+
+    def joined(pieces: list[torch.Tensor | None]) -> torch.Tensor | None:
+        given = [piece for piece in pieces if piece is not None]
+        return torch.cat(given, 1) if given else None
+
+    grids = [part.grid for part in parts]
+    scale, computed = torch.cat([g.scale for g in grids], 1), [part.computed for part in parts]
+    grid = replace(
+        grids[0],
+        scale=scale,
+        zero_point=joined([g.zero_point for g in grids]),
+        offset=joined([g.offset for g in grids]),
+    )
+    inverse = joined([part.inverse for part in parts])
+    return replace(parts[0], grid=grid, inverse=inverse, computed=torch.cat(computed, 1))
 
 
 def _fit_upfront(levels: Levelling, setup: Setup, weight: torch.Tensor, emit: Emit | None) -> None:
@@ -487,7 +552,7 @@ def _best_shrink(
         codes = levels.round_(levels.position(x)).clamp_(levels.grid.qmin, levels.grid.qmax)
         error = (levels.grid.decode(codes) - x).abs_().pow_(NORM).sum(-1)  # [out, 1]
         better = error < best
-        share[better] = p
+        share.masked_fill_(better, p)
         best = torch.where(better, error, best)
     return share
 
@@ -502,26 +567,21 @@ def _quantize_block(
     levels: Levelling,
     start: int,
     stop: int,
+    replays: Replays | None,
     emit: Emit | None,
 ) -> torch.Tensor:
     """Round the columns of one lazy block and compensate in all that follow; returns Σe², [].
 
-    `w` and `codes` [in, out] are worked on in place. Each error moves at once only the columns of
-    its piece; the rest of the block gets a piece's errors in one product, and the rest of the
-    matrix the block's.
+    `w` and `codes` [in, out] are worked on in place. The rest of the matrix gets the errors of the
+    whole block in one product.
     """
     plan = levels.plan
-    errors = torch.empty_like(w[start:stop])
     if plan.stale_groups:
         for step in filter(plan.first_fit, range(start, stop)):
             levels.fit(step // plan.size, w[step : step + plan.size], emit)
-    for first, last in plan.pieces(start, stop):
-        if levels.missing(first):
-            live = _up_to_date(w, u, errors, start, stop, first, first + plan.size)
-            levels.fit(first // plan.size, live, emit)
-        for j in range(first, last):
-            _round_column(w, u, codes, levels, errors[j - start], j, last, emit)
-        spread(w[last:stop], u[first:last, last:stop], errors[first - start : last - start])
+    block = Block(w[start:], u[start:stop, start:], levels, start, stop)
+    rounded, errors = round_block(block, emit) if replays is None else replays.run(block)
+    codes[start:stop] = rounded
     spread(w[stop:], u[start:stop, stop:], errors)
     if emit is not None:
         emit(
@@ -535,58 +595,86 @@ def _quantize_block(
     return size.square()
 
 
-def _up_to_date(
-    w: torch.Tensor,
-    u: torch.Tensor,
-    errors: torch.Tensor,
-    start: int,
-    stop: int,
-    first: int,
-    last: int,
-) -> torch.Tensor:
-    """Columns [first, last) with all compensation so far, where steps [start, first) of the block
-    that ends at `stop` have been rounded.
+@dataclass(frozen=True)
+class Block:
+    """The steps [start, stop) and what they work on.
+
+    w       [in − start, out] the columns from the first step on; those of the block are worked on
+            in place
+    u       [stop − start, in − start] the rows of U that belong to the steps
+    """
+
+    w: torch.Tensor
+    u: torch.Tensor
+    levels: Levelling
+    start: int
+    stop: int
+
+
+def round_block(block: Block, emit: Emit | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Do the steps of a block. Returns codes, as floats, and errors E, both [block, out].
+
+    Each error moves at once only the columns of its piece; the rest of the block gets a piece's
+    errors in one product. Nothing here waits for a GPU.
+    """
+    levels, plan, size = block.levels, block.levels.plan, block.stop - block.start
+    w = block.w[:size]
+    u = block.u[:, :size].contiguous()  # where it lies is part of what a product does with it
+    codes, errors = torch.empty_like(w), torch.empty_like(w)
+    steps = list(zip(w, u.diagonal(), codes, errors, strict=True))  # all rows at once: it is faster
+    for first, last in plan.pieces(block.start, block.stop):
+        a, b = first - block.start, last - block.start
+        if levels.missing(first):
+            levels.fit(first // plan.size, _up_to_date(block, errors, a, a + plan.size), emit)
+        for j in range(a, b):
+            live, pivot, code, error = steps[j]
+            rule = levels.column(block.start + j)
+            rule.round_(rule.position(live, out=code)).clamp_(rule.qmin, rule.qmax)
+            value = rule.decode(code)
+            torch.sub(live, value, out=error)
+            error /= pivot  # once: U_jk below is not divided again
+            if emit is not None:
+                _show_column(block, j, live, code, value, error, emit)
+            spread_one(w[j + 1 : b], u[j, j + 1 : b], error)
+        spread(w[b:], u[a:b, b:], errors[a:b])
+    return codes, errors
+
+
+def _show_column(
+    block: Block,
+    j: int,
+    live: torch.Tensor,
+    code: torch.Tensor,
+    value: torch.Tensor,
+    error: torch.Tensor,
+    emit: Emit,
+) -> None:
+    levels, step = block.levels, block.start + j
+    emit(
+        "gptq.column",
+        step=levels.steps[step],
+        column=levels.perm[step],
+        live=live,
+        codes=code.to(levels.code_dtype),
+        value=value,
+        error=error,
+        hinv_row=block.u[j, j:],
+    )
+
+
+def _up_to_date(block: Block, errors: torch.Tensor, first: int, last: int) -> torch.Tensor:
+    """Columns [first, last), counted from the block's first, with all compensation so far, where
+    the steps before `first` have been done.
 
     Inside the block that is what `w` holds. Where the group reaches beyond, the block's errors
     are still pending there: without them, the result would depend on block_size.
     """
-    if last <= stop or first == start:
+    w, size = block.w, block.stop - block.start
+    if last <= size or first == 0:
         return w[first:last]
-    beyond = w[stop:last].clone()
-    spread(beyond, u[start:first, stop:last], errors[: first - start])
-    return torch.cat([w[first:stop], beyond])
-
-
-def _round_column(
-    w: torch.Tensor,
-    u: torch.Tensor,
-    codes: torch.Tensor,
-    levels: Levelling,
-    error: torch.Tensor,
-    j: int,
-    last: int,
-    emit: Emit | None,
-) -> None:
-    """Step j: round a column, keep its error, compensate in the columns up to `last`."""
-    live, found = w[j], levels[j]
-    grid = found.grid
-    rounded = found.round_(found.position(live.view(-1, 1, 1))).clamp_(grid.qmin, grid.qmax)
-    codes[j].copy_(rounded.view(-1))
-    value = grid.decode(rounded).view(-1)
-    torch.sub(live, value, out=error)
-    error /= u[j, j]  # once: U_jk below is not divided again
-    if emit is not None:
-        emit(
-            "gptq.column",
-            step=levels.steps[j],
-            column=levels.perm[j],
-            live=live,
-            codes=codes[j],
-            value=value,
-            error=error,
-            hinv_row=u[j, j:],
-        )
-    spread_one(w[j + 1 : last], u[j, j + 1 : last], error)
+    beyond = w[size:last].clone()
+    spread(beyond, block.u[:first, size:last], errors[:first])
+    return torch.cat([w[first:size], beyond])
 
 
 def finite_loss(loss: torch.Tensor, dtype: torch.dtype, variant: str | None = None) -> float:

@@ -239,11 +239,12 @@ class Recording:
 
     def _replay(self, w: torch.Tensor, start: int, stop: int, step: int) -> None:
         """Do to columns [start, stop) what the steps from `start` up to `step` did, in place."""
-        u, errors = self.hinv_chol, self.errors[start:stop].clone()
-        for first, last in self.plan.pieces(start, stop):
-            if first >= step:
+        u = self.hinv_chol[start:stop, start:stop].contiguous()
+        errors, w = self.errors[start:stop].clone(), w[start:stop]
+        for piece in self.plan.pieces(start, stop):
+            first, last, done = (at - start for at in (*piece, min(piece[1], step)))
+            if first >= done:
                 break
-            done = min(last, step)
             for j in range(first, done):
-                spread_one(w[j + 1 : last], u[j, j + 1 : last], errors[j - start])
-            spread(w[last:stop], u[first:done, last:stop], errors[first - start : done - start])
+                spread_one(w[j + 1 : last], u[j, j + 1 : last], errors[j])
+            spread(w[last:], u[first:done, last:], errors[first:done])

@@ -24,7 +24,7 @@ from qviz.core.check import as_matrix, require_bits, require_int, require_number
 from qviz.core.granularity import Granularity
 from qviz.core.tensor import QuantizedTensor
 from qviz.core.trace import Emit, EventSpec
-from qviz.methods.affine import CONVENTIONS, Fit, store
+from qviz.methods.affine import CONVENTIONS, Fit, require_levels, store
 from qviz.methods.registry import Method
 
 BITS = (1, 2, 3, 4, 5, 6, 8)
@@ -124,7 +124,9 @@ def hqq(
     codes = (x * inverse).add_(zero).round_().clamp_(0, fit.qmax)
     codes = unit.join(codes, shape).to(torch.uint8)
     final = replace(fit, scale=fit.scale.reshape(at), zero=zero.reshape(at))
-    grid, _ = store(final, bits, scale_dtype or compute, scale_dtype, "hqq", 0)
+    levels = store(final, bits, scale_dtype or compute, scale_dtype, "hqq")
+    require_levels(levels, "hqq")
+    grid = levels.grid
     if emit is not None:
         assert grid.zero_point is not None
         emit("hqq.codes", codes=codes, zero=grid.zero_point)

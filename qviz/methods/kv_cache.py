@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from qviz.core.check import FLOAT_DTYPES, as_matrix, narrowed, require_bits, require_int, unknown
+from qviz.core.divide import divide
 from qviz.core.formats import FORMATS, decode, encode
 from qviz.core.granularity import Granularity, not_dividing, whole_or_size
 from qviz.core.grids import Affine, Codebook
@@ -191,7 +192,7 @@ def _fp8(x: torch.Tensor, emit: Emit | None) -> QuantizedTensor:
     if emit is not None:
         emit("kv_cache.groups", groups=x.reshape(1, 1, -1))
     wide = narrowed(x, torch.float32, "x")
-    scale = wide.abs().amax().reshape(1, 1) / FORMATS["fp8_e4m3"].max_finite
+    scale = divide(wide.abs().amax().reshape(1, 1), FORMATS["fp8_e4m3"].max_finite)
     # The smallest normal number is the floor, so that zeros have a scale.
     scale = scale.clamp(min=torch.finfo(torch.float32).tiny)
     position = wide / scale

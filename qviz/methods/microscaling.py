@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from qviz.core.check import as_matrix, narrowed, require_representable, rescaling, unknown
+from qviz.core.divide import divide
 from qviz.core.formats import FORMATS, ROUNDINGS, Format, decode, encode
 from qviz.core.granularity import Granularity
 from qviz.core.grids import Codebook
@@ -141,7 +142,7 @@ def _bytes(exponent: torch.Tensor) -> torch.Tensor:
 
 def _torchao_mx(amax: torch.Tensor, block: BlockFormat, rounding: str) -> Fit:
     if rounding == "rceil":  # on the newest GPUs an instruction, which needs no logarithm
-        e = torch.ceil(_log2(amax / block.top)).clamp(-127, 127).to(torch.int32)
+        e = torch.ceil(_log2(divide(amax, block.top))).clamp(-127, 127).to(torch.int32)
     else:
         exact = _exponent(amax)
         if rounding == "even":
@@ -178,10 +179,10 @@ def _log2_mx(amax: torch.Tensor, block: BlockFormat, rounding: str) -> Fit:
 
 
 def _torchao_nvfp4(amax: torch.Tensor, block: BlockFormat, rounding: str) -> Fit:
-    tensor = amax.amax().reshape(1) / (E4M3_MAX * block.top)
+    tensor = divide(amax.amax().reshape(1), E4M3_MAX * block.top)
     # Theirs makes NaN of a tensor of zeros, 0/0.
     tensor = torch.where(amax.amax() == 0, 1.0, tensor)
-    local = (amax / block.top / tensor).clamp(FORMATS["fp8_e4m3"].min_normal, E4M3_MAX)
+    local = (divide(amax, block.top) / tensor).clamp(FORMATS["fp8_e4m3"].min_normal, E4M3_MAX)
     stored = encode(local, "fp8_e4m3")
     scale = decode(stored, "fp8_e4m3")
     return Fit(stored, tensor * scale, factor=(1.0 / tensor) / scale, tensor=tensor)
@@ -193,7 +194,7 @@ def _compressed_nvfp4(amax: torch.Tensor, block: BlockFormat, rounding: str) -> 
     floor = torch.finfo(amax.dtype).tiny
     tensor = (E4M3_MAX * block.top / amax.amax().clamp(min=floor)).reshape(1)
     tensor = torch.where(torch.isinf(tensor), 1.0, tensor).float()
-    local = (tensor * (amax / block.top)).clamp(max=E4M3_MAX)
+    local = (tensor * divide(amax, block.top)).clamp(max=E4M3_MAX)
     stored = encode(local, "fp8_e4m3")
     stored = torch.where(stored == 0, encode(0.125, "fp8_e4m3").to(stored.device), stored)
     scale = decode(stored, "fp8_e4m3") / tensor
@@ -206,7 +207,7 @@ def _ggml_mx(amax: torch.Tensor, block: BlockFormat, rounding: str) -> Fit:
 
 
 def _ggml_nvfp4(amax: torch.Tensor, block: BlockFormat, rounding: str) -> Fit:
-    local = amax / block.top
+    local = divide(amax, block.top)
     stored = encode(local, "fp8_e4m3", rounding="half_away", saturate=True).to(torch.int32)
     # Their conversion ends early at both ends: from 256 on all is 448, and a subnormal that would
     # round up to the smallest normal number stays the largest subnormal.
@@ -452,7 +453,7 @@ def _elements(
     """Codes uint8 of numbers in units of the scale, saturating at ±P_max."""
     x = scaled.clamp(-block.top, block.top)
     if block.step != 1:
-        x = x / block.step
+        x = divide(x, block.step)
     if minus_zero == "nonzero":
         x = x + 0.0  # −0 + 0 = 0
     codes = encode(x, block.element, rounding=rounding, saturate=True)

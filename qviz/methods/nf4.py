@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from qviz.core.check import as_matrix, narrowed, require_number, rescaling, unknown
+from qviz.core.divide import divide
 from qviz.core.granularity import Granularity, whole_or_size
 from qviz.core.grids import Codebook
 from qviz.core.ledger import Stream
@@ -340,7 +341,7 @@ def _lookup() -> torch.Tensor:
 
     Source: bitsandbytes csrc/cpu_ops.cpp:build_quantize_lut.
     """
-    values = -1.0 + 2.0 * torch.arange(TABLE, dtype=torch.float32) / (TABLE - 1)
+    values = -1.0 + divide(2.0 * torch.arange(TABLE, dtype=torch.float32), TABLE - 1)
     return count_below(values, midpoints(_dynamic()))
 
 

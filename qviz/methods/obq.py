@@ -128,7 +128,7 @@ def _quantize_rows(
     live = w[rows]  # [r, in]
     mine = levels.of_rows(rows).working()
     grid = mine.grid
-    half = unit.join((grid.scale / 2).unsqueeze(-1).expand(len(rows), -1, n // grid.groups[1]),
+    half = unit.join((grid.scale * 0.5).unsqueeze(-1).expand(len(rows), -1, n // grid.groups[1]),
                      (len(rows), n))  # fmt: skip
     h = inverse.expand(len(rows), n, n).clone()  # [r, in, in]
     done = torch.zeros_like(live, dtype=torch.bool)

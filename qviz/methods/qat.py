@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn import functional
 
 from qviz.core.check import FLOAT_DTYPES, as_matrix, require_bits, require_finite, unknown
+from qviz.core.divide import divide
 from qviz.core.granularity import Granularity
 from qviz.core.grids import Affine, Codebook
 from qviz.core.ledger import Stream
@@ -355,11 +356,8 @@ def _initial_step(x: torch.Tensor, bits: int, shift: float, init: str) -> torch.
     """[rows, groups] for weights [rows, groups, group_size]; 0 where all of them are 0."""
     qmin, qmax = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     if init == "lsq":
-        start: torch.Tensor = 2 * x.abs().mean(-1) / math.sqrt(qmax + shift)
-        return start
-    widest: torch.Tensor = x.abs().amax(-1) / (
-        qmax + 0.5 + shift
-    )  # the outermost cell ends at the largest
+        return divide(2 * x.abs().mean(-1), math.sqrt(qmax + shift))
+    widest = divide(x.abs().amax(-1), qmax + 0.5 + shift)  # the outermost cell ends at the largest
     if init == "absmax":
         return widest
     best, least = widest, torch.full_like(widest, torch.inf)

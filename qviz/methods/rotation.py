@@ -82,13 +82,14 @@ class Rotation:
 def _times_q(x: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:
     """x·Q [rows, n] float64: the rows with their signs changed, then transformed."""
     # In place, and float64 only where it is worked on: a weight of 4096² has 128 MB in it.
-    return hadamard_transform(x * signs.double()).div_(math.sqrt(len(signs)))
+    y = hadamard_transform(x * signs.double())
+    return y.div_(y.new_full((), math.sqrt(len(signs))))
 
 
 def _times_q_transposed(x: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:
     """x·Qᵀ [rows, n] float64, which undoes x·Q."""
     y = hadamard_transform(x.double(), transpose=True)
-    return y.mul_(signs.to(y)).div_(math.sqrt(len(signs)))
+    return y.mul_(signs.to(y)).div_(y.new_full((), math.sqrt(len(signs))))
 
 
 def incoherence(x: torch.Tensor) -> torch.Tensor:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from qviz import __version__
 from qviz.core.calibration import Calibration
 from qviz.core.check import require_int, unknown
 from qviz.core.linear import QuantizedLinear
@@ -121,7 +122,7 @@ def run_key(model: LoadedModel, layers: Sequence[str], how: Sequential) -> dict[
             )
         },
         "device": model.device.type,
-        "versions": {name: version(name) for name in ("qviz", "torch", "transformers")},
+        "versions": {"qviz": __version__} | {n: version(n) for n in ("torch", "transformers")},
     }
 
 

@@ -233,7 +233,7 @@ def test_degenerate_weights_come_back_or_are_refused(name, convention, rounding)
             q = qviz.quantize(w, "microscaling", **options)
         except ValueError as refused:
             assert kind in ("tiny", "subnormal", "large"), kind
-            assert "power of two" in str(refused) or "reconstruction" in str(refused)
+            assert "Pass weight" in str(refused) or "reconstruction" in str(refused)
             continue
         back = q.dequantize()
         assert torch.isfinite(back).all(), kind

@@ -24,7 +24,7 @@ from qviz.core.grids import Blocks
 from qviz.core.tensor import QuantizedTensor
 from qviz.core.trace import Emit, EventSpec
 from qviz.methods.gguf import kquants, legacy
-from qviz.methods.gguf.decode import from_bytes
+from qviz.methods.gguf.decode import from_bytes, from_parts
 from qviz.methods.gguf.kquants import KQUANTS, spread
 from qviz.methods.gguf.layout import LAYOUTS, pack
 from qviz.methods.gguf.mixes import FALLBACKS, FILE_TYPES
@@ -35,9 +35,10 @@ __all__ = ["EVENTS", "FALLBACKS", "LAYOUTS", "METHOD", "encode", "from_bytes", "
 
 NO_SEARCH = ("Q8_0", "MXFP4")  # the types that ignore importance, here as in llama.cpp
 ROOM = 15  # weights below 2^15 have scales that float16 holds, in every type
-# How many weights are encoded at a time. On a CPU the tensors of a search stay in its cache; a
-# GPU wants work.
+# How many weights are encoded at a time. On a CPU the tensors of a search stay in its cache, but
+# that of Q3_K has its own way of doing so; a GPU wants work.
 CHUNK = {"cpu": 2**18, "cuda": 2**24}
+CHUNK_Q3_K = 2**20
 
 _QUANTS = "ggml src/ggml-quants.c"
 EVENTS = (
@@ -119,10 +120,11 @@ EVENTS = (
     EventSpec(
         "kquant.refine",
         {
-            "code": "[sub-blocks] the best code of one weight, given all others; in turn",
-            "wxq": "[sub-blocks] Σwxq with it",
-            "wqq": "[sub-blocks] Σwq² with it",
-            "accepted": "[sub-blocks] bool: the weight moves there",
+            "blocks": "[moves] the sub-blocks in which another code moves",
+            "weight": "[moves] the weight whose code does, the first whose turn comes",
+            "code": "[moves] its best code, given all others",
+            "wxq": "[moves] Σwxq with it",
+            "wqq": "[moves] Σwq² with it",
         },
         "q_i = RNE(x_i · Σ'wq² / Σ'wxq), kept if (Σwxq)²/Σwq² grows",
         f"{_QUANTS}:make_q3_quants",
@@ -180,7 +182,7 @@ def gguf(
                 errors are weighed by it, and more scales are tried. Q8_0 and MXFP4 ignore it.
                 `calibration.hessian.diagonal() / 2` of a Calibration is just that
 
-    Returns codes [out, in] uint8 (Q8_0: int8) and a `Blocks` grid, both decoded from the bytes;
+    Returns codes [out, in] uint8 (Q8_0: int8) and a `Blocks` grid, both what the bytes decode to;
     `pack()["blocks"]` are the bytes as they stand in a file. Raises ValueError for NaN or Inf, a
     row that the block does not divide, weights too large for a float16 scale, and an importance
     that is zero everywhere. Weights too small for such a scale become 0 as in llama.cpp, and so
@@ -197,9 +199,10 @@ def gguf(
         importance = _as_importance(importance, columns)
     if weight.dtype == torch.float64:
         weight = narrowed(weight, torch.float32, "weight", below=ROOM)
-    data = encode(weight, name, importance=importance, emit=emit)
+    parts = _encode(weight, name, importance, emit)
+    data = parts["data"].reshape(len(weight), -1)
     with _one_thread():
-        found = from_bytes(name, data)
+        found = from_parts(name, data, parts)
         _require_finite_levels(found, name, float(weight.abs().amax()))
         vanished = _vanished(weight, found)
     info: dict[str, object] = {
@@ -277,6 +280,19 @@ def encode(
     What llama.cpp's C code writes, also where its own validation refuses the result afterwards:
     a scale too large for float16 becomes Inf. `gguf` refuses it too.
     """
+    made = _encode(weight, name, importance, emit, only=("data",))
+    return made["data"].reshape(len(weight), -1)
+
+
+def _encode(
+    weight: torch.Tensor,
+    name: str,
+    importance: torch.Tensor | None,
+    emit: Emit | None,
+    only: tuple[str, ...] | None = None,
+) -> dict[str, torch.Tensor]:
+    """The bytes, `data` uint8 [blocks, bytes], and the parts [blocks, count] that they are made of:
+    what decoding them gives. If `only` some are wanted, the others are not kept."""
     layout = LAYOUTS[name]
     blocks = weight.reshape(-1, layout.weights)
     weights = spreads = None
@@ -284,9 +300,12 @@ def encode(
         weights = importance.to(weight.device, torch.float32).reshape(-1, layout.weights)
         if name not in KQUANTS:  # these weigh by the row's mean square, k-quants by the block's
             spreads = spread(weight.float(), 1, legacy.BLOCK).unsqueeze(1)  # [blocks, 1]
-    step = CHUNK["cuda" if weight.is_cuda else "cpu"] // layout.weights
+    weights_at_once = CHUNK["cuda" if weight.is_cuda else "cpu"]
+    if name == "Q3_K":
+        weights_at_once = max(weights_at_once, CHUNK_Q3_K)
+    step = weights_at_once // layout.weights
 
-    def chunk(start: int) -> torch.Tensor:
+    def chunk(start: int) -> Mapping[str, torch.Tensor]:
         x = blocks[start : start + step].float()  # [blocks, weights]
         if emit is not None:
             emit("gguf.blocks", x=x)
@@ -302,11 +321,17 @@ def encode(
         data = pack(layout, parts)
         if emit is not None:
             emit("gguf.bytes", data=data)
-        return data
+        return {"data": data, **parts}
 
+    whole: dict[str, torch.Tensor] = {}
     with _one_thread():
-        data = torch.cat([chunk(start) for start in range(0, len(blocks), step)])
-    return data.reshape(len(weight), -1)
+        for start in range(0, len(blocks), step):
+            made = chunk(start)
+            for part in only or made:
+                if start == 0:
+                    whole[part] = made[part].new_empty(len(blocks), made[part].shape[1])
+                whole[part][start : start + step] = made[part]
+    return whole
 
 
 class _Threads:

@@ -1,5 +1,7 @@
 """From bytes back to codes, scales and the weights that they stand for."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 
@@ -38,8 +40,12 @@ def from_bytes(name: str, data: torch.Tensor | np.ndarray) -> QuantizedTensor:
         raise ValueError(
             f"a row of {name} is a multiple of {layout.nbytes} bytes, which {data.shape[1]} is not"
         )
-    rows = len(data)
-    parts = unpack(layout, data.reshape(-1, layout.nbytes))
+    return from_parts(name, data, unpack(layout, data.reshape(-1, layout.nbytes)))
+
+
+def from_parts(name: str, data: torch.Tensor, parts: Mapping[str, torch.Tensor]) -> QuantizedTensor:
+    """The same where the parts of the bytes are known: those that `pack` made them of."""
+    layout, rows = LAYOUTS[name], len(data)
     codes = parts["codes"].reshape(rows, -1)
     if name == "Q8_0":
         codes = codes.view(torch.int8)
@@ -50,7 +56,7 @@ def from_bytes(name: str, data: torch.Tensor | np.ndarray) -> QuantizedTensor:
     return QuantizedTensor(codes, grid, Granularity("group", layout.group), (rows, columns))
 
 
-def _affine(name: str, layout: Layout, parts: dict[str, torch.Tensor], rows: int) -> Affine:
+def _affine(name: str, layout: Layout, parts: Mapping[str, torch.Tensor], rows: int) -> Affine:
     scale, offset = parts["d"], parts.get("m")
     if layout.weights != layout.group:
         levels = parts["scales"]
@@ -75,7 +81,7 @@ def _affine(name: str, layout: Layout, parts: dict[str, torch.Tensor], rows: int
     )
 
 
-def _codebook(parts: dict[str, torch.Tensor], rows: int) -> Codebook:
+def _codebook(parts: Mapping[str, torch.Tensor], rows: int) -> Codebook:
     # ggml counts E2M1 in halves, and multiplies by half the scale: the same numbers.
     levels = torch.tensor(E2M1_DOUBLED, device=parts["codes"].device)
     values = torch.cat([levels, -levels])

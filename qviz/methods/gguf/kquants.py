@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import torch
 
+from qviz.core.divide import divide
 from qviz.core.trace import Emit
 from qviz.methods.gguf.layout import LAYOUTS
 from qviz.methods.gguf.search import (
     TINY,
     Found,
     descend_,
-    divide,
     nearest_int_,
     search_coordinates,
     search_minimum,
@@ -152,7 +152,7 @@ def _with_minimum(
     step = (d.float() * ls).reshape(-1)  # [sub-blocks]
     minimum = (dmin.float() * lm).reshape(-1)
     codes = nearest_int_((x + minimum).div_(step)).clamp_(0, kind.top)
-    codes = torch.where(step == 0, found.codes, codes)
+    _keep_where_zero_(codes, step, found.codes)
     return {
         "codes": codes.to(torch.uint8).T.reshape(-1, SUPER_BLOCK),
         "scales": ls.to(torch.uint8),
@@ -256,7 +256,7 @@ def _symmetric(
 
     step = (d.float() * ls).reshape(-1)  # [sub-blocks]
     codes = nearest_int_(x / step).clamp_(-kind.half, kind.half - 1).add_(kind.half)
-    codes = torch.where(step == 0, found.codes, codes)
+    _keep_where_zero_(codes, step, found.codes)
     codes = codes.to(torch.uint8).T.reshape(-1, SUPER_BLOCK)
     if kind.levels == 128:  # an int8
         stored = ls.to(torch.int8).view(torch.uint8)
@@ -264,3 +264,13 @@ def _symmetric(
     else:  # 6 bits, from 0 on; an empty block is not touched and keeps 0
         stored = (ls + kind.levels).masked_fill(empty, 0).to(torch.uint8)
     return {"codes": codes, "scales": stored, "d": d}
+
+
+def _keep_where_zero_(codes: torch.Tensor, step: torch.Tensor, found: torch.Tensor) -> None:
+    """The search's codes in place of those found with a step of 0, by which nothing can be divided.
+
+    That is rare, and choosing for each weight would take longer than dividing.
+    """
+    zero = step == 0
+    if zero.any():
+        codes[:, zero] = found[:, zero]

@@ -35,6 +35,11 @@ class Piece:
         places = min(self.count // self.run, (8 - self.at) // self.bits)
         return self.count // (self.run * places), places, self.run
 
+    @property
+    def single_bits(self) -> bool:
+        """Whether eight numbers of one bit that follow one another make a byte."""
+        return self.bits == self.run == 1
+
 
 @dataclass(frozen=True)
 class Section:
@@ -179,23 +184,65 @@ def _shift(x: torch.Tensor, by: int) -> torch.Tensor:
     return x << by if by else x
 
 
+def _put_(into: torch.Tensor, bits: torch.Tensor, fresh: bool) -> None:
+    """Write bits where nothing is yet (`fresh`), or add them to what is there."""
+    if fresh:
+        into.copy_(bits)
+    else:
+        into |= bits
+
+
+# Eight numbers of one bit, a byte each, and the byte that holds them all are turned into each other
+# 64 bits at a time. The product moves bit 8i, that of the i-th byte, to bit 56 + i, and nothing
+# else reaches the top byte. Backwards, the product copies the byte into all eight, of each the mask
+# leaves one bit, and the sum carries that to the byte's top.
+_COLLECT = sum(1 << (56 - 7 * i) for i in range(8))
+_COPIES = sum(1 << 8 * i for i in range(8))
+_ONE_EACH = sum(1 << 9 * i for i in range(8))
+_TO_TOP = sum((128 - (1 << i)) << 8 * i for i in range(8))
+_TOPS = sum(128 << 8 * i for i in range(8))
+
+
+def _signed(number: int) -> int:
+    return number - 2**64 if number >= 2**63 else number
+
+
+def _bytes_of_bits(bits: torch.Tensor) -> torch.Tensor:
+    """Bytes uint8 [blocks, n] of numbers 0 or 1, uint8 [blocks, 8n]: bit i is the i-th of eight."""
+    eight = bits.contiguous().view(torch.int64)
+    return ((eight * _COLLECT) >> 56).to(torch.uint8)
+
+
+def _bits_of_bytes(source: torch.Tensor) -> torch.Tensor:
+    """Numbers 0 or 1, uint8 [blocks, 8n], that are the bits of bytes uint8 [blocks, n]."""
+    eight = (source.to(torch.int64) * _COPIES).bitwise_and_(_signed(_ONE_EACH))
+    eight.add_(_TO_TOP).bitwise_and_(_signed(_TOPS))
+    return eight.view(torch.uint8) >> 7
+
+
 def pack(layout: Layout, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """The bytes uint8 [blocks, bytes] of parts [blocks, count]: float16 d, dmin, m; else uint8."""
     some = parts["codes"]
-    data = torch.zeros(len(some), layout.nbytes, dtype=torch.uint8, device=some.device)
+    data = torch.empty(len(some), layout.nbytes, dtype=torch.uint8, device=some.device)
     start = 0
     for section in layout.sections:
         own = data[:, start : start + section.size]
         if not section.pieces:
             own.copy_(parts[section.name].view(torch.uint8))
+        begun: set[int] = set()
         for piece in section.pieces:
             chunks, places, run = piece.shape
             numbers = parts[piece.part][:, piece.first : piece.first + piece.count]
             bits = _cut(numbers, piece.low, piece.bits, layout.width(piece.part))
+            region = range(piece.byte, piece.byte + chunks * run)
+            if piece.single_bits:
+                bits, places = _bytes_of_bits(bits), 1
             bits = bits.reshape(-1, chunks, places, run)
-            into = own[:, piece.byte : piece.byte + chunks * run].view(-1, chunks, run)
+            into = own[:, region.start : region.stop].view(-1, chunks, run)
             for place in range(places):
-                into |= _shift(bits[:, :, place], piece.at + place * piece.bits)
+                fresh = place == 0 and begun.isdisjoint(region)
+                _put_(into, _shift(bits[:, :, place], piece.at + place * piece.bits), fresh)
+            begun.update(region)
         start += section.size
     return data
 
@@ -204,10 +251,11 @@ def unpack(layout: Layout, data: torch.Tensor) -> dict[str, torch.Tensor]:
     """The parts of blocks [blocks, bytes], as `pack` takes them."""
     halves = {section.name for section in layout.sections if not section.pieces}
     parts = {
-        name: torch.zeros(len(data), count, dtype=torch.uint8, device=data.device)
+        name: torch.empty(len(data), count, dtype=torch.uint8, device=data.device)
         for name, count, _ in layout.parts
         if name not in halves
     }
+    begun: dict[str, set[int]] = {name: set() for name in parts}
     start = 0
     for section in layout.sections:
         own = data[:, start : start + section.size]
@@ -216,10 +264,16 @@ def unpack(layout: Layout, data: torch.Tensor) -> dict[str, torch.Tensor]:
         for piece in section.pieces:
             chunks, places, run = piece.shape
             source = own[:, piece.byte : piece.byte + chunks * run].view(-1, chunks, run)
-            numbers = parts[piece.part][:, piece.first : piece.first + piece.count]
+            region = range(piece.first, piece.first + piece.count)
+            numbers = parts[piece.part][:, region.start : region.stop]
+            fresh = begun[piece.part].isdisjoint(region)
+            begun[piece.part].update(region)
+            if piece.single_bits:
+                _put_(numbers, _shift(_bits_of_bytes(source.flatten(1)), piece.low), fresh)
+                continue
             numbers = numbers.view(-1, chunks, places, run)
             for place in range(places):
                 bits = _cut(source, piece.at + place * piece.bits, piece.bits, 8)
-                numbers[:, :, place] |= _shift(bits, piece.low)
+                _put_(numbers[:, :, place], _shift(bits, piece.low), fresh)
         start += section.size
     return parts

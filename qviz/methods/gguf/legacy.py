@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import torch
 
+from qviz.core.divide import divide
 from qviz.core.grids import Codebook
 from qviz.core.trace import Emit
 from qviz.methods.gguf.kquants import WITH_IMPORTANCE
 from qviz.methods.gguf.layout import LAYOUTS
-from qviz.methods.gguf.search import divide, search_minimum, search_symmetric
+from qviz.methods.gguf.search import search_minimum, search_symmetric
 from qviz.methods.microscaling import microscaling
 
 BLOCK = 32
