@@ -42,8 +42,7 @@ def bench() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def recorded(bench) -> dict[str, dict[str, Outcome]]:
-    rows = json.loads(RECORDED.read_text(encoding="utf-8"))["rows"]
-    return {row["model"]: {column: bench.read(row[column]) for column in CHECKS} for row in rows}
+    return bench.recorded()
 
 
 @pytest.mark.slow
