@@ -100,8 +100,8 @@ def table(kind: str, found: Found, notes: Notes) -> list[str]:
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for name, outcomes in found.items():
         if ZOO[name].kind == kind:
-            cells = [cell(column, outcomes[column], notes) for column in columns]
             remark = f" ({notes.number(ZOO[name].note)})" if ZOO[name].note else ""
+            cells = [cell(column, outcomes[column], notes) for column in columns]
             lines.append("| " + " | ".join([name + remark, *cells]) + " |")
     return lines
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from cells import CHECKS, Case, Outcome, Wrong, examine, judge
+from cells import Case, Outcome, Wrong, examine, judge
 from zoo import ZOO
 
 import qviz
