@@ -1,9 +1,10 @@
 """What works with which architecture: docs/compatibility.md, from a zoo of tiny random models.
 
-python bench/compatibility.py [NAME …]
+python bench/compatibility.py [--merge] [NAME …]
 
-With names only these are run, and nothing is written. The models are those of tests/models/zoo.py,
-the checks those of tests/models/cells.py.
+With names only these are run, and nothing is written; with --merge too, they are, and the others
+stand as recorded before. The models are those of tests/models/zoo.py, the checks those of
+tests/models/cells.py.
 """
 
 import argparse
@@ -42,9 +43,9 @@ HEAD = """# Which models work
 Every row is a tiny random model of one architecture, made from its transformers configuration,
 saved as a checkpoint, and taken through qviz. What comes out is compared with transformers alone.
 ✓ means that it works and that the values are right. A number in brackets leads to a note below the
-tables: the sentence with which qviz refuses, or what it leaves out (MODEL stands for the model's
-name, CLASS and TYPE for its class and model type). ✗ is a fault. A dash: not tried, as the model
-is not loaded.
+tables: the sentence with which qviz refuses, what it leaves out, or what is unusual in the model
+(MODEL stands for the model's name, CLASS and TYPE for its class and model type). ✗ is a fault. A
+dash: not tried, as the model is not loaded.
 
 | column | ✓ when |
 |---|---|
@@ -95,12 +96,13 @@ def cell(column: str, outcome: Outcome, notes: Notes) -> str:
 def table(kind: str, found: Found, notes: Notes) -> list[str]:
     """The rows of one kind of model."""
     columns = list(CHECKS)
-    titles = ["model", *(SHORT.get(c, c) for c in columns), "remarks"]
+    titles = ["model", *(SHORT.get(c, c) for c in columns)]
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for name, outcomes in found.items():
         if ZOO[name].kind == kind:
+            remark = f" ({notes.number(ZOO[name].note)})" if ZOO[name].note else ""
             cells = [cell(column, outcomes[column], notes) for column in columns]
-            lines.append("| " + " | ".join([name, *cells, ZOO[name].note]) + " |")
+            lines.append("| " + " | ".join([name + remark, *cells]) + " |")
     return lines
 
 
@@ -164,28 +166,44 @@ def survey(zoo: Sequence[Architecture]) -> dict[str, dict[str, Outcome]]:
     return found
 
 
+def recorded() -> dict[str, dict[str, Outcome]]:
+    """What was found before, of the models that are still in the zoo."""
+    lines = json.loads((RESULTS / "compatibility.json").read_text(encoding="utf-8"))["rows"]
+    known = {line["model"]: {c: read(line[c]) for c in CHECKS} for line in lines}
+    return {name: outcomes for name, outcomes in known.items() if name in ZOO}
+
+
+def write(found: Found, about: Mapping[str, object]) -> None:
+    """The JSON file and the page."""
+    data = {
+        "title": "Which models work",
+        "conditions": about,
+        "rows": rows(found),
+        "notes": summary(found),
+    }
+    text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+    (RESULTS / "compatibility.json").write_text(text, encoding="utf-8")
+    PAGE.write_text(page(found, about), encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", help="only these, and nothing is written")
-    names = parser.parse_args().names
+    parser.add_argument("names", nargs="*", help="only these")
+    parser.add_argument("--merge", action="store_true", help="record them beside the others")
+    given = parser.parse_args()
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_num_threads(1)
     about = conditions()
-    found = survey([ZOO[name] for name in names or ZOO])
+    found = survey([ZOO[name] for name in given.names or ZOO])
     print(summary(found))
-    if not names:
-        data = {
-            "title": "Which models work",
-            "conditions": about,
-            "rows": rows(found),
-            "notes": summary(found),
-        }
-        text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
-        (RESULTS / "compatibility.json").write_text(text, encoding="utf-8")
-        PAGE.write_text(page(found, about), encoding="utf-8")
+    if given.merge:
+        together = recorded() | found
+        write({name: together[name] for name in ZOO if name in together}, about)
+    elif not given.names:
+        write(found, about)
     if any(o.state == "fails" for outcomes in found.values() for o in outcomes.values()):
         sys.exit("some cells are wrong")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from cells import CHECKS, Case, Outcome, Wrong, examine, judge
+from cells import Case, Outcome, Wrong, examine, judge
 from zoo import ZOO
 
 import qviz
@@ -42,8 +42,7 @@ def bench() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def recorded(bench) -> dict[str, dict[str, Outcome]]:
-    rows = json.loads(RECORDED.read_text(encoding="utf-8"))["rows"]
-    return {row["model"]: {column: bench.read(row[column]) for column in CHECKS} for row in rows}
+    return bench.recorded()
 
 
 @pytest.mark.slow
