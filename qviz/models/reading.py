@@ -247,14 +247,16 @@ def _no_padding_inside(model: LoadedModel, ids: torch.Tensor) -> Iterator[None]:
 def _as_it_was(model: LoadedModel) -> Iterator[None]:
     """What is run inside leaves no trace and does not depend on earlier runs.
 
-    BigBird draws from NumPy's global generator which tokens see which, and after one short window
-    it never looks sparsely again.
+    BigBird draws from NumPy's global generator which tokens see which, Reformer from torch's; and
+    after one short window BigBird never looks sparsely again.
     """
     state = np.random.get_state()
     np.random.seed(0)
     kinds = [(m, m.attention_type) for m in model.model.modules() if _chooses_attention(m)]
     try:
-        yield
+        with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+            torch.manual_seed(0)
+            yield
     finally:
         np.random.set_state(state)
         for module, kind in kinds:

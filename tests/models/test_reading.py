@@ -144,6 +144,20 @@ def test_runs_leave_no_trace():
     assert all(torch.equal(first[n].hessian, again[n].hessian) for n in first)
 
 
+def test_what_a_model_draws_is_the_same_every_time():
+    """Reformer hashes tokens with random rotations, in evaluation too."""
+    reformer = tiny(
+        "ReformerModelWithLMHead", attn_layers=["lsh", "lsh"], lsh_attn_chunk_length=16,
+        axial_pos_embds=False, num_buckets=2, is_decoder=True, feed_forward_size=96,
+    )  # fmt: skip
+    model = LoadedModel(reformer.requires_grad_(False), zoo("Llama").tokenizer, "LSH", "decoder")
+    before = torch.random.get_rng_state()
+    first, again = (qviz.capture(model, TEXT, sequence_length=64, max_tokens=128) for _ in range(2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert len(first) > 5
+    assert all(torch.equal(first[n].hessian, again[n].hessian) for n in first)
+
+
 # ------------------------------------------------------------------------------------ what is asked
 
 
