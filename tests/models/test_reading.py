@@ -7,6 +7,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import qviz
@@ -73,22 +74,26 @@ class Caching(nn.Module):
         super().__init__()
         self.inner = inner
 
-    def forward(self, *args, **kwargs):
+    def forward(self, hidden, *args, **kwargs):
         kwargs.pop("leftover", None)
-        return self.inner(*args, **kwargs)
+        return self.inner(hidden, **kwargs)
 
 
-def test_a_cache_in_a_blocks_call_is_refused(monkeypatch):
+@pytest.mark.parametrize("named", [True, False])
+def test_a_cache_in_a_blocks_call_is_refused(named):
     model = zoo("Llama")
     twin = replace(model, model=copy.deepcopy(model.model))
     first = Caching(twin.model.model.layers[0])
     first.register_forward_pre_hook(
-        lambda m, args, kwargs: (args, {**kwargs, "leftover": KeyCache()}),
+        lambda m, args, kwargs: (
+            (args, {**kwargs, "leftover": KeyCache()}) if named else ((*args, KeyCache()), kwargs)
+        ),
         with_kwargs=True,
         prepend=True,
     )
     twin.model.model.layers[0] = first
-    with pytest.raises(ValueError, match=r"hands model.layers.0 a cache \(leftover\)"):
+    how = "leftover" if named else "by position"
+    with pytest.raises(ValueError, match=rf"hands model.layers.0 a cache \({how}\)"):
         hessians(twin, TEXTS)
 
 
@@ -140,7 +145,7 @@ def test_runs_leave_no_trace():
     fitting = {"sequence_length": 60, "max_tokens": 140}  # 60, 60 and, too short for sparse, 20
     first = qviz.capture(model, TEXT, **fitting)
     assert np.array_equal(np.random.random(3), expected)
-    again = qviz.capture(model, TEXT, **fitting)
+    again = qviz.capture(model, TEXT, **fitting)  # from another state of the generator
     assert all(torch.equal(first[n].hessian, again[n].hessian) for n in first)
 
 
@@ -216,6 +221,16 @@ def test_slow_tokenizers_read_the_same_windows():
     found = qviz.perplexity(model, TEXT, sequence_length=50)
     assert found.tokens == len(ids) - 1
     assert qviz.generate(model, TEXT[:40], max_new_tokens=3) is not None
+
+
+def test_windows_of_a_slow_tokenizer_have_room_for_special_tokens():
+    model = zoo("Llama")
+    tokenizer = transformers.ByT5Tokenizer(extra_ids=0)  # ends every text with </s>
+    assert (tokenizer.is_fast, tokenizer.num_special_tokens_to_add()) == (False, 1)
+    windows = token_windows(replace(model, tokenizer=tokenizer), TEXT, None, 50)
+    assert {len(w) for w in windows[:-1]} == {50}
+    assert {w[-1] for w in windows} == {tokenizer.eos_token_id}
+    assert sum(len(w) - 1 for w in windows) == len(TEXT.encode())
 
 
 def test_images_are_no_text():
