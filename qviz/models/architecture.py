@@ -21,6 +21,7 @@ KINDS = {
     "decoder": "a decoder: it predicts the next token",
     "headless": "a decoder without the head that predicts tokens",
     "encoder": "an encoder: every token sees the whole text",
+    "encoder–decoder": "an encoder–decoder: it reads one text and writes another",
     "other": "a model that reads something else than text",
 }
 
@@ -37,19 +38,28 @@ def architecture_of(checkpoint: Checkpoint) -> Architecture:
     """Class and kind of a checkpoint's model.
 
     FileNotFoundError where there is no config.json; ValueError for a configuration that says the
-    weights are quantized, for an encoder–decoder, and for classes that transformers does not have.
+    weights are quantized, and for classes that transformers does not have.
     """
     config = checkpoint.config
     if not config:
         raise FileNotFoundError(f"{checkpoint.name} has no config.json, so its model is unknown")
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "some method")
-        raise ValueError(
-            f"{checkpoint.name} is already quantized ({method}). Give the original checkpoint"
-        )
+    _refuse_quantized(checkpoint.name, config)
     with quiet_transformers():
         cls = _class(checkpoint.name, config)
-        return Architecture(cls, _kind(checkpoint.name, cls, config))
+        return Architecture(cls, _kind(cls, config))
+
+
+def _refuse_quantized(name: str, config: Mapping[str, Any]) -> None:
+    """ValueError for a configuration that says the weights are quantized, or those of a part."""
+    parts = [part for part in config.values() if isinstance(part, Mapping)]  # text_config …
+    for part in (config, *parts):
+        said = part.get("quantization_config") or part.get("compression_config")
+        if said:
+            method = said.get("quant_method") if isinstance(said, Mapping) else None
+            raise ValueError(
+                f"{name} is already quantized ({method or 'some method'}). Give the original "
+                f"checkpoint"
+            )
 
 
 def _class(name: str, config: Mapping[str, Any]) -> Any:
@@ -64,7 +74,7 @@ def _class(name: str, config: Mapping[str, Any]) -> Any:
             f"{transformers.__version__} does not have.{own} Its single weights can be read with "
             f"load_layer"
         )
-    named = [str(a) for a in config.get("architectures") or ()]
+    named = _names(config.get("architectures") or ())
     if not named:
         return _class_of_type(name, model_type)
     cls = _find_class(named[0])
@@ -122,18 +132,15 @@ def _class_of_type(name: str, model_type: str) -> Any:
 
 
 def _names(entry: Any) -> tuple[str, ...]:
-    return (entry,) if isinstance(entry, str) else tuple(entry)
+    return (entry,) if isinstance(entry, str) else tuple(map(str, entry))
 
 
-def _kind(name: str, cls: Any, config: Mapping[str, Any]) -> str:
+def _kind(cls: Any, config: Mapping[str, Any]) -> str:
     from transformers.models.auto import modeling_auto as auto
 
     inputs = inspect.signature(cls.forward).parameters
     if "decoder_input_ids" in inputs:
-        raise ValueError(
-            f"{name} is an encoder–decoder ({cls.__name__}); qviz runs decoders and encoders. Its "
-            f"single weights can be read with load_layer"
-        )
+        return "encoder–decoder"
     if cls.main_input_name != "input_ids":
         return "other"
     predicts = (

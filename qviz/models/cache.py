@@ -29,7 +29,7 @@ log = logging.getLogger("qviz")
 
 LIMIT_BYTES = 2 << 30  # of all files: a class that tries its own texts must not fill the disk
 ABANDONED = 86400  # seconds after which a half-written file has no writer
-FORMAT = 2  # part of the key: raise it when what is stored changes its meaning
+FORMAT = 3  # part of the key: raise it when what is stored changes its meaning
 TENSORS = ("inputs", "hessian", "act_absmax", "act_absmean")
 
 
@@ -51,7 +51,7 @@ def path_of(key: Mapping[str, Any]) -> Path:
 def read(key: Mapping[str, Any], layer: str) -> Calibration | None:
     """The stored calibration of a layer, or None if there is none that is sound.
 
-    Raises ValueError if the run is stored but knows no such layer.
+    Raises ValueError if the run is stored but knows no such layer, or has no calibration for it.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -63,8 +63,9 @@ def read(key: Mapping[str, Any], layer: str) -> Calibration | None:
             os.utime(path)
         with safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()["qviz"])
-            name = match_name(layer, header["layers"])
-            if name is not None:
+            silent = header["silent"]
+            name = match_name(layer, [*header["layers"], *silent])
+            if name is not None and name not in silent:
                 entry = header["layers"][name]
                 tensors = {
                     part: _tensor(file, f"{entry['group']}.{part}", header) for part in TENSORS
@@ -79,7 +80,7 @@ def read(key: Mapping[str, Any], layer: str) -> Calibration | None:
     except (SafetensorError, ValueError, TypeError, KeyError, OSError) as error:
         log.warning("the cached calibration %s is damaged (%s); computing it again", path, error)
         return None
-    raise ValueError(no_layer(layer, header["layers"]))
+    raise ValueError(silent[name] if name is not None else no_layer(layer, header["layers"]))
 
 
 def _tensor(file: Any, name: str, header: Mapping[str, Any]) -> torch.Tensor:
@@ -89,8 +90,13 @@ def _tensor(file: Any, name: str, header: Mapping[str, Any]) -> torch.Tensor:
     return tensor
 
 
-def write(key: Mapping[str, Any], calibrations: Mapping[str, Calibration]) -> None:
-    """Store a run. A cache that cannot be written is reported to the log and otherwise harmless."""
+def write(
+    key: Mapping[str, Any], calibrations: Mapping[str, Calibration], silent: Mapping[str, str]
+) -> None:
+    """Store a run; `silent` has the layers without a calibration, and what to answer for them.
+
+    A cache that cannot be written is reported to the log and otherwise harmless.
+    """
     from safetensors import SafetensorError
 
     path = path_of(key)
@@ -106,6 +112,7 @@ def write(key: Mapping[str, Any], calibrations: Mapping[str, Calibration]) -> No
     any_of_them = next(iter(calibrations.values()))
     header = {
         "layers": layers,
+        "silent": dict(silent),
         "checksums": checksums,
         "source": any_of_them.source,
         "weights": any_of_them.weights,

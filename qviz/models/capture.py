@@ -24,7 +24,7 @@ from qviz.core.calibration import Calibration
 from qviz.core.check import require_int
 from qviz.core.memory import require_memory
 from qviz.models import cache
-from qviz.models.checkpoint import find_checkpoint, list_layers
+from qviz.models.checkpoint import find_checkpoint, list_layers, plain_name
 from qviz.models.layers import LinearLayer, LoadedModel, choose_layers, linear_layers, loaded
 from qviz.models.load import load_model
 from qviz.models.reading import WindowBatch, as_in_use, equal_batches, run, token_windows
@@ -235,7 +235,7 @@ def load_calibration(
         "sequence_length": sequence_length,
         "keep_inputs": keep_inputs,
     }
-    layer = layer.removesuffix(".weight")
+    layer = plain_name(layer)
     found = _look_up(key, layer)
     if found is not None:
         return found
@@ -258,18 +258,18 @@ def load_calibration(
             source=source,
             progress=progress,
         )
-        cache.write(key | {"layers": "all" if scope is None else [layer]}, captured)
+        silent = {n: _silence(one) for n, one in everything.items() if n not in captured}
+        cache.write(key | {"layers": "all" if scope is None else [layer]}, captured, silent)
     (name,) = chosen
     if name not in captured:
-        raise ValueError(f"{name}: {_silence(chosen[name])}; take another layer")
+        raise ValueError(silent[name])
     return captured[name]
 
 
 def _silence(layer: LinearLayer) -> str:
     """Why there is no calibration of a layer although the model ran."""
-    if layer.stack is None:
-        return NEVER_RAN
-    return "no token of this text was routed to this expert"
+    why = "no token of this text was routed to this expert" if layer.stack else NEVER_RAN
+    return f"{layer.name}: {why}; take another layer"
 
 
 def _look_up(key: dict[str, Any], layer: str) -> Calibration | None:

@@ -16,7 +16,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -213,7 +213,8 @@ class Checkpoint:
                 f"{self.name} is an adapter (LoRA or the like), not a model. Merge it into its "
                 f"base model first: merge_and_unload and save_pretrained of the package peft"
             )
-        files = sorted(self.path.glob("*.safetensors")) if self.path else []
+        found = sorted(self.path.glob("*.safetensors")) if self.path else []
+        files = [file for file in found if file.is_file()]
         if len(files) == 1:
             return files[0]
         if len(files) > 1:
@@ -307,7 +308,8 @@ def list_layers(name_or_path: str | Path | None = None) -> list[LayerInfo]:
     if translation is None:
         layers = _layers_by_name(checkpoint)
     else:
-        layers = _layers_by_module(checkpoint, translation)
+        found = _layers_by_module(checkpoint, translation)
+        layers = {n: layer for n, layer in found.items() if layer.dtype in FLOAT_BYTES}
     if not layers:
         matrices = [i for i in checkpoint.headers().values() if len(i.shape) >= 2]
         for info in matrices:
@@ -329,8 +331,10 @@ def _layers_by_name(checkpoint: Checkpoint) -> dict[str, LayerInfo]:
     layers = {}
     for info in headers.values():
         name = info.name.removesuffix(".weight")
-        own = HEAD.search(name) is not None and _is_no_table(checkpoint, info, headers)
-        if info.dtype in FLOAT_BYTES and (is_linear_weight(info, config) or own):
+        if info.dtype in FLOAT_BYTES and (
+            is_linear_weight(info, config)
+            or (HEAD.search(name) and _is_no_table(checkpoint, info, headers))
+        ):
             rows, columns = info.shape
             shape = (columns, rows) if checkpoint.is_conv1d(info.name) else (rows, columns)
             layers[name] = LayerInfo(name, shape, info.dtype, info.file)
@@ -342,9 +346,15 @@ def _is_no_table(
 ) -> bool:
     """Whether a stored head differs from every table of embeddings: transformers then leaves it a
     layer of its own, whatever config.json says of tying."""
-    tables = [i for i in headers.values() if i.shape == head.shape and i.name != head.name]
-    return checkpoint.path is not None and not any(
-        _same(checkpoint, head.name, table.name) for table in tables
+    tables = [
+        info.name
+        for info in headers.values()
+        if info.shape == head.shape and any(TABLE.search(part) for part in info.name.split("."))
+    ]
+    return (
+        checkpoint.path is not None
+        and bool(tables)  # without one, the head is stored in its place
+        and not any(_same(checkpoint, head.name, table) for table in tables)
     )
 
 
@@ -352,8 +362,9 @@ def _same(checkpoint: Checkpoint, one: str, other: str) -> bool:
     return bool((checkpoint.read(one) == checkpoint.read(other)).all())
 
 
+@lru_cache(maxsize=1)  # a mixture has tens of thousands, and load_layer asks for them every time
 def _layers_by_module(checkpoint: Checkpoint, translation: Translation) -> dict[str, LayerInfo]:
-    """By the model's modules, as far as the files have weights for them."""
+    """By the model's modules, as far as the files have weights for them, of whatever dtype."""
     from qviz.models.layers import linear_layers, tied_layers
 
     headers, model = checkpoint.headers(), translation.model
@@ -372,11 +383,10 @@ def _layers_by_module(checkpoint: Checkpoint, translation: Translation) -> dict[
         if place.parameter not in translation.origins:
             continue
         first = headers[translation.tensors(place.parameter)[0]]
-        if first.dtype in FLOAT_BYTES:
-            rows, columns = model.get_submodule(name).weight.shape
-            turned = place.turned and place.expert is None
-            shape = (columns, rows) if turned else (rows, columns)
-            layers[name] = LayerInfo(name, shape, first.dtype, first.file)
+        rows, columns = model.get_submodule(name).weight.shape
+        turned = place.turned and place.expert is None
+        shape = (columns, rows) if turned else (rows, columns)
+        layers[name] = LayerInfo(name, shape, first.dtype, first.file)
     return layers
 
 
@@ -498,7 +508,21 @@ LEFTOVERS = (
     (r"\.weight_scale_inv$", "FP8 with a scale for each block, as DeepSeek-V3 is published"),
     (r"\.(weight_scale|weight_scale_2)$", "integers or FP8 with scales"),
     (r"\.qs$", "GGUF"),
+    (r"\.W_q$", "HQQ"),
+    (r"\.codebooks$", "AQLM"),
+    (r"\.weight\._(data|scale|shift)$", "quanto"),
+    (r"\._weight_qdata$", "torchao"),
+    (r"\.(q_weight|trellis)$", "ExLlama"),
+    (r"\.weight_scales$", "EETQ"),
 )
+# In the module of a weight these are its scales; elsewhere something else may be called so.
+SCALES = r"\.scales?$"
+_LEFTOVER = re.compile("|".join([*(pattern for pattern, _ in LEFTOVERS), SCALES]))
+
+
+def leftovers(names: Iterable[str]) -> list[str]:
+    """The tensors that may belong to a quantized weight, by their names."""
+    return [name for name in names if _LEFTOVER.search(name)]
 
 
 def leftover(names: Iterable[str], module: str = "") -> tuple[str, str] | None:
@@ -509,6 +533,9 @@ def leftover(names: Iterable[str], module: str = "") -> tuple[str, str] | None:
         for name in inside:
             if re.search(pattern, name):
                 return name, maker
+    for name in inside if module else ():
+        if re.search(SCALES, name) and name.count(".") == module.count("."):
+            return name, "codes with scales"
     return None
 
 
@@ -529,7 +556,7 @@ def require_floats(checkpoint: str, info: TensorInfo, names: Iterable[str]) -> N
 
 def _refuse_packed(checkpoint: Checkpoint, layer: str) -> None:
     """ValueError for a layer whose weight the files hold only in packed form."""
-    parts = {name.rpartition(".")[0] for name in checkpoint.weight_map}
+    parts = {n.rpartition(".")[0].removesuffix(".weight") for n in checkpoint.weight_map}
     stack, _, last = plain_name(layer).rpartition(".")
     module = match_name(plain_name(layer), parts)
     whole = stack if last.isdigit() else plain_name(layer)
@@ -580,6 +607,19 @@ def _no_safetensors(checkpoint: Checkpoint) -> str:
     pickled = [f.name for s in PICKLE_SUFFIXES for f in checkpoint.path.glob(f"*{s}")]
     if pickled:
         return f"{checkpoint.name} has only pickled weights ({pickled[0]}). {PICKLE_ADVICE}"
+    if any(checkpoint.path.glob("*.gguf")):
+        return (
+            f"{checkpoint.name} has only GGUF files, whose weights are quantized or packed. Give "
+            f"the safetensors model that they were made from"
+        )
+    inside = [file for name in (SINGLE, INDEX) for file in checkpoint.path.glob(f"*/{name}")]
+    if inside:
+        return (
+            f"{checkpoint.name} has no {SINGLE}, but {min(inside).parent} has: give that directory"
+        )
+    broken = [f for f in checkpoint.path.glob("*.safetensors") if not f.is_file()]
+    if broken:
+        return f"{broken[0]} is a link to a file that is not there any more. Download it again"
     return f"{checkpoint.name} has no {SINGLE}. Expected a model directory as save_pretrained makes"
 
 

@@ -272,8 +272,16 @@ def is_conv1d(module: nn.Module) -> bool:
     return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
 
 
+# Classes with a forward of their own that all the same is X·Wᵀ + b: Falcon's rounds between the
+# two, and Product (qviz.models.quantize) multiplies quantized.
+_LINEAR = ("FalconLinear", "Product")
+
+
 def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or is_conv1d(module)
+    """Whether a module computes X·Wᵀ + b. Some that derive from nn.Linear do not: routers that give
+    out scores (Llama 4), products of each group of inputs with rows of its own (DeepSeek-V4)."""
+    plain = type(module).forward is nn.Linear.forward or type(module).__name__ in _LINEAR
+    return (isinstance(module, nn.Linear) and plain) or is_conv1d(module)
 
 
 def _parts(model: LoadedModel | nn.Module) -> tuple[nn.Module, frozenset[str]]:

@@ -17,9 +17,19 @@ from qviz.core.check import as_device
 from qviz.core.memory import require_memory
 from qviz.models import hub
 from qviz.models.architecture import Architecture, architecture_of, quiet_transformers
-from qviz.models.checkpoint import Checkpoint, find_checkpoint, leftover, require_floats
+from qviz.models.checkpoint import (
+    FLOAT_BYTES,
+    INDEX,
+    SINGLE,
+    Checkpoint,
+    find_checkpoint,
+    leftover,
+    leftovers,
+    require_floats,
+)
 from qviz.models.experts import separate_experts
-from qviz.models.layers import LoadedModel
+from qviz.models.layers import LoadedModel, linear_layers
+from qviz.models.names import origins_of
 from qviz.models.reading import sees_only_before
 
 TOKENIZER_FILES = (
@@ -64,6 +74,12 @@ def load_model(
         checkpoint = Checkpoint(checkpoint.name, "directory", directory)
     assert checkpoint.path is not None
     architecture = architecture_of(checkpoint)
+    if architecture.kind == "encoder–decoder":
+        raise ValueError(
+            f"{checkpoint.name} is an encoder–decoder ({architecture.cls.__name__}); qviz runs "
+            f"decoders and encoders. Its single weights can be read with load_layer"
+        )
+    _require_usual_name(checkpoint)
     _check_weights(checkpoint, dtype)
     with quiet_transformers():
         model, missing, unused = _from_pretrained(checkpoint, architecture, dtype)
@@ -79,6 +95,16 @@ def load_model(
     return loaded
 
 
+def _require_usual_name(checkpoint: Checkpoint) -> None:
+    """ValueError for the one file of another name, of which single weights can be read."""
+    if checkpoint.fetch(SINGLE) is None and checkpoint.fetch(INDEX) is None:
+        (file,) = set(checkpoint.weight_map.values())
+        raise ValueError(
+            f"{checkpoint.name} keeps its weights in {file}; a whole model is loaded from "
+            f"{SINGLE}. Rename the file, or read single layers with load_layer"
+        )
+
+
 def _check_device(device: str | torch.device) -> torch.device:
     device = as_device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -89,10 +115,11 @@ def _check_device(device: str | torch.device) -> torch.device:
 def _check_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> None:
     """Every file is there and whole, unquantized, and the model fits in memory as `dtype`."""
     headers = checkpoint.headers()
+    strange = leftovers(headers)  # once: a mixture has tens of thousands of tensors
     for info in headers.values():
         if info.name.endswith("weight") or info.dtype.startswith("F8"):
-            require_floats(checkpoint.name, info, headers)
-    beside = leftover(headers)
+            require_floats(checkpoint.name, info, strange)
+    beside = leftover(strange)
     if beside is not None:
         raise ValueError(
             f"{checkpoint.name} holds {beside[0]} ({beside[1]}, it seems), so its weights are "
@@ -128,6 +155,7 @@ def _from_pretrained(
             f"{checkpoint.name} stores {name} as {list(stored)}, and by its config.json it is "
             f"{list(expected)}: the configuration is another model's"
         )
+    _require_float_parameters(checkpoint, model)
     # transformers fills what is missing with random numbers and only logs it. An encoder's pooler
     # is often missing and seldom used; anything else would make every result meaningless.
     missing = frozenset(report["missing_keys"])
@@ -137,7 +165,45 @@ def _from_pretrained(
             f"{checkpoint.name} lacks {len(fatal)} parameters of {type(model).__name__}, the first "
             f"is {fatal[0]}. The checkpoint is incomplete or its config.json is another model's"
         )
-    return model, missing, frozenset(report["unexpected_keys"])
+    unused = frozenset(report["unexpected_keys"])
+    _require_nothing_beside(checkpoint, model, unused)
+    return model, missing, unused
+
+
+def _require_float_parameters(checkpoint: Checkpoint, model: nn.Module) -> None:
+    """ValueError for a parameter that is stored as integers, which transformers makes floats of
+    without a word (a mixture's fused experts do not end in "weight")."""
+    headers = checkpoint.headers()
+    others = [name for name, info in headers.items() if info.dtype not in FLOAT_BYTES]
+    parameters = dict(model.named_parameters())
+    for origin in origins_of(model, others, parameters).values() if others else ():
+        require_floats(checkpoint.name, headers[origin.parts[0][1]], headers)
+
+
+def _require_nothing_beside(
+    checkpoint: Checkpoint, model: nn.Module, unused: frozenset[str]
+) -> None:
+    """ValueError for tensors in a linear layer's place that the model has no use for: scales, an
+    adapter, a bias. The layer was meant to compute something else than its weight says."""
+    layers = linear_layers(model)
+    for name in sorted(unused):
+        parts = name.split(".")
+        owner = next(
+            (".".join(parts[:n]) for n in range(1, len(parts)) if ".".join(parts[:n]) in layers), ""
+        )
+        if owner and name != f"{owner}.weight" and _is_more_than_zeros(checkpoint, name):
+            raise ValueError(
+                f"{checkpoint.name} stores {name} beside the weight of {owner}, for which "
+                f"{type(model).__name__} has no place, so the layer would compute something else "
+                f"than was meant. Scales belong to a quantized checkpoint (give the original one), "
+                f"an adapter has to be merged first, a bias needs a config.json that names it"
+            )
+
+
+def _is_more_than_zeros(checkpoint: Checkpoint, tensor: str) -> bool:
+    info = checkpoint.headers().get(tensor)
+    floats = info is not None and info.dtype in FLOAT_BYTES
+    return not floats or bool(checkpoint.read(tensor).count_nonzero())
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Any:

@@ -10,8 +10,10 @@ from: once for all that lists layers or reads one.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from qviz.models.architecture import architecture_of, empty_model
@@ -73,7 +75,7 @@ class Translation:
         from qviz.models.experts import separate_experts  # brings torch, as the model has already
 
         parameters = model.state_dict()
-        self.origins = _origins(model, tensors, parameters)
+        self.origins = origins_of(model, tensors, parameters)
         self.shapes = {name: tuple(tensor.shape) for name, tensor in parameters.items()}
         self.tied: Mapping[str, str] = dict(model.all_tied_weights_keys)
         self.whole = model  # converters ask it for shapes
@@ -125,26 +127,22 @@ def translation_of(checkpoint: Checkpoint) -> Translation | None:
     return _translation(checkpoint.identity(), checkpoint)
 
 
-_kept: dict[str, Translation | None] = {}  # of the checkpoint that was asked for last
-
-
+@lru_cache(maxsize=1)  # of the checkpoint that was asked for last
 def _translation(identity: str, checkpoint: Checkpoint) -> Translation | None:
-    if identity not in _kept:
-        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    """`identity` is the checkpoint's: a part of the key, since files change."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-        made = None
-        if checkpoint.config["model_type"] in CONFIG_MAPPING:
-            model = empty_model(checkpoint, architecture_of(checkpoint))
-            made = Translation(model, checkpoint.headers())
-        _kept.clear()
-        _kept[identity] = made
-    return _kept[identity]
+    if checkpoint.config["model_type"] not in CONFIG_MAPPING:
+        return None
+    model = empty_model(checkpoint, architecture_of(checkpoint))
+    return Translation(model, checkpoint.headers())
 
 
-def _origins(
+def origins_of(
     model: Any, tensors: Iterable[str], parameters: Mapping[str, Any]
 ) -> dict[str, Origin]:
-    """Parameter → its origin, by the rules with which transformers loads this model.
+    """Parameter → its origin among these tensors, by the rules with which transformers loads this
+    model.
 
     In the order in which transformers reads (experts 2 before 10): lists are merged in it.
     """
@@ -191,6 +189,8 @@ def _targets(name: str, converter: Any) -> list[str]:
 def _converted(origin: Origin, place: Place, read: Read, model: Any) -> torch.Tensor:
     """What transformers' converter makes of the tensors; for one expert, of its own alone."""
     own = place.expert if _one_by_one(origin.converter) else None
+    if own is not None:
+        _require_all_experts(origin, place.parameter, len(model.get_parameter(place.parameter)))
     converter = copy.deepcopy(origin.converter)
     seen: dict[str, int] = {}
     for pattern, tensor in origin.parts:
@@ -204,6 +204,16 @@ def _converted(origin: Origin, place: Place, read: Read, model: Any) -> torch.Te
     if place.expert is None:
         return whole
     return whole[0 if own is not None else place.expert]
+
+
+def _require_all_experts(origin: Origin, parameter: str, experts: int) -> None:
+    """ValueError where an expert's tensors are missing: those after it would take its place."""
+    for pattern, count in Counter(pattern for pattern, _ in origin.parts).items():
+        if count != experts:
+            raise ValueError(
+                f"the files hold {count} tensors {pattern} for the {experts} experts of "
+                f"{parameter}. The checkpoint is incomplete, or its config.json is another model's"
+            )
 
 
 def _one_by_one(converter: Any) -> bool:

@@ -18,7 +18,7 @@ from qviz.core.transform import InputScale
 from qviz.methods import registry
 from qviz.methods.smoothquant import SmoothLinear
 from qviz.models.capture import NEVER_RAN, Progress
-from qviz.models.checkpoint import HEAD
+from qviz.models.checkpoint import HEAD, plain_name
 from qviz.models.fold import Feed, feeds, fold_in_place, transforms
 from qviz.models.layers import (
     LinearLayer,
@@ -159,8 +159,10 @@ def quantize_model(
     recipe = _Recipe(method, options, single, fold, on_error, transforms(model, scales))
     tensors: dict[str, Quantized] = {}
     failed: dict[str, str] = {}
+    seen = _seen_stacks(model, given)
     for done, (name, layer) in enumerate(chosen.items()):
-        one, instead = _calibrated(layer, given.get(name)) if given else (None, {})
+        asked = layer.stack in seen or name in given  # else nobody looked whether tokens reach it
+        one, instead = _calibrated(layer, given.get(name)) if asked else (None, {})
         if given and one is None:
             made: Quantized | str = recipe.left(name, NOT_GIVEN)
         else:
@@ -287,11 +289,12 @@ def _single_options(
             f"{method} finds factors for several layers together, which per_layer would set "
             f"apart: pass fold=False, or leave per_layer out"
         )
-    for name, options in per_layer.items():
+    single = {plain_name(name): options for name, options in per_layer.items()}
+    for name, options in single.items():
         if name not in chosen:
             raise ValueError(unknown("layer in per_layer", name, chosen))
         registry.require_options(method, options)
-    return per_layer
+    return single
 
 
 def _by_layer(calibration: object) -> Mapping[str, Calibration]:
@@ -320,10 +323,17 @@ def _for_this_model(
         if one.weights != ours:
             raise ValueError(
                 f"the calibration of {name} was captured from other weights than those of "
-                f"{model.name}: another model, or this one before or after it was changed. Capture "
-                f"it again: qviz.capture(model, texts)"
+                f"{model.name}: another model, or this one in another dtype, or before or after it "
+                f"was changed. Capture it again: qviz.capture(model, texts)"
             )
     return calibration
+
+
+def _seen_stacks(model: LoadedModel, given: Mapping[str, Calibration]) -> set[str]:
+    """The parameters of which at least one expert has a calibration: tokens reach some of them
+    whenever the model runs, so the others were left out by the router."""
+    layers = linear_layers(model)
+    return {layers[name].stack or "" for name in given if name in layers} - {""}
 
 
 WHITE = "quantized as if its inputs were of one size and uncorrelated"

@@ -44,9 +44,22 @@ def as_texts(texts: str | Sequence[str]) -> list[str]:
     for i, text in enumerate(listed):
         if not isinstance(text, str):
             raise TypeError(f"text {i} must be a string, got {type(text).__name__}")
+        require_encodable(text, f"text {i}")
     if not any(text.strip() for text in listed):
         raise ValueError("the texts are empty; give at least one text with some words")
     return [text for text in listed if text.strip()]
+
+
+def require_encodable(text: str, what: str) -> None:
+    """ValueError for halves of surrogate pairs, which a file read with errors="surrogateescape"
+    leaves: no tokenizer reads them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{what} holds {text[error.start]!r} at character {error.start}, which is no character "
+            f"of Unicode by itself. Read its file again with the right encoding"
+        ) from error
 
 
 def require_tokenizer(model: LoadedModel) -> Any:
@@ -185,6 +198,8 @@ def run(
     """
     module = model.model if module is None else module
     accepted = inspect.signature(module.forward).parameters
+    if "input_ids" not in accepted:  # Bart's decoder is wrapped in a module that hands all on
+        accepted = inspect.signature(model.model.forward).parameters
     inputs: dict[str, Any] = {"input_ids": ids}
     if "attention_mask" in accepted and "past_key_values" not in options:
         inputs["attention_mask"] = torch.ones_like(ids)
@@ -212,7 +227,9 @@ def _no_padding_inside(model: LoadedModel, ids: torch.Tensor) -> Iterator[None]:
     def look(module: nn.Module, args: tuple[Any, ...]) -> None:
         seen = args[0] if args and isinstance(args[0], torch.Tensor) else ids
         integers = not seen.is_floating_point() and seen.ndim == 2
-        if threading.get_ident() == owner and integers and seen.shape[1] > ids.shape[1]:
+        # XLNet looks up [tokens, batch], which may be wider and is no longer for that
+        longer = seen.shape[-1] > ids.shape[1] and seen.numel() > ids.numel()
+        if threading.get_ident() == owner and integers and longer:
             raise ValueError(
                 f"{model.name} ({type(model.model).__name__}) pads {ids.shape[1]} tokens to "
                 f"{seen.shape[1]} inside, and the padding would count as text. Take windows that "
@@ -230,14 +247,16 @@ def _no_padding_inside(model: LoadedModel, ids: torch.Tensor) -> Iterator[None]:
 def _as_it_was(model: LoadedModel) -> Iterator[None]:
     """What is run inside leaves no trace and does not depend on earlier runs.
 
-    BigBird draws from NumPy's global generator which tokens see which, and after one short window
-    it never looks sparsely again.
+    BigBird draws from NumPy's global generator which tokens see which, Reformer from torch's; and
+    after one short window BigBird never looks sparsely again.
     """
     state = np.random.get_state()
     np.random.seed(0)
     kinds = [(m, m.attention_type) for m in model.model.modules() if _chooses_attention(m)]
     try:
-        yield
+        with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+            torch.manual_seed(0)
+            yield
     finally:
         np.random.set_state(state)
         for module, kind in kinds:
@@ -278,6 +297,9 @@ def _in_words(model: LoadedModel, ids: torch.Tensor, error: Exception) -> Except
 
 
 def _of_a_model(frame: FrameType) -> bool:
+    """Whether this is code of a model or of the libraries that it runs on."""
+    if frame.f_globals.get("__name__") == "__main__":
+        return False  # a notebook's or a console's, whose files have names like "<stdin>"
     path = Path(frame.f_code.co_filename)
     if _PACKAGE in path.parents:
         return path.name == "experts.py"

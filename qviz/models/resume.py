@@ -12,7 +12,7 @@ import json
 import logging
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -175,17 +175,25 @@ def fingerprint(model: LoadedModel) -> str:
 
 
 def weights_fingerprint(model: LoadedModel) -> str:
-    """SHA-256 of the values of a model's parameters, with their names and shapes.
+    """SHA-256 of the values of a model's parameters, with their names and shapes, and of those
+    buffers that a checkpoint stores (DeepSeek-V3 routes by one).
 
     The same for the same values in another dtype or on another device, and whatever version of
     transformers describes the model: a calibration is kept on disk with it.
     """
     found = hashlib.sha256()
-    for name, tensor in model.model.named_parameters():
+    for name, tensor in (*model.model.named_parameters(), *_stored_buffers(model)):
         wide = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
         found.update(f"{name} {tuple(tensor.shape)}".encode())
         found.update(_bytes(wide))
     return found.hexdigest()
+
+
+def _stored_buffers(model: LoadedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    for prefix, module in model.model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                yield f"{prefix}.{name}", buffer
 
 
 def describe(value: Any) -> Any:

@@ -596,7 +596,7 @@ def _require_memory(
 ) -> None:
     """MemoryError if hidden states, calls and the Hessians of a unit would not fit.
 
-    By the first batch: its windows are no shorter than the others, but for a few tokens.
+    By what the first batch takes, for as many tokens as all batches have.
     """
     calls = {id(x): x.numel() * x.element_size() for x in _tensors(tuple(chain.calls))}
     states = chain.hidden.numel() * chain.hidden.element_size()
@@ -606,8 +606,9 @@ def _require_memory(
     ]
     together = max(sizes, default=0) if how.order == "subset" else sum(sizes) // len(chain.blocks)
     hessians = 2 * together * how.hessian_dtype.itemsize  # the sum, and the mean made of it
+    batches_like_it = sum(batch.ids.numel() for batch in batches) / batches[0].ids.numel()
     require_memory(
-        (sum(calls.values()) + states) * len(batches) + hessians,
+        int((sum(calls.values()) + states) * batches_like_it) + hessians,
         f"sequential calibration (hidden states of {len(batches)} batches, and Hessians)",
         'Take fewer max_tokens, or order="subset"',
     )

@@ -126,7 +126,7 @@ class Collector:
     def __init__(self, hessian_dtype: torch.dtype, keep: int, seed: int) -> None:
         self.hessian_dtype, self.keep, self.seed = hessian_dtype, keep, seed
         self.statistics: dict[str, Statistics] = {}
-        self.tokens: tuple[int, ...] = ()  # [windows, tokens of each] of the batch
+        self.tokens = (0, 0)  # windows, and tokens of each, of the batch
         self.window = 0
         self.last = LastInput()
         self._forget()
@@ -138,7 +138,7 @@ class Collector:
 
     def begin(self, batch: WindowBatch) -> None:
         """A new batch of windows."""
-        self.tokens, self.window = tuple(batch.ids.shape), batch.first
+        self.tokens, self.window = (batch.ids.shape[0], batch.ids.shape[1]), batch.first
         self._forget()  # an earlier forward may have raised half-way
 
     def see(self, layer: str, x: torch.Tensor) -> None:
@@ -176,10 +176,12 @@ class Collector:
     def _measure(self, layer: str, x: torch.Tensor) -> Batch:
         # every row counts: windows of different length never share a batch
         rows = x.detach().reshape(-1, x.shape[-1])
-        if x.ndim > 2 and len(x) == 1 < self.tokens[0]:
+        windows, length = self.tokens
+        tokens_first = length == 1 and x.shape[1:-1] == (windows,)
+        if x.ndim > 2 and len(x) == 1 < windows and not tokens_first:
             # What no window has a part of its own in (DeBERTa's relative positions) comes once for
             # a batch; it counts for each window, or the result would depend on the batch size.
-            rows = rows.repeat(self.tokens[0], 1)
+            rows = rows.repeat(windows, 1)
         rows = rows.float()
         absolute = rows.abs()
         absmax = absolute.amax(dim=0)

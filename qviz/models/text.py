@@ -18,6 +18,7 @@ from qviz.models.layers import LoadedModel, Wrapped, loaded
 from qviz.models.reading import (
     as_in_use,
     as_texts,
+    require_encodable,
     require_known_tokens,
     require_next_tokens,
     require_tokenizer,
@@ -299,6 +300,7 @@ def _negative_log_likelihood(model: LoadedModel, batch: list[_Window]) -> float:
 def _prompt_ids(model: LoadedModel, prompt: str) -> list[int]:
     if not isinstance(prompt, str):
         raise TypeError(f"the prompt must be a string, got {type(prompt).__name__}")
+    require_encodable(prompt, "the prompt")
     tokenizer = require_tokenizer(model)
     ids = list(tokenizer(prompt)["input_ids"])
     if ids:
@@ -310,9 +312,12 @@ def _prompt_ids(model: LoadedModel, prompt: str) -> list[int]:
 
 
 def _end_tokens(model: LoadedModel) -> set[int]:
+    """The tokens after which text ends: the tokenizer's own, and those that the configurations of
+    the model and of its generation list (a chat model ends a turn with another)."""
     ends = {require_tokenizer(model).eos_token_id}
-    listed = getattr(model.config, "eos_token_id", None)
-    ends |= set(listed) if isinstance(listed, list) else {listed}
+    for config in (model.config, getattr(model.model, "generation_config", None)):
+        listed = getattr(config, "eos_token_id", None)
+        ends |= set(listed) if isinstance(listed, list) else {listed}
     return {int(e) for e in ends if e is not None}
 
 

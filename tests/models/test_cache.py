@@ -136,7 +136,7 @@ for i in range(4):
         torch.randn(64, 256), torch.randn(256, 256), torch.randn(256), torch.randn(256), 9, f"l.{i}"
     )
 for _ in range(15):
-    cache.write({"model": "race"}, made)
+    cache.write({"model": "race"}, made, {})
     for name, calibration in made.items():
         read = cache.read({"model": "race"}, name)
         assert torch.equal(read.hessian, calibration.hessian) and read.layer == name
@@ -201,11 +201,11 @@ def test_what_was_unused_for_longest_goes_when_the_cache_is_full(cache, monkeypa
     )  # fmt: skip
     keys = [{"run": i} for i in range(4)]
     for age, key in enumerate(keys[:3]):
-        disk.write(key, {"fc": one})
+        disk.write(key, {"fc": one}, {})
         os.utime(disk.path_of(key), (1000 + age, 1000 + age))
     assert disk.read(keys[0], "fc") is not None  # so it is now the one used last
     monkeypatch.setattr(disk, "LIMIT_BYTES", 3 * disk.path_of(keys[0]).stat().st_size + 100)
-    disk.write(keys[3], {"fc": one})
+    disk.write(keys[3], {"fc": one}, {})
     assert [disk.path_of(key).exists() for key in keys] == [True, False, True, True]
 
 

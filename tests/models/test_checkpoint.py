@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from qviz.models import hub
 from qviz.models.checkpoint import (
+    Checkpoint,
     find_checkpoint,
     list_layers,
     load_layer,
@@ -409,3 +410,23 @@ def test_hub_errors_are_sentences():
 def test_headers_are_read_without_metadata(tmp_path):
     save_file({"x": torch.ones(1)}, tmp_path / "x.safetensors", metadata={"format": "pt"})
     assert list(read_header(tmp_path / "x.safetensors")) == ["x"]
+
+
+def test_weights_are_not_read_to_list_an_untied_head(checkpoints, tmp_path, monkeypatch):
+    """Heads and tables are gigabytes; they are compared only where config.json ties them."""
+    weights = load_file(checkpoints["llama"] / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"] + 1
+    save_file(weights, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "tie_word_embeddings": false}')
+    monkeypatch.setattr(Checkpoint, "read", None)
+    assert "lm_head" in [s.name for s in list_layers(tmp_path)]
+
+
+def test_a_head_stored_in_place_of_its_table_is_no_layer(checkpoints, tmp_path):
+    weights = load_file(checkpoints["llama"] / "model.safetensors")
+    weights["lm_head.weight"] = weights.pop("model.embed_tokens.weight")
+    save_file(weights, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "tie_word_embeddings": true}')
+    assert [s.name for s in list_layers(tmp_path)] == [
+        s.name for s in list_layers(checkpoints["llama"])
+    ]

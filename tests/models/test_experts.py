@@ -255,3 +255,59 @@ def test_every_stack_in_the_zoo_is_separated():
         assert sum(p.numel() for p in model.parameters()) == before
         left = [n for n, p in model.named_parameters() if p.ndim == 3 and "expert" in n.lower()]
         assert not left, (name, left)
+
+
+def test_an_expert_in_brackets_is_the_same_layer_from_the_cache_and_in_per_layer(cache, mixtures):
+    where, text = directory("Mixtral"), "def read(path)"
+    starved = next(n for n in experts_of(mixtures["Mixtral"]) if n not in
+                   qviz.capture(mixtures["Mixtral"], text))  # fmt: skip
+    for _ in range(2):  # from the model, and from the disk
+        one = qviz.load_calibration(
+            where, "model.layers.0.mlp.experts.gate_up_proj[0].weight", text=text
+        )
+        assert one.layer == "model.layers.0.mlp.experts.gate_up_proj.0"
+        with pytest.raises(ValueError, match=rf"^{starved}: no token .* routed to this expert"):
+            qviz.load_calibration(where, starved, text=text)
+    stack, _, number = starved.rpartition(".")
+    done = qviz.quantize_model(
+        mixtures["Mixtral"], bits=4, group_size=32, per_layer={f"{stack}[{number}]": {"bits": 8}}
+    )
+    assert int(done.tensors[starved].codes.max()) > 15
+
+
+def test_experts_that_nobody_looked_at_are_not_called_without_tokens(mixtures):
+    model = mixtures["Mixtral"]
+    attention = qviz.capture(model, TEXT, ["*self_attn*"], max_tokens=60)
+    options = {"calibration": attention, "bits": 4, "group_size": 32}
+    with pytest.raises(ValueError, match=r"experts\.\S+: the calibration has no entry for it"):
+        qviz.quantize_model(model, "gptq", **options)
+    done = qviz.quantize_model(model, "gptq", on_error="skip", **options)
+    assert done.tensors.keys() == attention.keys()
+    assert not done.notes
+
+
+@pytest.mark.parametrize("name", ["Llama 4, text", "PhiMoE"])
+def test_a_router_that_derives_from_linear_is_no_linear_layer(name):
+    """It gives out scores: a product in its place would not."""
+    model = load_model(directory(name))
+    routers = [n for n, m in model.model.named_modules() if type(m).__name__.endswith("Router")]
+    assert routers
+    assert all(isinstance(model.model.get_submodule(n), nn.Linear) for n in routers)
+    assert linear_layers(model).keys().isdisjoint(routers)
+    assert "Router" in qviz.models.layers.skipped_layers(model)[routers[0]]
+    done = qviz.quantize_model(model, "llm_int8")
+    ids = torch.arange(3, 40)[None]
+    exact, eight = run(model, ids).logits, run(done.model, ids).logits
+    assert 0 < float((eight - exact).norm() / exact.norm()) < 0.4
+
+
+def test_a_calibration_knows_what_its_router_added():
+    """DeepSeek-V3 chooses experts by a buffer that is stored and no parameter."""
+    model = load_model(directory("DeepSeek-V3"))
+    calibration = qviz.capture(model, TEXT, ["*self_attn*"], max_tokens=60)
+    twin = copy.deepcopy(model)
+    twin.model.model.layers[1].mlp.gate.e_score_correction_bias.add_(torch.tensor([1.0, 0, 0, 0]))
+    options = {"calibration": calibration, "layers": "*self_attn.o_proj", "group_size": 32}
+    assert qviz.quantize_model(model, "gptq", **options).tensors
+    with pytest.raises(ValueError, match="captured from other weights"):
+        qviz.quantize_model(twin, "gptq", **options)

@@ -4,14 +4,17 @@ import copy
 import json
 import logging
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from qviz.models.checkpoint import load_layer
 from qviz.models.layers import linear_layers, skipped_layers
 from qviz.models.load import load_model
+from tests.models.zoo import directory
 
 
 @pytest.mark.parametrize(
@@ -218,3 +221,103 @@ def test_a_hub_model_offline_says_so(monkeypatch):
     monkeypatch.setattr("qviz.models.hub.reachable", lambda: False)
     with pytest.raises(ConnectionError, match="the Hub cannot be reached"):
         load_model("owner/not-in-the-cache")
+
+
+def changed(where, tmp_path, change, **config):
+    """The model of this directory, its tensors changed, and its configuration."""
+    place = tmp_path / "changed"
+    shutil.copytree(where, place)
+    weights = change(load_file(place / "model.safetensors"))
+    save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
+    about = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps(about | config))
+    return place
+
+
+def test_experts_stored_as_integers_are_refused(tmp_path):
+    """Fused in one tensor they do not end in "weight"; transformers makes floats of them."""
+
+    def codes(weights):
+        return {
+            name: (w * 20).round().to(torch.int8) if w.ndim == 3 else w
+            for name, w in weights.items()
+        }  # fmt: skip
+
+    place = changed(directory("GPT-OSS"), tmp_path, codes)
+    with pytest.raises(ValueError, match=r"stores \S+experts\.\w+ as I8: .*already quantized"):
+        load_model(place)
+    with pytest.raises(ValueError, match=r"as I8: .*already quantized"):
+        load_layer(place, "model.layers.0.mlp.experts.down_proj[1]")
+
+
+DOWN = "model.layers.0.mlp.down_proj"
+
+
+@pytest.mark.parametrize(
+    ("beside", "tensor", "says"),
+    [
+        ("scales", torch.ones(48), r"down_proj\.scales \(codes with scales"),
+        ("scale", torch.ones(48), r"down_proj\.scale \(codes with scales"),
+        ("lora_B.weight", torch.ones(32, 4), "an adapter has to be merged first"),
+        ("bias", torch.ones(32), "a bias needs a config.json that names it"),
+    ],
+)
+def test_what_lies_beside_a_weight_changes_what_it_means(
+    checkpoints, tmp_path, beside, tensor, says
+):
+    name = f"{DOWN}.{beside}"
+    place = changed(checkpoints["llama"], tmp_path, lambda w: w | {name: tensor})
+    with pytest.raises(ValueError, match=says):
+        load_model(place)
+    if "scale" in beside:
+        with pytest.raises(ValueError, match=says):
+            load_layer(place, DOWN)
+
+
+def test_a_bias_of_zeros_and_tensors_of_other_parts_do_no_harm(checkpoints, tmp_path):
+    more = {f"{DOWN}.bias": torch.zeros(32), "model.layers.2.eh_proj.weight": torch.ones(4, 4)}
+    model = load_model(changed(checkpoints["llama"], tmp_path, lambda w: w | more))
+    assert model.unused == set(more)
+
+
+@pytest.mark.parametrize(
+    ("part", "maker"),
+    [
+        ("W_q", "HQQ"),
+        ("codebooks", "AQLM"),
+        ("weight._data", "quanto"),
+        ("_weight_qdata", "torchao"),
+        ("q_weight", "ExLlama"),
+        ("trellis", "ExLlama"),
+    ],
+)
+def test_packed_weights_name_their_maker(checkpoints, tmp_path, part, maker):
+    def packed(weights):
+        rest = {n: w for n, w in weights.items() if n != f"{DOWN}.weight"}
+        return rest | {f"{DOWN}.{part}": torch.zeros(4, 4, dtype=torch.uint8)}
+
+    place = changed(checkpoints["llama"], tmp_path, packed)
+    for ask in (load_model, lambda where: load_layer(where, DOWN)):
+        with pytest.raises(ValueError, match=rf"{maker}, it seems.*already"):
+            ask(place)
+
+
+def test_weights_elsewhere_are_pointed_at(checkpoints, tmp_path):
+    def moved(name: str) -> Path:
+        place = tmp_path / name.partition("/")[0]
+        shutil.copytree(checkpoints["llama"], place)
+        target = place / name.partition("/")[2]
+        target.parent.mkdir(exist_ok=True)
+        (place / "model.safetensors").rename(target)
+        return place
+
+    with pytest.raises(ValueError, match=r"in model\.fp16\.safetensors; .*Rename the file"):
+        load_model(moved("a/model.fp16.safetensors"))
+    with pytest.raises(FileNotFoundError, match=r"but \S+b/sub has: give that directory"):
+        load_model(moved("b/sub/model.safetensors"))
+    with pytest.raises(FileNotFoundError, match="only GGUF files"):
+        load_model(moved("c/model.gguf"))
+    place = moved("d/elsewhere")
+    (place / "model.safetensors").symlink_to(place / "gone")
+    with pytest.raises(FileNotFoundError, match="a link to a file that is not there any more"):
+        load_model(place)

@@ -126,6 +126,8 @@ def configured(tmp_path, **config) -> Checkpoint:
         ({"model_type": "vit", "architectures": ["ViTModel"]}, "ViTModel", "other"),
         ({"model_type": "clip", "architectures": ["CLIPModel"]}, "CLIPModel", "other"),
         ({"model_type": "llama"}, "LlamaForCausalLM", "decoder"),
+        ({"model_type": "llama", "architectures": "LlamaModel"}, "LlamaModel", "headless"),
+        ({"model_type": "t5", "architectures": ["T5Model"]}, "T5Model", "encoder–decoder"),
         ({"model_type": "bert"}, "BertModel", "encoder"),
     ],
 )
@@ -140,7 +142,11 @@ def test_class_and_kind_are_those_of_the_configuration(tmp_path, config, cls, ki
         ({"model_type": "llama", "architectures": ["MistralForCausalLM"]}, "contradicts itself"),
         ({"model_type": "llama", "architectures": ["MyLlama"]}, "names the class MyLlama, which"),
         ({"model_type": "mine", "auto_map": {"AutoModel": "x.y"}}, "code of its own, which qviz"),
-        ({"model_type": "t5", "architectures": ["T5Model"]}, r"encoder–decoder \(T5Model\)"),
+        (
+            {"model_type": "llava", "text_config": {"quantization_config": {"bits": 4}}},
+            r"already quantized \(some method\)",
+        ),
+        ({"model_type": "llama", "quantization_config": ["fp8"]}, "already quantized"),
         (
             {"model_type": "gpt_oss", "quantization_config": {"quant_method": "mxfp4"}},
             r"already quantized \(mxfp4\)",
@@ -160,3 +166,44 @@ def test_quiet_leaves_the_settings_alone():
         assert logging.get_verbosity() == logging.ERROR
         assert not logging.is_progress_bar_enabled()
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
+@pytest.mark.parametrize("name", ["T5", "BART"])
+def test_layers_of_an_encoder_decoder_are_listed_and_read(name):
+    """The refusal to load it says so."""
+    where = directory(name)
+    stored = load_file(where / "model.safetensors")
+    with pytest.raises(ValueError, match=r"encoder–decoder .*can be read with load_layer"):
+        load_model(where)
+    listed = list_layers(where)
+    assert len(listed) > 10
+    for layer in listed:
+        weight = qviz.load_layer(where, layer.name)
+        assert tuple(weight.shape) == layer.shape
+        assert any(torch.equal(weight, other) for other in stored.values())
+
+
+def test_an_expert_that_the_files_lack_is_not_replaced_by_the_next(tmp_path):
+    where = directory("Qwen3-MoE")
+    for file in where.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    stored = load_file(where / "model.safetensors")
+    fewer = {k: v for k, v in stored.items() if ".0.mlp.experts.1." not in k}
+    assert len(fewer) == len(stored) - 3
+    save_file(fewer, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    for expert in range(4):
+        with pytest.raises(ValueError, match=r"hold 3 tensors \S+down_proj\S* for the 4 experts"):
+            qviz.load_layer(tmp_path, f"model.layers.0.mlp.experts.down_proj.{expert}")
+    assert qviz.load_layer(tmp_path, "model.layers.1.mlp.experts.down_proj.1") is not None
+
+
+def test_a_mixtures_layers_are_worked_out_once(monkeypatch):
+    where, made = directory("Qwen2-MoE"), []
+    original = names.Translation.place
+    monkeypatch.setattr(
+        names.Translation, "place", lambda self, layer: made.append(layer) or original(self, layer)
+    )
+    listed = list_layers(where)
+    before = len(made)
+    qviz.load_layer(where, listed[3].name)
+    assert len(made) == before + 1

@@ -7,14 +7,16 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import qviz
 from qviz.models.layers import LoadedModel, linear_layers
 from qviz.models.load import load_model
-from qviz.models.reading import equal_batches, run, token_windows
+from qviz.models.reading import WindowBatch, equal_batches, run, token_windows
 from qviz.models.sequential import Outcome, Sequential, follow
-from tests.models.zoo import directory
+from qviz.models.statistics import Collector
+from tests.models.zoo import directory, tiny
 
 TEXT = "def read(path):\n    return open(path).read()\n" * 12
 TEXTS = [TEXT[:n] for n in (310, 170, 90, 240, 45)]  # windows of many lengths
@@ -72,22 +74,26 @@ class Caching(nn.Module):
         super().__init__()
         self.inner = inner
 
-    def forward(self, *args, **kwargs):
+    def forward(self, hidden, *args, **kwargs):
         kwargs.pop("leftover", None)
-        return self.inner(*args, **kwargs)
+        return self.inner(hidden, **kwargs)
 
 
-def test_a_cache_in_a_blocks_call_is_refused(monkeypatch):
+@pytest.mark.parametrize("named", [True, False])
+def test_a_cache_in_a_blocks_call_is_refused(named):
     model = zoo("Llama")
     twin = replace(model, model=copy.deepcopy(model.model))
     first = Caching(twin.model.model.layers[0])
     first.register_forward_pre_hook(
-        lambda m, args, kwargs: (args, {**kwargs, "leftover": KeyCache()}),
+        lambda m, args, kwargs: (
+            (args, {**kwargs, "leftover": KeyCache()}) if named else ((*args, KeyCache()), kwargs)
+        ),
         with_kwargs=True,
         prepend=True,
     )
     twin.model.model.layers[0] = first
-    with pytest.raises(ValueError, match=r"hands model.layers.0 a cache \(leftover\)"):
+    how = "leftover" if named else "by position"
+    with pytest.raises(ValueError, match=rf"hands model.layers.0 a cache \({how}\)"):
         hessians(twin, TEXTS)
 
 
@@ -139,7 +145,21 @@ def test_runs_leave_no_trace():
     fitting = {"sequence_length": 60, "max_tokens": 140}  # 60, 60 and, too short for sparse, 20
     first = qviz.capture(model, TEXT, **fitting)
     assert np.array_equal(np.random.random(3), expected)
-    again = qviz.capture(model, TEXT, **fitting)
+    again = qviz.capture(model, TEXT, **fitting)  # from another state of the generator
+    assert all(torch.equal(first[n].hessian, again[n].hessian) for n in first)
+
+
+def test_what_a_model_draws_is_the_same_every_time():
+    """Reformer hashes tokens with random rotations, in evaluation too."""
+    reformer = tiny(
+        "ReformerModelWithLMHead", attn_layers=["lsh", "lsh"], lsh_attn_chunk_length=16,
+        axial_pos_embds=False, num_buckets=2, is_decoder=True, feed_forward_size=96,
+    )  # fmt: skip
+    model = LoadedModel(reformer.requires_grad_(False), zoo("Llama").tokenizer, "LSH", "decoder")
+    before = torch.random.get_rng_state()
+    first, again = (qviz.capture(model, TEXT, sequence_length=64, max_tokens=128) for _ in range(2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert len(first) > 5
     assert all(torch.equal(first[n].hessian, again[n].hessian) for n in first)
 
 
@@ -201,6 +221,16 @@ def test_slow_tokenizers_read_the_same_windows():
     found = qviz.perplexity(model, TEXT, sequence_length=50)
     assert found.tokens == len(ids) - 1
     assert qviz.generate(model, TEXT[:40], max_new_tokens=3) is not None
+
+
+def test_windows_of_a_slow_tokenizer_have_room_for_special_tokens():
+    model = zoo("Llama")
+    tokenizer = transformers.ByT5Tokenizer(extra_ids=0)  # ends every text with </s>
+    assert (tokenizer.is_fast, tokenizer.num_special_tokens_to_add()) == (False, 1)
+    windows = token_windows(replace(model, tokenizer=tokenizer), TEXT, None, 50)
+    assert {len(w) for w in windows[:-1]} == {50}
+    assert {w[-1] for w in windows} == {tokenizer.eos_token_id}
+    assert sum(len(w) - 1 for w in windows) == len(TEXT.encode())
 
 
 def test_images_are_no_text():
@@ -290,3 +320,79 @@ def test_functions_take_what_qviz_made_of_a_model_and_nothing_else():
             ask()
     with pytest.raises(TypeError, match="got str; load the model first"):
         qviz.capture("bundled", TEXT)
+
+
+def test_a_hook_in_a_notebook_raises_its_own_error():
+    """Its file has a name like "<stdin>", as generated code has; its module is __main__."""
+    model = zoo("Llama")
+    console = {"__name__": "__main__"}
+    exec("def hook(*_): return 1 / 0", console)
+    handle = model.model.model.layers[0].mlp.register_forward_hook(console["hook"])
+    try:
+        with pytest.raises(ZeroDivisionError):
+            qviz.capture(model, TEXT)
+    finally:
+        handle.remove()
+
+
+def test_half_a_surrogate_pair_is_named():
+    model = zoo("Llama")
+    for ask in (
+        lambda: qviz.capture(model, ["def f():", "abc\ud800b"]),
+        lambda: qviz.perplexity(model, ["def f():", "abc\ud800b"]),
+        lambda: Sequential(["def f():", "abc\ud800b"]),
+    ):
+        with pytest.raises(ValueError, match=r"text 1 holds '\\ud800' at character 3"):
+            ask()
+    with pytest.raises(ValueError, match=r"the prompt holds '\\udc80' at character 0"):
+        qviz.generate(model, "\udc80")
+
+
+def test_more_windows_than_tokens_is_no_padding():
+    """XLNet reads [tokens, batch]: four short windows are wider than they are long, and one layer's
+    input of one token each looks like something that comes once for a batch."""
+    model = zoo("XLNet")
+    texts = ["a", "b", "c", "d"]
+    one, four = (qviz.capture(model, texts, batch_size=b) for b in (1, 4))
+    length = len(token_windows(model, texts, None, None)[0])
+    assert length < 4
+    for layer, alone in one.items():
+        assert torch.allclose(alone.hessian, four[layer].hessian, rtol=1e-4, atol=1e-5), layer
+        assert alone.tokens == four[layer].tokens, layer
+
+
+def test_tokens_first_of_one_token_each_count_once():
+    collector = Collector(torch.float32, 8, 0)
+    collector.begin(WindowBatch(torch.zeros(4, 1, dtype=torch.long), 0, 0))
+    collector.see("tokens first", torch.ones(1, 4, 5))
+    collector.flush()
+    collector.see("once for a batch", torch.ones(1, 7, 5))
+    collector.flush()
+    counts = {n: s.tokens for n, s in collector.statistics.items()}
+    assert counts == {"tokens first": 4, "once for a batch": 28}
+
+
+def test_text_ends_where_the_generation_configuration_says():
+    """Chat models end a turn with a token that only generation_config.json lists."""
+    model = zoo("Llama")
+    written = qviz.generate(model, "def f(", max_new_tokens=3)
+    assert written
+    ids = torch.tensor([model.tokenizer("def f(")["input_ids"]])
+    first = int(run(model, ids).logits[0, -1].argmax())
+    before = model.model.generation_config.eos_token_id
+    model.model.generation_config.eos_token_id = [first]
+    try:
+        assert qviz.generate(model, "def f(", max_new_tokens=3) == ""
+    finally:
+        model.model.generation_config.eos_token_id = before
+
+
+def test_a_part_that_hands_everything_on_keeps_no_cache_either():
+    """The base of Bart as a decoder takes *args and **kwargs, and does not say what they are."""
+    bart = tiny("BartForCausalLM", decoder_layers=2, decoder_ffn_dim=96, is_decoder=True)
+    model = LoadedModel(bart.requires_grad_(False), zoo("Llama").tokenizer, "Bart", "decoder")
+    captured = qviz.capture(model, TEXTS, sequence_length=60, hessian_dtype=torch.float64)
+    seen = hessians(model, TEXTS)
+    assert len(seen) > 10
+    for layer, hessian in seen.items():
+        assert torch.allclose(hessian, captured[layer].hessian, rtol=1e-5, atol=1e-7), layer
