@@ -546,11 +546,12 @@ def awq(case: Case) -> str:
 def smoothquant(case: Case) -> str:
     """Folded factors change nothing, and 8-bit weights and activations stay near the original;
     with factors of each layer's own too."""
+    within = 0.5 if case.zoo.kind == "experts" else 0.25  # a token may go to another expert
     own = _quantized(case, "smoothquant", fold=False)
-    require_same(own.model.model, case.loaded.model, case, 0.25, "8 bits, not folded")
+    require_same(own.model.model, case.loaded.model, case, within, "8 bits, not folded")
     _require_fold(case, frozenset({"norm"}))
     made = _quantized(case, "smoothquant")
-    require_same(made.model.model, case.loaded.model, case, 0.25, "8 bits and the original")
+    require_same(made.model.model, case.loaded.model, case, within, "8 bits and the original")
     return _left(made, case)
 
 
