@@ -24,12 +24,12 @@ from typing import Any
 import torch
 
 from qviz.core.check import unknown
+from qviz.core.divide import divide
 from qviz.core.grids import Affine, Blocks
 from qviz.core.tensor import QuantizedTensor
 from qviz.kernels.kernel import Kernel, Packed
 from qviz.kernels.samples import sample_weight
 from qviz.methods.gguf import gguf
-from qviz.methods.gguf.search import divide
 
 NOT_INSTALLED = (
     "llama-cpp-python is not installed: pip install llama-cpp-python compiles llama.cpp, which "

@@ -88,7 +88,7 @@ class Replays:
             self._recordings[kind] = None
             return self._round(block)
         recording = self._recordings[kind]
-        with torch.cuda.device_of(block.w):
+        with torch.cuda.device_of(block.w):  # type: ignore[no-untyped-call]
             if recording is None:
                 recording = _Recording(block, kind, self._round, self._record)
                 self._recordings[kind] = recording
@@ -121,7 +121,7 @@ class Recorded:
 def _stream(device: int) -> torch.cuda.Stream:
     """The stream on which operations are recorded: always the same one, because the library of
     matrix products keeps a workspace for each that it was used on."""
-    return torch.cuda.Stream(device)
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 class _Recording:
