@@ -35,7 +35,11 @@ Run = Callable[..., Any]
 
 
 def fastest(
-    packed: Packed, name: str, configs: "Sequence[Config]", make: "Callable[[Config], Run]", *given: Any
+    packed: Packed,
+    name: str,
+    configs: "Sequence[Config]",
+    make: "Callable[[Config], Run]",
+    *given: Any,
 ) -> Run:
     """The product of the configuration that is fastest with the arguments `given`, to be called
     with others like them.

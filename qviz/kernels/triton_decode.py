@@ -24,7 +24,11 @@ def affine(kind: str) -> str:
         "bf16": ("0x43004300", "0x3F803F80", "0xC308C308"),  # 128, 1, −136
         "f16": ("0x64006400", "0x3C003C00", "0xE408E408"),  # 1024, 1, −1032
     }[kind]
-    text = [".reg .b32 half, moved, one, minus;", f"mov.b32 one, {one};", f"mov.b32 minus, {minus};"]
+    text = [
+        ".reg .b32 half, moved, one, minus;",
+        f"mov.b32 one, {one};",
+        f"mov.b32 minus, {minus};",
+    ]
     for upper in range(2):
         text.append(f"prmt.b32 half, $8, $9, {HALVES[upper]};")
         for place in range(4):

@@ -165,7 +165,7 @@ FP8_DOT: DotOptions = {
     16: ((128, 4, 6, 1.9), (64, 2, 3, 7)),
     32: ((128, 4, 4, 1.9), (64, 4, 4, 3.5)),
     64: ((128, 8, 4, 1.9), (128, 4, 4, 1.9), (64, 4, 4, 3.5)),
-    128: ((128, 4, 4, 1.9), (128, 8, 4, 0.9), (64, 4, 4, 1.9)),
+    128: ((128, 8, 4, 0.9), (64, 4, 4, 1.9), (64, 4, 3, 1.9)),
 }
 # (rows, columns, warps, stages): 64 rows and 4 warps are what Hopper's own instruction (wgmma)
 # wants, 32 rows make more programs.
@@ -175,7 +175,9 @@ FUSED = 512  # tokens up to which weights are decoded on the way, once for each 
 PLAIN = 8  # tokens up to which float32, which tensor cores do not take, is multiplied one by one
 
 
-def gemv_configs(rows: int, units: int, options: Sequence[tuple[int, int, int, int]]) -> list[Config]:
+def gemv_configs(
+    rows: int, units: int, options: Sequence[tuple[int, int, int, int]]
+) -> list[Config]:
     """Configurations of a program of one token, cut down to the matrix.
 
     No more rows than there are, since the last program must be full, and no more chunks than the
@@ -547,7 +549,10 @@ class W8A8(EightBit):
 
         def make(config: Config) -> Run:
             blocks = config.blocks
-            wide = {"BLOCK_ROWS": blocks["BLOCK_ROWS"], "BLOCK_COLUMNS": 16 * blocks["BLOCK_CHUNKS"]}
+            wide = {
+                "BLOCK_ROWS": blocks["BLOCK_ROWS"],
+                "BLOCK_COLUMNS": 16 * blocks["BLOCK_CHUNKS"],
+            }
             grid = (cdiv(rows, blocks["BLOCK_ROWS"]), 1)
             run = launcher(
                 packed.device, "int8_gemv", replace(config, blocks=wide), {"COLUMNS": columns}, grid
@@ -616,7 +621,9 @@ class Fp8A16(TritonKernel):
         if tokens > 1 and not wide and tokens <= FUSED:
             configs = dot_configs(FP8_DOT, tokens)
             tiles = words.shape[0]
-            return split_dot(packed, "fp8_wide_dot", configs, constants, (words, scale), tiles, x, y)
+            return split_dot(
+                packed, "fp8_wide_dot", configs, constants, (words, scale), tiles, x, y
+            )
         if tokens > (PLAIN if wide else 1):
             return self._through_memory(packed)
 

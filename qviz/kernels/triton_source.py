@@ -318,8 +318,6 @@ FOUR_PLANES = tl.constexpr("=r,=r,=r,=r,r,r")
 def code_planes(words, KIND: tl.constexpr):
     """The eight planes of words, codes minus 8 in the dtype KIND, without rounding."""
     # [planes]
-    b: tl.constexpr = tl.bfloat16
-    h: tl.constexpr = tl.float16
     if INTERPRETED or KIND == tl.float32:
         planes = (
             (nibble(words, 0) - 8).to(tl.float32).to(KIND),
@@ -333,11 +331,39 @@ def code_planes(words, KIND: tl.constexpr):
         )
     elif KIND == tl.bfloat16:
         planes = tl.inline_asm_elementwise(
-            AFFINE_BF16, PLANES, [words], dtype=(b, b, b, b, b, b, b, b), is_pure=True, pack=2
+            AFFINE_BF16,
+            PLANES,
+            [words],
+            dtype=(
+                tl.bfloat16,
+                tl.bfloat16,
+                tl.bfloat16,
+                tl.bfloat16,
+                tl.bfloat16,
+                tl.bfloat16,
+                tl.bfloat16,
+                tl.bfloat16,
+            ),
+            is_pure=True,
+            pack=2,
         )
     else:
         planes = tl.inline_asm_elementwise(
-            AFFINE_F16, PLANES, [words], dtype=(h, h, h, h, h, h, h, h), is_pure=True, pack=2
+            AFFINE_F16,
+            PLANES,
+            [words],
+            dtype=(
+                tl.float16,
+                tl.float16,
+                tl.float16,
+                tl.float16,
+                tl.float16,
+                tl.float16,
+                tl.float16,
+                tl.float16,
+            ),
+            is_pure=True,
+            pack=2,
         )
     return planes
 
@@ -352,8 +378,6 @@ def level_planes(words, table_ptr, bytes_ptr, copy, KIND: tl.constexpr):
     there again for every use.
     """
     # [planes]
-    b: tl.constexpr = tl.bfloat16
-    h: tl.constexpr = tl.float16
     if INTERPRETED or KIND == tl.float32:
         table = tl.load(table_ptr + tl.arange(0, 16))
         planes = (
@@ -380,7 +404,16 @@ def level_planes(words, table_ptr, bytes_ptr, copy, KIND: tl.constexpr):
                 CODEBOOK,
                 PLANES_OF_TABLE,
                 [words, low0, low1, low2, low3, high0, high1, high2, high3],
-                dtype=(b, b, b, b, b, b, b, b),
+                dtype=(
+                    tl.bfloat16,
+                    tl.bfloat16,
+                    tl.bfloat16,
+                    tl.bfloat16,
+                    tl.bfloat16,
+                    tl.bfloat16,
+                    tl.bfloat16,
+                    tl.bfloat16,
+                ),
                 is_pure=True,
                 pack=2,
             )
@@ -389,7 +422,16 @@ def level_planes(words, table_ptr, bytes_ptr, copy, KIND: tl.constexpr):
                 CODEBOOK,
                 PLANES_OF_TABLE,
                 [words, low0, low1, low2, low3, high0, high1, high2, high3],
-                dtype=(h, h, h, h, h, h, h, h),
+                dtype=(
+                    tl.float16,
+                    tl.float16,
+                    tl.float16,
+                    tl.float16,
+                    tl.float16,
+                    tl.float16,
+                    tl.float16,
+                    tl.float16,
+                ),
                 is_pure=True,
                 pack=2,
             )
@@ -525,23 +567,26 @@ def four_bit_dot(
             elif ZERO != 8.0:
                 weight = minus(weight, tl.full(weight.shape, ZERO - 8.0, kind))
 
-        # [products] With one group to a tile its scale can wait for the sum; with several the
-        # weights are multiplied, and rounded, before. Each product is complete before it is added
-        # up: left to run on, as `tl.dot(…, total)` would let it, it may still be reading its
-        # weights when the next ones are put into the same registers (Triton 3.6, seen on an H100).
+        # [scale] With one group to a tile its scale can wait for the sum; with several the weights
+        # are multiplied, and rounded, before.
         if GROUPS == 1:
-            scale = scale_of(
-                scale_ptr, second_ptr, offset_ptr, table_ptr, group * rows + here[:, None],
-                here[:, None] * (COLUMNS // GROUP) + group, None, None, DOUBLE,
-            )  # fmt: skip
-            total = tl.fma(multiply(weight, x), scale, total)
+            group = tile * 128 // GROUP
+            at, block = group * rows + here, here * (COLUMNS // GROUP) + group
         else:
-            scale = scale_of(
-                scale_ptr, second_ptr, offset_ptr, table_ptr, at,
-                here[:, None] * (COLUMNS // GROUP) + group, None, None, DOUBLE,
-            )  # fmt: skip
+            block = here[:, None] * (COLUMNS // GROUP) + group
+        scale = scale_of(
+            scale_ptr, second_ptr, offset_ptr, table_ptr, at, block, None, None, DOUBLE
+        )
+        after = 1.0
+        if GROUPS == 1:
+            after = scale[:, None]
+        else:
             weight = times(weight, spread(scale.to(kind), 128 // GROUPS))
-            total = tl.fma(multiply(weight, x), 1.0, total)
+
+        # [products] Each is complete before it is added up: left to run on, as `tl.dot(…, total)`
+        # would let it, it may still be reading its weights when the next ones are put into the
+        # same registers (Triton 3.6, seen on an H100).
+        total = tl.fma(multiply(weight, x), after, total)
 
     # [store]
     at = (part * tokens + token[None, :]) * rows + row[:, None]
@@ -614,9 +659,7 @@ def dequantize(
     else:
         block = (here[:, None] * COLUMNS + column[None, :]) // GROUP
         at = block
-    scale = scale_of(
-        scale_ptr, second_ptr, offset_ptr, table_ptr, at, block, inside, 0, DOUBLE
-    )
+    scale = scale_of(scale_ptr, second_ptr, offset_ptr, table_ptr, at, block, inside, 0, DOUBLE)
     if TABLE:
         planes = level_planes(words, table_ptr, bytes_ptr, (here % 8)[:, None], kind)
         value = columns_of(planes, BLOCK_TILES).to(tl.float32)
@@ -872,8 +915,6 @@ def fp8_gemv(
 @triton.jit
 def e4m3_planes(words, KIND: tl.constexpr):
     """The four planes of words of E4M3 numbers, in the dtype KIND, which has every one of them."""
-    b: tl.constexpr = tl.bfloat16
-    h: tl.constexpr = tl.float16
     if INTERPRETED:
         planes = (
             e4m3_to_float(words, 0).to(KIND),
@@ -883,11 +924,21 @@ def e4m3_planes(words, KIND: tl.constexpr):
         )
     elif KIND == tl.bfloat16:
         planes = tl.inline_asm_elementwise(
-            E4M3_BF16, FOUR_PLANES, [words], dtype=(b, b, b, b), is_pure=True, pack=2
+            E4M3_BF16,
+            FOUR_PLANES,
+            [words],
+            dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16),
+            is_pure=True,
+            pack=2,
         )
     else:
         planes = tl.inline_asm_elementwise(
-            E4M3_F16, FOUR_PLANES, [words], dtype=(h, h, h, h), is_pure=True, pack=2
+            E4M3_F16,
+            FOUR_PLANES,
+            [words],
+            dtype=(tl.float16, tl.float16, tl.float16, tl.float16),
+            is_pure=True,
+            pack=2,
         )
     return planes
 
