@@ -636,14 +636,14 @@ class Fp8A16(TritonKernel):
         return fastest(packed, "fp8_gemv", configs, make, x, y)
 
     def _through_memory(self, packed: Packed) -> Run:
-        """The weight in the inputs' dtype in memory, which torch converts, and torch's product;
-        the scales wait for the sums, which have a row each."""
-        words, scale = packed.tensors["words"], packed.tensors["scale"].float()
-        rows, columns = packed.shape
+        """The weight in the inputs' dtype in memory, as torch converts it, and torch's product."""
+        words, scale = packed.tensors["words"], packed.tensors["scale"].float()[:, None]
+        columns = packed.shape[1]
 
         def both(x: torch.Tensor, y: torch.Tensor) -> None:
-            codes = fp8_codes(words, columns).view(torch.float8_e4m3fn)
-            y.copy_(torch.mm(x, codes.to(x.dtype).T).float() * scale)
+            weight = fp8_codes(words, columns).view(torch.float8_e4m3fn).to(x.dtype)
+            weight *= scale  # in float32, rounded once
+            torch.mm(x, weight.T, out=y)
 
         return both
 

@@ -38,11 +38,12 @@ class Layout:
     def of(cls, columns: int, group: int) -> "Layout":
         """Whole tiles where the rows allow them and each plane has one scale; else the widest
         tiles of 8, 4, 2 or 1 words that lie in one group each."""
+        if columns % group:
+            return cls(columns, group, 1, False)  # groups run on from row to row
         if columns % TILE == 0 and (group % TILE == 0 or TILE % group == 0) and group % WIDTH == 0:
             return cls(columns, group, WIDTH, True)
         for width in (8, 4, 2, 1):
-            size = WORD * width
-            if columns % size == 0 and columns % group == 0 and group % size == 0:
+            if columns % (WORD * width) == 0 and group % (WORD * width) == 0:
                 return cls(columns, group, width, True)
         return cls(columns, group, 1, False)
 
