@@ -74,8 +74,8 @@ def e4m3(kind: str) -> str:
 
     The sign of a byte goes to the sign, its exponent and mantissa to the lowest bits of the
     exponent and the highest of the mantissa: as bits that is the same number, too small by the
-    difference of what exponents count from, 127 − 7 or 15 − 7, subnormal numbers included. A product
-    makes up for it.
+    difference of what exponents count from, 127 − 7 or 15 − 7, subnormal numbers included. A
+    product makes up for it.
     """
     shift, mask, factor = {
         "bf16": (4, "0x07F007F0", "0x7B807B80"),  # 2¹²⁰

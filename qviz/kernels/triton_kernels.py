@@ -23,7 +23,6 @@ from qviz.core.grids import Affine, Codebook
 from qviz.core.tensor import QuantizedTensor
 from qviz.kernels.kernel import Kernel, Packed, affine_of, group_of
 from qviz.kernels.samples import affine_sample, sample_weight
-from qviz.kernels.triton_choice import fastest
 from qviz.kernels.torch_kernels import (
     fp8_rows,
     fp8_sample,
@@ -32,6 +31,7 @@ from qviz.kernels.torch_kernels import (
     int8_tokens,
     row_scale,
 )
+from qviz.kernels.triton_choice import fastest
 from qviz.kernels.triton_layout import (
     WORD,
     Layout,
@@ -294,7 +294,7 @@ class FourBit(TritonKernel):
         # Many more: what decoding costs each 128 tokens again, it costs but once in memory.
         tokens, wide = x.shape[0], x.dtype == torch.float32
         tensor_cores = packed.options["layout"].fused and not wide
-        if tensor_cores and (1 < tokens or packed.options["table"]) and tokens <= FUSED:
+        if tensor_cores and (tokens > 1 or packed.options["table"]) and tokens <= FUSED:
             return self._dot(packed, x, y)
         if tokens <= (PLAIN if wide else 1):
             return self._gemv(packed, x, y)

@@ -315,21 +315,21 @@ FOUR_PLANES = tl.constexpr("=r,=r,=r,=r,r,r")
 
 
 @triton.jit
-def code_planes(words, KIND: tl.constexpr):
-    """The eight planes of words, codes minus 8 in the dtype KIND, without rounding."""
+def code_planes(words, kind: tl.constexpr):
+    """The eight planes of words, codes minus 8 in the dtype kind, without rounding."""
     # [planes]
-    if INTERPRETED or KIND == tl.float32:
+    if INTERPRETED or kind == tl.float32:
         planes = (
-            (nibble(words, 0) - 8).to(tl.float32).to(KIND),
-            (nibble(words, 1) - 8).to(tl.float32).to(KIND),
-            (nibble(words, 2) - 8).to(tl.float32).to(KIND),
-            (nibble(words, 3) - 8).to(tl.float32).to(KIND),
-            (nibble(words, 4) - 8).to(tl.float32).to(KIND),
-            (nibble(words, 5) - 8).to(tl.float32).to(KIND),
-            (nibble(words, 6) - 8).to(tl.float32).to(KIND),
-            (nibble(words, 7) - 8).to(tl.float32).to(KIND),
+            (nibble(words, 0) - 8).to(tl.float32).to(kind),
+            (nibble(words, 1) - 8).to(tl.float32).to(kind),
+            (nibble(words, 2) - 8).to(tl.float32).to(kind),
+            (nibble(words, 3) - 8).to(tl.float32).to(kind),
+            (nibble(words, 4) - 8).to(tl.float32).to(kind),
+            (nibble(words, 5) - 8).to(tl.float32).to(kind),
+            (nibble(words, 6) - 8).to(tl.float32).to(kind),
+            (nibble(words, 7) - 8).to(tl.float32).to(kind),
         )
-    elif KIND == tl.bfloat16:
+    elif kind == tl.bfloat16:
         planes = tl.inline_asm_elementwise(
             AFFINE_BF16,
             PLANES,
@@ -369,8 +369,8 @@ def code_planes(words, KIND: tl.constexpr):
 
 
 @triton.jit
-def level_planes(words, table_ptr, bytes_ptr, copy, KIND: tl.constexpr):
-    """The eight planes of words, levels of the table in the dtype KIND.
+def level_planes(words, table_ptr, bytes_ptr, copy, kind: tl.constexpr):
+    """The eight planes of words, levels of the table in the dtype kind.
 
     The machine instructions find the levels in the bytes of eight registers, which `bytes_ptr` has
     eight times, [8 registers, 8 copies]: read through `copy`, different ones for different
@@ -378,17 +378,17 @@ def level_planes(words, table_ptr, bytes_ptr, copy, KIND: tl.constexpr):
     there again for every use.
     """
     # [planes]
-    if INTERPRETED or KIND == tl.float32:
+    if INTERPRETED or kind == tl.float32:
         table = tl.load(table_ptr + tl.arange(0, 16))
         planes = (
-            levels(table, nibble(words, 0)).to(KIND),
-            levels(table, nibble(words, 1)).to(KIND),
-            levels(table, nibble(words, 2)).to(KIND),
-            levels(table, nibble(words, 3)).to(KIND),
-            levels(table, nibble(words, 4)).to(KIND),
-            levels(table, nibble(words, 5)).to(KIND),
-            levels(table, nibble(words, 6)).to(KIND),
-            levels(table, nibble(words, 7)).to(KIND),
+            levels(table, nibble(words, 0)).to(kind),
+            levels(table, nibble(words, 1)).to(kind),
+            levels(table, nibble(words, 2)).to(kind),
+            levels(table, nibble(words, 3)).to(kind),
+            levels(table, nibble(words, 4)).to(kind),
+            levels(table, nibble(words, 5)).to(kind),
+            levels(table, nibble(words, 6)).to(kind),
+            levels(table, nibble(words, 7)).to(kind),
         )
     else:
         low0 = tl.broadcast_to(tl.load(bytes_ptr + copy), words.shape)
@@ -399,7 +399,7 @@ def level_planes(words, table_ptr, bytes_ptr, copy, KIND: tl.constexpr):
         high1 = tl.broadcast_to(tl.load(bytes_ptr + 40 + copy), words.shape)
         high2 = tl.broadcast_to(tl.load(bytes_ptr + 48 + copy), words.shape)
         high3 = tl.broadcast_to(tl.load(bytes_ptr + 56 + copy), words.shape)
-        if KIND == tl.bfloat16:
+        if kind == tl.bfloat16:
             planes = tl.inline_asm_elementwise(
                 CODEBOOK,
                 PLANES_OF_TABLE,
@@ -913,16 +913,16 @@ def fp8_gemv(
 
 
 @triton.jit
-def e4m3_planes(words, KIND: tl.constexpr):
-    """The four planes of words of E4M3 numbers, in the dtype KIND, which has every one of them."""
+def e4m3_planes(words, kind: tl.constexpr):
+    """The four planes of words of E4M3 numbers, in the dtype kind, which has every one of them."""
     if INTERPRETED:
         planes = (
-            e4m3_to_float(words, 0).to(KIND),
-            e4m3_to_float(words, 1).to(KIND),
-            e4m3_to_float(words, 2).to(KIND),
-            e4m3_to_float(words, 3).to(KIND),
+            e4m3_to_float(words, 0).to(kind),
+            e4m3_to_float(words, 1).to(kind),
+            e4m3_to_float(words, 2).to(kind),
+            e4m3_to_float(words, 3).to(kind),
         )
-    elif KIND == tl.bfloat16:
+    elif kind == tl.bfloat16:
         planes = tl.inline_asm_elementwise(
             E4M3_BF16,
             FOUR_PLANES,
