@@ -166,6 +166,11 @@ class _Run:
         if self.progress is not None:
             self.progress(self.done, self.total, text)
 
+    def say_on_cuda(self, text: str) -> None:
+        """Say what a step is at where it may compile, which takes seconds: on a GPU."""
+        if self.progress is not None and self.device.type == "cuda":
+            self.progress(max(self.done, 0), self.total, text)
+
     def leave_out(self, kernel: str, format: str, reason: str, batch: int | None = None) -> None:
         parts = [kernel, *([format] if self.several else [])]
         parts += [] if batch is None else [f"batch {batch}"]
@@ -229,6 +234,7 @@ class _Run:
         for kernel in kernels:
             if kernel.name == BASELINE:
                 continue
+            self.say_on_cuda(f"trying {kernel.name}")
             reason = kernel.missing(self.device) or _interpreted(kernel, self.device)
             if reason is None:
                 found.append(kernel)
@@ -291,6 +297,7 @@ class _Run:
         x = synthetic_inputs(batch, self.shape[1], self.seed + batch)
         ready: dict[str, _Ready] = {}
         for entrant in entrants:
+            self.say_on_cuda(f"{format}, batch {batch}: preparing {entrant.kernel.name}")
             try:
                 ready[entrant.name] = _Ready.of(entrant, x, target, self.device, self.cache)
             except (*LACKING, ValueError) as error:

@@ -1,8 +1,8 @@
-"""Which of a few configurations is the fastest here: timed once, and remembered.
+"""Which of a few configurations is the fastest here, and which kernels were tried: remembered.
 
 What was found is kept in a file for each card, so that the next process, and the next page, does
-not time it again: it lies in $QVIZ_CACHE or the user's cache directory, and holds for this source,
-this version of Triton, this shape and this range of tokens alone.
+not time it again. It lies in $QVIZ_CACHE or the user's cache directory, and holds for these
+sources, these versions, this shape and this range of tokens alone.
 """
 
 import hashlib
@@ -98,12 +98,26 @@ def _key(packed: Packed, name: str, configs: "Sequence[Config]") -> str:
 
 @cache
 def _version() -> str:
-    """Of Triton and of the sources."""
+    """Of Triton, of torch and of the sources."""
     import triton
 
     folder = Path(__file__).parent
     text = b"".join((folder / each).read_bytes() for each in SOURCES)
-    return f"{triton.__version__} {hashlib.sha256(text).hexdigest()[:16]}"
+    return f"{triton.__version__} {torch.__version__} {hashlib.sha256(text).hexdigest()[:16]}"
+
+
+def tried(device: torch.device, kernel: str) -> bool:
+    """Whether the kernel gave the right product here before, in this process or an earlier one."""
+    return _known(device, _trial(kernel)) is not None
+
+
+def remember_tried(device: torch.device, kernel: str) -> None:
+    """Keep that it did."""
+    _remember(device, _trial(kernel), 0)
+
+
+def _trial(kernel: str) -> str:
+    return hashlib.sha256(f"{kernel} {_version()}".encode()).hexdigest()[:24]
 
 
 def path_of(device: torch.device) -> Path:

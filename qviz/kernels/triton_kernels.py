@@ -31,7 +31,7 @@ from qviz.kernels.torch_kernels import (
     int8_tokens,
     row_scale,
 )
-from qviz.kernels.triton_choice import fastest
+from qviz.kernels.triton_choice import fastest, remember_tried, tried
 from qviz.kernels.triton_layout import (
     WORD,
     Layout,
@@ -249,6 +249,16 @@ class TritonKernel(Kernel):
             return f"{self.name} counts weights in 31 bits; {q.shape[0]}×{q.shape[1]} are too many."
         return self._refuses(q)
 
+    def _probe(self, device: torch.device) -> str | None:
+        # Compiling takes seconds: what another process has tried here with the same card, sources
+        # and versions need not be tried again.
+        if device.type == "cpu" or not tried(device, self.name):
+            reason = super()._probe(device)
+            if reason is None and device.type != "cpu":
+                remember_tried(device, self.name)
+            return reason
+        return self._lacks(device)
+
     @abstractmethod
     def _refuses(self, q: QuantizedTensor) -> str | None:
         """As `refuses`, for a tensor of any size."""
@@ -304,6 +314,8 @@ class FourBit(TritonKernel):
         layout, rows, tokens = packed.options["layout"], packed.shape[0], x.shape[0]
         t, constants = packed.tensors, gemv_constants(packed)
         fixed: tuple[torch.Tensor | None, ...]
+        options: Sequence[tuple[int, int, int, int]]
+        last: tuple[int, ...]
         if packed.options["table"]:
             name, options, last = "codebook_gemv", CODEBOOK_GEMV, (rows,)
             fixed = (t["words"], t["scale"], t.get("second"), t.get("offset"), t["table"])

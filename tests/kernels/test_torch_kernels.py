@@ -133,7 +133,7 @@ class Divisions(TorchDispatchMode):
 @pytest.mark.parametrize("round_inputs", [int8_tokens, lambda x: fp8_tokens(x, whole=False)])
 def test_no_input_is_divided_by_a_plain_number(round_inputs):
     """On CUDA that would be a product with the number's reciprocal, and another code now and
-    then: found on an H200, where 5 of 6144 codes were others."""
+    then: on an H100 5 of 6144 codes were others."""
     with Divisions() as seen:
         round_inputs(torch.randn(3, 40))
     assert len(seen.divisors) == 2
