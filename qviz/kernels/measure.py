@@ -55,6 +55,7 @@ def measure(
     ceilings: Ceilings | None = None,
     progress: Callable[[int, int, str], object] | None = None,
     stopped: Callable[[], bool] | None = None,
+    keep: Callable[[Measurement], object] | None = None,
 ) -> Measurement:
     """Time and error of every kernel that runs on the device and takes the format.
 
@@ -69,6 +70,7 @@ def measure(
     ceilings  of this device from an earlier run; None: they are measured first
     progress  called with (done, total, what comes now)
     stopped   asked between steps; where it says True, what was measured until then is returned
+    keep      called after each format with what was measured until then, `complete` False
 
     ValueError or TypeError for what makes no sense, MemoryError where it would not fit,
     RuntimeError where not even torch.matmul runs.
@@ -103,7 +105,7 @@ def measure(
                 "stopped before anything was measured, while another page or command was measuring "
                 "on this machine"
             )
-        return run.everything(wanted, taking_part, weight, ceilings)
+        return run.everything(wanted, taking_part, weight, ceilings, keep)
 
 
 def synthetic_weight(shape: tuple[int, int], seed: int = 0) -> torch.Tensor:
@@ -187,12 +189,13 @@ class _Run:
         what = f"measuring {self.shape[0]}×{self.shape[1]} with {kernels} kernels"
         instead = "Take a smaller shape, or name fewer kernels"
         on_cpu = self.device.type == "cpu"
-        beside = 13 * weights + (held if on_cpu else 0)  # the weight, its codes, one being packed
-        require_memory(max(WORKSPACE * weights, beside), what, instead)
+        beside = 13 * weights + held  # the weight, its codes, one being packed
+        require_memory(max(WORKSPACE * weights, beside) if on_cpu else 4 * weights, what, instead)
         if on_cpu:
             return
         torch.cuda.empty_cache()  # what torch only keeps for later counts as free
-        needed, free = held + 8 * weights, torch.cuda.mem_get_info(self.device)[0]
+        needed = held + WORKSPACE * weights
+        free = torch.cuda.mem_get_info(self.device)[0]
         if needed > free:
             raise MemoryError(
                 f"{what} needs {needed / 2**30:.1f} GiB of the GPU's memory, "
@@ -212,6 +215,7 @@ class _Run:
         kernels: Sequence[Kernel],
         weight: torch.Tensor | None,
         ceilings: Ceilings | None,
+        keep: Callable[[Measurement], object] | None,
     ) -> Measurement:
         """Every format and batch, and what the device can do."""
         about = machine(self.device)
@@ -221,8 +225,13 @@ class _Run:
         self.cache = ceilings.cache
         self.require_room(len(kernels))
         made = synthetic_weight(self.shape, self.seed) if weight is None else as_matrix(weight)
-        complete = all(self.one_format(each, made.cpu(), kernels) for each in wanted)
-        about["load after"] = load()
+        complete = True
+        for each in wanted:
+            complete = complete and self.one_format(each, made.cpu(), kernels)
+            about["load after"] = load()
+            if keep is not None:
+                points = tuple(self.points)
+                keep(Measurement(dict(about), ceilings, points, dict(self.left_out), False))
         if complete:
             self.step("done")
         return Measurement(about, ceilings, tuple(self.points), self.left_out, complete)
@@ -280,7 +289,8 @@ class _Run:
         if self.is_stopped():
             return False
         self.step(f"{format.name}: quantizing and packing {self.shape[0]}×{self.shape[1]}")
-        q = format.quantize(weight)
+        # Where the kernels run: a GPU is some hundred times as fast at this, too.
+        q = format.quantize(weight.to(self.device))
         entrants = self.entrants(format.name, q, kernels)
         if entrants is None:
             return False
