@@ -170,10 +170,11 @@ def plain_rows(found: Measurement) -> list[dict[str, Any]]:
     ]
 
 
-def write(found: Measurement, root: Path, *, ships: bool) -> Path:
-    """The files of the results and, at the end, the one that ships; returns the one for people."""
+def write(found: Measurement, root: Path) -> Path:
+    """The files of the results and, once it is complete, the one that ships; returns the one for
+    people."""
     kind = "cpu" if found.machine["device"] == "CPU" else "cuda"
-    if ships and found.complete:  # nothing ships that was cut short
+    if found.complete:  # nothing ships that was cut short
         records.save(found, root / "qviz" / "data" / "kernels" / records.file_name(found))
     results = root / "bench" / "results"
     results.mkdir(parents=True, exist_ok=True)
@@ -232,9 +233,9 @@ def main() -> None:
         lambda: time.perf_counter() > end,
         formats=args.formats,
         batches=args.batches,
-        keep=lambda found: write(found, args.into, ships=False),
+        keep=lambda found: write(found, args.into),
     )
-    print(write(found, args.into, ships=True).read_text(encoding="utf-8"))
+    print(write(found, args.into).read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":
