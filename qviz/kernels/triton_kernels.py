@@ -431,10 +431,12 @@ def four_bit_tensors(packed: Packed) -> tuple[torch.Tensor | None, ...]:
 
 
 class W4A16(FourBit):
-    """Groups of equally spaced levels, rebuilt in registers without any conversion."""
+    """Groups of equally spaced levels, rebuilt in registers without any conversion. Beyond FUSED
+    tokens, and for several tokens where a tensor core cannot take the tiles (groups that are no
+    multiple of 16, or rows of 128, columns; float32), it does what triton.dequantize does."""
 
     name = "triton.w4a16"
-    title = "4-bit groups, 16-bit inputs (Triton, fused)"
+    title = f"4-bit groups, 16-bit inputs (Triton, fused up to {FUSED} tokens)"
 
     def sample(self) -> QuantizedTensor:
         return affine_sample(bits=4, symmetric=False, group_size=32)
@@ -445,10 +447,11 @@ class W4A16(FourBit):
 
 class Nf4(FourBit):
     """Sixteen levels of a table and a scale for each block, as NF4 and FP4 have them; absmax in
-    float32, or as the codes of double quantization, which are decoded where they are needed."""
+    float32, or as the codes of double quantization, which are decoded where they are needed. Many
+    tokens go through memory, as with triton.w4a16."""
 
     name = "triton.nf4"
-    title = "NF4 and FP4 blocks, 16-bit inputs (Triton, fused)"
+    title = f"NF4 and FP4 blocks, 16-bit inputs (Triton, fused up to {FUSED} tokens)"
 
     def sample(self) -> QuantizedTensor:
         return nf4(sample_weight())
@@ -607,10 +610,11 @@ class Fp8(EightBit):
 
 
 class Fp8A16(TritonKernel):
-    """E4M3 weights, widened in registers; inputs as they are, so it runs on older GPUs, too."""
+    """E4M3 weights, widened in registers; inputs as they are, so it runs on older GPUs, too. Beyond
+    FUSED tokens torch widens the weight in memory, and multiplies."""
 
     name = "triton.fp8_w8a16"
-    title = "FP8 rows, 16-bit inputs (Triton, fused)"
+    title = f"FP8 rows, 16-bit inputs (Triton, fused up to {FUSED} tokens)"
 
     def sample(self) -> QuantizedTensor:
         return fp8_sample()
