@@ -95,7 +95,7 @@ class Config:
     blocks: Mapping[str, int]
     warps: int = 4
     stages: int = 3
-    programs: float = 1.0
+    programs: int = 1
 
 
 # x·y + z as one instruction where the source has two: Triton's default, until it changes in 3.10.
@@ -138,34 +138,36 @@ def processors(device: torch.device) -> int:
 
 # ---------------------------------------------------------------------- which configuration
 
-# For each range of tokens, the few that were fastest on an H100 with 8192×28672 and 4096×4096.
+# For each range of tokens, the few that were fastest on an H100 with 8192×28672 and 4096×4096
+# (bench/results/kernels_prototypes_h100.md). Each is compiled where it is timed: no more than help.
 # (rows, chunks, warps, stages); a chunk is what one thread reads of a row at once.
-AFFINE_GEMV = ((16, 32, 2, 3), (8, 32, 1, 3), (4, 64, 2, 1), (2, 64, 2, 1), (2, 32, 1, 1))
-CODEBOOK_GEMV = ((8, 32, 1, 1), (4, 32, 1, 1), (2, 32, 1, 1), (4, 128, 4, 1))
-INT8_GEMV = ((4, 32, 1, 1), (4, 64, 2, 1), (2, 64, 2, 1), (2, 128, 4, 1))
-FP8_GEMV = ((8, 32, 1, 1), (4, 32, 1, 1), (4, 64, 2, 1), (4, 128, 4, 1), (2, 128, 4, 1))
+GemvOptions = Sequence[tuple[int, int, int, int]]
+AFFINE_GEMV: GemvOptions = ((16, 32, 2, 3), (8, 32, 1, 3), (2, 64, 2, 1), (2, 32, 1, 1))
+CODEBOOK_GEMV: GemvOptions = ((8, 32, 1, 1), (4, 32, 1, 1), (2, 32, 1, 1), (4, 128, 4, 1))
+INT8_GEMV: GemvOptions = ((4, 32, 1, 1), (4, 64, 2, 1), (2, 64, 2, 1), (2, 128, 4, 1))
+FP8_GEMV: GemvOptions = ((8, 32, 1, 1), (4, 64, 2, 1), (2, 128, 4, 1))
 # Tokens of a program → (rows, warps, stages, programs for each multiprocessor).
-DotOptions = Mapping[int, Sequence[tuple[int, int, int, float]]]
+DotOptions = Mapping[int, Sequence[tuple[int, int, int, int]]]
 AFFINE_DOT: DotOptions = {
-    8: ((64, 2, 4, 7), (32, 2, 4, 7), (64, 4, 3, 7)),
-    16: ((64, 2, 3, 7), (128, 4, 3, 3.5), (32, 1, 3, 14)),
-    32: ((64, 4, 4, 3.5), (128, 8, 3, 3.5)),
-    64: ((128, 4, 4, 1.9), (128, 4, 3, 1.9), (64, 4, 4, 3.5)),
-    128: ((64, 4, 3, 1.9), (128, 8, 4, 0.9), (128, 8, 3, 0.9)),
+    8: ((64, 2, 4, 8), (32, 2, 4, 8)),
+    16: ((64, 2, 3, 8), (32, 1, 3, 16)),
+    32: ((64, 4, 4, 4), (128, 8, 3, 4)),
+    64: ((128, 4, 4, 2), (128, 8, 4, 2)),
+    128: ((64, 4, 3, 2), (128, 8, 4, 1)),
 }
 TABLE_DOT: DotOptions = {
-    8: ((32, 2, 4, 7), (64, 4, 4, 7)),
-    16: ((64, 4, 4, 7), (64, 4, 3, 3.5)),
-    32: ((64, 4, 4, 3.5), (64, 4, 3, 7)),
-    64: ((64, 4, 5, 1.9), (64, 4, 3, 3.5)),
-    128: ((64, 4, 3, 1.9), (128, 8, 3, 0.9)),
+    8: ((32, 2, 4, 8), (64, 4, 4, 8)),
+    16: ((64, 4, 4, 8), (64, 4, 3, 4)),
+    32: ((64, 4, 4, 4), (64, 4, 3, 8)),
+    64: ((64, 4, 5, 2), (64, 4, 3, 4)),
+    128: ((64, 4, 3, 2), (128, 8, 3, 1)),
 }
 FP8_DOT: DotOptions = {
-    8: ((128, 8, 6, 0.9), (64, 4, 4, 1.9), (32, 2, 4, 7)),
-    16: ((128, 4, 6, 1.9), (64, 2, 3, 7)),
-    32: ((128, 4, 4, 1.9), (64, 4, 4, 3.5)),
-    64: ((128, 8, 4, 1.9), (128, 4, 4, 1.9), (64, 4, 4, 3.5)),
-    128: ((128, 8, 4, 0.9), (64, 4, 4, 1.9), (64, 4, 3, 1.9)),
+    8: ((128, 8, 6, 1), (32, 2, 6, 8)),
+    16: ((128, 4, 6, 2), (64, 2, 3, 8)),
+    32: ((128, 4, 4, 2), (64, 4, 4, 4)),
+    64: ((128, 8, 4, 2), (64, 4, 4, 4)),
+    128: ((128, 8, 4, 1), (64, 4, 4, 2)),
 }
 # (rows, columns, warps, stages): 64 rows and 4 warps are what Hopper's own instruction (wgmma)
 # wants, 32 rows make more programs.
@@ -175,9 +177,7 @@ FUSED = 512  # tokens up to which weights are decoded on the way, once for each 
 PLAIN = 8  # tokens up to which float32, which tensor cores do not take, is multiplied one by one
 
 
-def gemv_configs(
-    rows: int, units: int, options: Sequence[tuple[int, int, int, int]]
-) -> list[Config]:
+def gemv_configs(rows: int, units: int, options: GemvOptions) -> list[Config]:
     """Configurations of a program of one token, cut down to the matrix.
 
     No more rows than there are, since the last program must be full, and no more chunks than the
@@ -202,7 +202,7 @@ def splits(config: Config, rows: int, tokens: int, tiles: int, device: torch.dev
     """Parts, 1 to 16, into which a row's tiles are shared out, so that each multiprocessor has
     as many programs as the configuration asks for; four tiles at least are left to each."""
     programs = cdiv(rows, config.blocks["BLOCK_ROWS"]) * cdiv(tokens, config.blocks["BLOCK_TOKENS"])
-    wanted = int(config.programs * processors(device)) // programs
+    wanted = config.programs * processors(device) // programs
     return power_below(max(1, min(wanted, tiles // 4, 16)))
 
 
@@ -314,7 +314,7 @@ class FourBit(TritonKernel):
         layout, rows, tokens = packed.options["layout"], packed.shape[0], x.shape[0]
         t, constants = packed.tensors, gemv_constants(packed)
         fixed: tuple[torch.Tensor | None, ...]
-        options: Sequence[tuple[int, int, int, int]]
+        options: GemvOptions
         last: tuple[int, ...]
         if packed.options["table"]:
             name, options, last = "codebook_gemv", CODEBOOK_GEMV, (rows,)

@@ -176,6 +176,10 @@ def test_how_a_row_is_shared_out():
     assert tk.splits(few, 64, 4, 224, cpu) == 16
     assert tk.splits(few, 64, 4, 32, cpu) == 8 and tk.splits(few, 64, 4, 3, cpu) == 1
     assert tk.splits(few, 2**20, 4, 224, cpu) == 1
+    # What was fastest on an H100: 8192 rows in 8 parts for 4 tokens, in 4 for 64, whole for 256.
+    for tokens, parts in ((4, 8), (16, 8), (32, 4), (64, 4), (128, 2), (256, 1)):
+        config = tk.dot_configs(tk.AFFINE_DOT, tokens)[0 if tokens < 256 else 1]
+        assert tk.splits(config, 8192, tokens, 224, cpu) == parts
     for tiles in range(1, 40):  # every tile belongs to one part
         split = tk.splits(few, 64, 4, tiles, cpu)
         steps = tk.cdiv(tiles, split)
