@@ -115,8 +115,8 @@ def test_traced_and_untraced_execute_the_same_operations(name, options):
     with Operations() as traced:
         made_and_used(name, options, emit=hook)
     views = ("aten.view", "aten.reshape", "aten._unsafe_view", "aten.slice", "aten.select",
-             "aten.detach", "aten.t.", "aten.transpose", "aten.unsqueeze", "aten.squeeze",
-             "aten.expand", "aten.alias", "aten.as_strided", "aten.permute", "aten.split",
+             "aten.detach", "aten.diagonal", "aten.t.", "aten.transpose", "aten.unsqueeze",
+             "aten.squeeze", "aten.expand", "aten.alias", "aten.as_strided", "aten.permute", "aten.split",
              "aten.unbind")  # fmt: skip
 
     def work(seen):

@@ -432,7 +432,17 @@ def test_the_bits_in_brackets_are_the_code(opened):
         bits = column(part.table, "its four bits there")[1]
         code = int(bits.split("[")[1].split("]")[0], 2) + q.grid.qmin
         assert code == int(q.codes[part.walk.rows.start + row, step.columns.start + col])
-        word = column(part.table, "the word it lies in")[1]
+        told, _, word = column(part.table, "the word it lies in")[1].partition(": ")
+        words = step.tensors["words"][row].flatten()
+        number = int(told.removeprefix("number "))
+        assert int(word, 16) == int(words[number]) & 0xFFFFFFFF
+        # The columns of its plane are those whose codes are the same bits of the tile's words.
+        start, end = map(int, column(part.table, "columns of its plane")[1].split(" to "))
+        assert start <= col <= end and end - start + 1 == 16
+        place = bits.split().index(next(each for each in bits.split() if "[" in each))
+        codes = [(int(w) >> 4 * (7 - place)) & 15 for w in words]
+        plane = q.codes[part.walk.rows.start + row, start : end + 1].int() - q.grid.qmin
+        assert codes == plane.tolist()
         assert int(bits.replace("[", "").replace("]", "").replace(" ", ""), 2) == int(word, 16)
 
 

@@ -326,15 +326,13 @@ def _told(walk: Walk, i: int, row: int, column: int) -> dict[str, str]:
         case "tile.step":
             return {"token's scale": number(float(held["step"][0]))}
         case "tile.words":
-            return _word(held["words"], row, column)
+            return _word(walk, held["words"], row, column)
         case "tile.weights":
             return {"code q": number(int(held["weights"][row, column]))}
         case "tile.scale":
-            scale = held["scale"]
-            each = -(-span // scale.shape[1])
-            told = {"scale s": number(float(scale[row, column // each]))}
+            told = {"scale s": number(float(held["scale"][row, column]))}
             if walk.kernel == "triton.w4a16":
-                told["zero point z"] = number(float(held["zero"][row, column // each]))
+                told["zero point z"] = number(float(held["zero"][row, column]))
             return told
         case "tile.inputs":
             name = "input x" if walk.kernel != "triton.w8a8" else "input's code"
@@ -370,13 +368,15 @@ def _sum_so_far(walk: Walk, i: int) -> torch.Tensor:
     return torch.stack([part.sum(1) for part in parts]).sum(0)
 
 
-def _word(words: torch.Tensor, row: int, column: int) -> dict[str, str]:
-    """The word [of words [r, c, w]] in which a weight lies, and where in it: code j of a chunk's
-    words is that of columns j·w to j·w + w − 1."""
-    chunk = words.shape[2]
-    within = column % (8 * chunk)
-    j, lane = within // chunk, within % chunk
-    word = int(words[row, column // (8 * chunk), lane]) & 0xFFFFFFFF
-    bits = [f"{word:032b}"[at : at + 4] for at in range(0, 32, 4)]
-    bits[7 - j] = f"[{bits[7 - j]}]"
-    return {"the word it lies in": f"0x{word:08x}", "its four bits there": " ".join(bits)}
+def _word(walk: Walk, words: torch.Tensor, row: int, column: int) -> dict[str, str]:
+    """The word [of words [r, c, w]] in which a weight lies, where in it, and beside which columns:
+    the same bits of a tile's words are a plane, the codes of as many columns side by side."""
+    at = walk.place(column)
+    word = int(words[row].flatten()[at.word]) & 0xFFFFFFFF
+    bits = [f"{word:032b}"[i : i + 4] for i in range(0, 32, 4)]
+    bits[7 - at.plane] = f"[{bits[7 - at.plane]}]"
+    return {
+        "the word it lies in": f"number {at.word}: 0x{word:08x}",
+        "its four bits there": " ".join(bits),
+        "columns of its plane": f"{at.side.start} to {at.side.stop - 1}",
+    }
