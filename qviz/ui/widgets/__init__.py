@@ -1,11 +1,14 @@
 """Own anywidgets: a Python file and a JavaScript module each."""
 
-from qviz.core.words import number
+from qviz.core.words import counted, number, percent, signed
 
+from .address import Address, as_address, from_address
 from .base import Style, link, style
 from .charts import Chart, PlotlyLoader
 from .controls import Button, Choice, Slider, TextField, Toggle
 from .equation import Equation
+from .guide import Guide
+from .head import Head
 from .layout import (
     Disclosure,
     Text,
@@ -25,6 +28,7 @@ from .status import Status
 from .transport import Transport
 
 __all__ = [
+    "Address",
     "Button",
     "Caption",
     "Chart",
@@ -32,6 +36,8 @@ __all__ = [
     "Code",
     "Disclosure",
     "Equation",
+    "Guide",
+    "Head",
     "MatrixFrame",
     "MatrixView",
     "PlotlyLoader",
@@ -44,15 +50,20 @@ __all__ = [
     "TextField",
     "Toggle",
     "Transport",
+    "as_address",
     "column_of",
+    "counted",
     "details",
     "figures_row",
+    "from_address",
     "link",
     "link_matrices",
     "number",
     "page",
+    "percent",
     "section",
     "show_only",
+    "signed",
     "stack",
     "style",
 ]
