@@ -361,6 +361,9 @@ class BitWidthLesson(LayerPage):
         assert self.prediction is not None
         self.prediction.moved()
 
+    def look(self) -> None:
+        self._new_cell()
+
     def _new_cell(self) -> None:
         row, column = self.original_view.cursor
         if row >= 0 and (row, column) != self._cell:

@@ -96,6 +96,9 @@ class LessonPage:
     def draw(self, shown: Any) -> None:
         """Show a computed value; called again with the last one when something fails."""
 
+    def look(self) -> None:
+        """Draw what depends on where one looks, after fields that only say that were put back."""
+
     # ---------------------------------------------------------------- controls
 
     def add(
@@ -173,11 +176,11 @@ class LessonPage:
 
         def handle(_event: Any) -> None:
             with self.one_at_a_time:
-                self.attempt(action, busy)
+                self.do(action, busy)
 
         return handle
 
-    def attempt(self, action: Callable[[], None], busy: str = "") -> None:
+    def do(self, action: Callable[[], None], busy: str = "") -> None:
         """Do it, or be as before and say why not."""
         if busy:
             self.status.busy(busy)
@@ -254,13 +257,16 @@ class LessonPage:
         with self.quietly():
             for key, kept in self._kept.items():
                 self.fields[key].back(kept)
-            for part, last in self._kept_shown:
-                if part in broken or part.shown is not last:
+            again = [(p, last) for p, last in self._kept_shown if p in broken or p.shown is not last]
+            for part, last in again:
+                if last is not None:
                     part.shown = None  # nothing on screen can be relied upon
                     part.draw(last)
                     part.shown = last
             for key, kept in self._kept.items():  # drawing moves cursors and steps
                 self.fields[key].back(kept)
+            for part, _ in again:
+                part.look()
 
     # ---------------------------------------------------------------- the state, and links to it
 
@@ -313,7 +319,7 @@ class LessonPage:
 
     def _on_address(self, text: str) -> None:
         with self.one_at_a_time:
-            self.attempt(lambda: self._go(from_address(text)), COMPUTING)
+            self.do(lambda: self._go(from_address(text)), COMPUTING)
 
     # ---------------------------------------------------------------- the guide
 
@@ -321,7 +327,7 @@ class LessonPage:
         with self.one_at_a_time:
             step = self.guide_steps[index]
             self._step = None
-            self.attempt(lambda: self._go(step.start), COMPUTING)
+            self.do(lambda: self._go(step.start), COMPUTING)
             self._step, self._began, self._did = step, self.whole_state, set()
             self.guide.active = index
 

@@ -25,6 +25,7 @@ from .matrix_source import MatrixFrame
 from .readout import Caption, Code, Readout
 from .replay import Replay
 from .status import Status
+from .table import Table
 from .transport import Transport
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "Slider",
     "Status",
     "Style",
+    "Table",
     "Text",
     "TextField",
     "Toggle",
