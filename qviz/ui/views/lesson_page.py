@@ -259,10 +259,9 @@ class LessonPage:
                 self.fields[key].back(kept)
             again = [(p, last) for p, last in self._kept_shown if p in broken or p.shown is not last]
             for part, last in again:
-                if last is not None:
-                    part.shown = None  # nothing on screen can be relied upon
-                    part.draw(last)
-                    part.shown = last
+                part.shown = None  # nothing on screen can be relied upon
+                part.draw(last)
+                part.shown = last
             for key, kept in self._kept.items():  # drawing moves cursors and steps
                 self.fields[key].back(kept)
             for part, _ in again:

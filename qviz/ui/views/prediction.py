@@ -12,6 +12,7 @@ class Prediction:
     """What a learner is asked before the page shows the answer.
 
     judge   (number of the answer) → words, computed from what is shown
+    tells   judge(−1) has words for who has looked without guessing
     reveal  draws what gives the answer away; called when `revealed` changes
 
     `revealed` is whether the answer may be seen: after a guess, or once the learner has moved what
@@ -24,12 +25,14 @@ class Prediction:
         answers: Sequence[str],
         judge: Callable[[int], str],
         reveal: Callable[[], None],
+        *,
+        tells: bool = False,
     ) -> None:
         self.control = Choice(question, [YOUR_GUESS, *answers])
         self.verdict = Caption()
         self.verdict.add_class("qv-aside")
         self.revealed = False
-        self._judge, self._reveal = judge, reveal
+        self._judge, self._reveal, self._tells = judge, reveal, tells
         self.box = section("Predict", self.control, self.verdict)
 
     @property
@@ -40,13 +43,16 @@ class Prediction:
         """The learner has chosen an answer, or something it is judged by has changed."""
         if self.guessed:
             self.moved()
-        self.verdict.set_texts(self._judge(int(self.control.index) - 1) if self.guessed else "")
+        told = self.guessed or (self._tells and self.revealed)
+        self.verdict.set_texts(self._judge(int(self.control.index) - 1) if told else "")
 
     def moved(self) -> None:
         """The learner has seen for themselves: there is nothing left to hide."""
         if not self.revealed:
             self.revealed = True
             self._reveal()
+            if self._tells and not self.guessed:
+                self.answer()
 
     def reset(self, answers: Sequence[str] | None = None, *, possible: bool = True) -> None:
         """Ask anew; the caller draws. `possible`: there is something to judge a guess by."""
