@@ -213,7 +213,8 @@ def walking(browser: Browser, repeats: int) -> list[dict[str, Any]]:
         wait_for_warm_kernels()
         with delaying_proxy(port, ROUND_TRIP) as far:
             for at, trip in ((port, "none"), (far, "150 ms")):
-                page = open_page(browser, at, "07_gptq", ".qv-transport .qv-range", ".qv-matrix")
+                lesson = "07_gptq.ipynb#part=a+real+layer"
+                page = open_page(browser, at, lesson, ".qv-transport .qv-range", ".qv-matrix")
                 page.wait_for_selector(".qv-chart .js-plotly-plot", timeout=120_000)
                 steps = [("ArrowRight", 0)] * repeats
                 scrub = [(None, 100 + 7 * i) for i in range(repeats)]

@@ -212,9 +212,7 @@ class BitWidthLesson(LayerPage):
         )  # fmt: skip
         link(self.stretch_control, "value", (self.error_view, "autoscale"))
         link_matrices(self.original_view, self.rounded_view, self.error_view)
-        self.fields["weight"] = CellField(
-            "weight", lambda: self.original_view, lambda: self._cell
-        )
+        self.fields["weight"] = CellField("weight", lambda: self.original_view, lambda: self._cell)
         for trait in ("cursor", "pinned"):
             self.on_change(self.original_view, trait, self._new_cell)
 

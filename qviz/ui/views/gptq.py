@@ -5,7 +5,7 @@ arithmetic and the column's chart follow from the kernel a moment later. A secon
 beside the first, at the same step.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,6 @@ from qviz.ui.views.frame import compose, tie_frames
 from qviz.ui.views.gptq_by_hand import ByHandPart
 from qviz.ui.views.gptq_controls import (
     KEPT,
-    NOTHING,
     OWN_TEXT,
     SAME_TEXT,
     TEXT_NAMES,
@@ -49,6 +48,7 @@ from qviz.ui.views.gptq_words import (
     story_rows,
     told,
 )
+from qviz.ui.views.guide_steps import Step
 from qviz.ui.views.layer_page import LayerPage, Opened
 from qviz.ui.views.lesson_page import COMPUTING
 from qviz.ui.views.prediction import Prediction
@@ -125,7 +125,7 @@ class GptqLesson(LayerPage):
     """
 
     lesson_number = 7
-    guide_steps = GUIDE
+    guide_steps: Sequence[Step] = GUIDE
     first_layer = "model.layers.0.mlp.down_proj"
     sources = "Hub id, folder or minilm"  # not a file alone: the model has to run
     shown: Shown | None
@@ -286,8 +286,8 @@ class GptqLesson(LayerPage):
             c.text, c.tokens, c.judge, self.own_text_control, self.own_text_button,
         )  # fmt: skip
         chosen = [
-            c.bits, c.unit, self.layer_control, c.beside, self.hold_button, more, data,
-            self.prediction.box,
+            self.prediction.box, c.bits, c.unit, self.layer_control, c.beside, self.hold_button,
+            more, data,
         ]  # fmt: skip
         self._column = stack(Text(p.column_chart.label, "h3"), p.column_chart)
         self._comparison = stack(self.compared, self.diagnosis, self.misprinted)
@@ -325,12 +325,16 @@ class GptqLesson(LayerPage):
 
     # ---------------------------------------------------------------- what is computed
 
+    @property
+    def current(self) -> Any:
+        return self if self._is_layer() else self.hand
+
     def update(self, part: Any = None) -> None:
         """Of the open part."""
         for name, boxes in self._of_part.items():
             for box in boxes:
                 show_only(box, name == self.part)
-        super().update(part or (self if self._is_layer() else self.hand))
+        super().update(part)
 
     def _go(self, state: Mapping[str, str]) -> None:
         """A link that speaks of a run, and not of a part, is about the real layer."""
@@ -479,9 +483,7 @@ class GptqLesson(LayerPage):
             ))  # fmt: skip
         if shown.left_out:
             title = next(one.title for one in CONTRASTS if one.name == shown.left_out)
-            parts.append(
-                f"“{title}” does not apply with these settings; no second run is shown."
-            )
+            parts.append(f"“{title}” does not apply with these settings; no second run is shown.")
         self.note.text = " ".join(parts)
         if self.attempt is not None:
             self.compared.text = "Where they part"

@@ -11,8 +11,9 @@ from qviz.study.gptq_by_hand import BITS, INPUTS, WEIGHTS, ByHand, Moment, by_ha
 from qviz.study.gptq_by_hand_words import sentence
 from qviz.ui.views.fields import WordsField
 from qviz.ui.views.frame import tie_frames
-from qviz.ui.views.gptq_words import BY_HAND, BY_HAND_LIT, EQUATION, SPOKEN, TERMS
+from qviz.ui.views.gptq_words import BY_HAND_LIT, EQUATION, SPOKEN, TERMS
 from qviz.ui.views.lesson_page import COMPUTING, LessonPage
+from qviz.ui.views.snippet import call
 from qviz.ui.widgets import (
     Button,
     Equation,
@@ -76,7 +77,7 @@ class ByHandPart:
         self.side = [section("What happens here", self.equation)]
 
     def is_open(self) -> bool:
-        return self._page.part == BY_HAND  # type: ignore[attr-defined]
+        return bool(self._page.current is self)
 
     def update(self) -> None:
         self._page.update(self)
@@ -102,9 +103,15 @@ class ByHandPart:
                 captions=[sentence(walk, moment) for moment in moments],
             )
         self.row_table.set_rows([*columns, "Σ(w − ŵ)²"], [_row(walk, m) for m in moments])
-        tokens = [f"token {i}: x = {_row_text(x)}" for i, x in enumerate(walk.inputs)]
         self.output_table.set_rows(
-            [*tokens, "mean of squares"], [_outputs(walk, m) for m in moments]
+            ["inputs x", "x·w as trained", "off by now", "off by, rounded to nearest"],
+            [_outputs(walk, m) for m in moments],
+        )
+        options = {"bits": walk.bits}
+        made = call("by_hand", walk.weights, walk.inputs, **options)
+        self._page.code.set_texts(  # type: ignore[attr-defined]
+            f"from qviz.study.gptq_by_hand import by_hand\n\nwalk = {made}\n"
+            f"walk.gptq.weights, walk.gptq.output_error, walk.nearest.output_error"
         )
         self.hessian_table.set_rows(columns, [_matrix(walk.hessian, m, "H") for m in moments])
         self.factor_table.set_rows(columns, [_matrix(walk.factor, m, "U") for m in moments])
@@ -148,22 +155,21 @@ def _row(walk: ByHand, moment: Moment) -> list[Any]:
 
 
 def _outputs(walk: ByHand, moment: Moment) -> list[Any]:
-    """x·w of each token, and what it is off by now and with rounding to nearest."""
-    true = [sum(x * w for x, w in zip(t, walk.weights, strict=True)) for t in walk.inputs]
-    now = [sum(x * w for x, w in zip(t, moment.weights, strict=True)) for t in walk.inputs]
-    off = [a - b for a, b in zip(now, true, strict=True)]
-    mean = sum(x * x for x in off) / len(off)
-    rows: list[Any] = [
-        ("x·w as trained", [*map(_n, true), ""], [], "original"),
-        ("off by now", [*map(_n, off), _n(mean)], [len(off)], "error"),
-    ]
-    if moment.kind not in ("inputs", "factor"):
-        near = walk.nearest
-        rows.append(
-            ("off by, rounded to nearest", [*map(_n, near.misses), _n(near.output_error)], [],
-             "wait")
-        )  # fmt: skip
-    return rows
+    """Each token's inputs and x·w, and what it is off by now and with rounding to nearest."""
+    early = moment.kind in ("inputs", "factor")
+    rows: list[Any] = []
+    squares = 0.0
+    for i, x in enumerate(walk.inputs):
+        true, now = (
+            sum(a * b for a, b in zip(x, row, strict=True))
+            for row in (walk.weights, moment.weights)
+        )
+        squares += (now - true) ** 2
+        near = "" if early else _n(walk.nearest.misses[i])
+        rows.append((f"token {i}", [_row_text(x), _n(true), _n(now - true), near], []))
+    mean = _n(squares / len(walk.inputs))
+    near = "" if early else _n(walk.nearest.output_error)
+    return [*rows, ("mean of squares", ["", "", mean, near], [2], "error")]
 
 
 def _matrix(matrix: Sequence[Sequence[float]], moment: Moment, name: str) -> list[Any]:

@@ -73,9 +73,7 @@ class RunControls:
             "order",
             Choice("Order of the columns", ["left to right", "act-order"], kind="segmented"),
         )
-        self.scheme = add(
-            "levels", Choice("Levels", ["symmetric", "asymmetric"], kind="segmented")
-        )
+        self.scheme = add("levels", Choice("Levels", ["symmetric", "asymmetric"], kind="segmented"))
         self.static = add(
             "found",
             Choice("Levels are found", ["when a group is reached", "before the first step"]),
@@ -84,9 +82,7 @@ class RunControls:
             "range", Choice("From", ["the whole range", "the best range (MSE search)"])
         )
         self.damp = add("damp", Slider("Damping", [percent(d) for d in DAMPS], DAMPS.index(0.01)))
-        self.block = add(
-            "block", Slider("Block size", [str(b) for b in BLOCKS], BLOCKS.index(128))
-        )
+        self.block = add("block", Slider("Block size", [str(b) for b in BLOCKS], BLOCKS.index(128)))
         self.dtype = add("dtype", Choice("Scales stored as", list(SCALE_DTYPES)))
         self.text = add("text", Choice("Calibration text", spoken(calibration_texts())))
         self.tokens = add("tokens", Slider("Tokens", ["1"]))

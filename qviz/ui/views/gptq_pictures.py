@@ -58,9 +58,7 @@ class RunPictures:
             self.now_view, self.passed_view, stack(self.factor_view, self.factor_control)
         )
         self.pair = figures_row(*self.pair_views, self.between_view)
-        tie_frames(
-            transport, self.now_view, self.passed_view, *self.pair_views, self.between_view
-        )
+        tie_frames(transport, self.now_view, self.passed_view, *self.pair_views, self.between_view)
         link(transport, "index", (self.errors, "mark"), (self.factor_view, "row_mark"))
         tie_frames(self.factor_control, self.factor_view)
         link(self.stretch_control, "value", (self.passed_view, "autoscale"))

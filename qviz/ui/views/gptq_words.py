@@ -45,8 +45,8 @@ EQUATION = """
 </mrow></math>
 """
 SPOKEN = (
-    "H inverse is U transposed times U. s is the range over N. q is w j over s plus z, rounded; w hat is s times q minus "
-    "z. e is w j minus w hat, over U j j. Each later w k is lessened by e times U j k."
+    "H inverse is U transposed times U. s is the range over N. q is w j over s "
+    "plus z, rounded; w hat is s times q minus z. e is w j minus w hat, over U j j. Each later w k is lessened by e times U j k."
 )
 TERMS = {
     "H": "H: how inputs move together, 2·XᵀX / tokens, with damping on its diagonal",
@@ -132,28 +132,28 @@ GUIDE = (
         {"part": Is(BY_HAND), "step": AtLeast(12)},
     ),
     Step(
-        "One column of a real layer",
+        "One real column",
         "Choose the four moments at the upper right, one after the other. Each shows its equation, "
         "and the sentence above the steps' bar gives its numbers.",
         {"part": A_LAYER, "step": "300", "moment": "levels"},
         {"part": Is(A_LAYER), "moment": Is("pass on")},
     ),
     Step(
-        "Watch a weight that waits",
+        "A weight that waits",
         "A weight near the right end is held. Play at 64× and watch the line “now” of its table: "
         "how often it is moved before its turn comes, and how far.",
         {"part": A_LAYER, "weight": "36, 1000"},
         {"part": Is(A_LAYER), "step": AtLeast(1000)},
     ),
     Step(
-        "Two bits, then smaller groups",
+        "Two bits, smaller groups",
         "Move “Scale per” to the smallest groups. Which changes the gap to rounding to nearest "
         "more, the bits or the groups?",
         {"part": A_LAYER, "bits": "2", "step": "1024"},
         {"bits": Is("2"), "scale": Is("group of 32")},
     ),
     Step(
-        "Take its knowledge away",
+        "Take its knowledge",
         "Open “Calibration text” and take 16 tokens. The run still believes in its Hessian; the "
         "text that it is measured on does not.",
         {"part": A_LAYER, "step": "1024"},

@@ -76,13 +76,21 @@ class KernelsLesson(LessonPage):
         self.inside = Inside(self, lambda: self.part == INSIDE)
         self.work = AtWork(self, lambda: self.part == MODEL)
         self.prediction = self.race.prediction
-        self.parts = {RACE: self.race, INSIDE: self.inside, MODEL: self.work}
+        self.parts: dict[str, Race | Inside | AtWork] = {
+            RACE: self.race,
+            INSIDE: self.inside,
+            MODEL: self.work,
+        }
         self.widget = self._page()
         self.whole(self.update)
 
     @property
     def part(self) -> str:
-        return self.part_control.value
+        return str(self.part_control.value)
+
+    @property
+    def current(self) -> Any:
+        return self.parts[self.part]
 
     def _page(self) -> Any:
         controls = {name: stack(*part.controls) for name, part in self.parts.items()}
@@ -106,11 +114,11 @@ class KernelsLesson(LessonPage):
         ]  # fmt: skip
         self._of_part[INSIDE] += [bar]
         self._of_part[MODEL] += [captions[MODEL]]
-        self._captions = column_of(whole, "qv-caption-row")
+        self._captions = column_of(whole, "qv-main").children[-1]
         return whole
 
     def fit(self) -> None:
-        self.parts[self.part].fit()
+        self.current.fit()
 
     def update(self, part: Any = None) -> None:
         """Of the open part. What a model writes is computed by its button alone."""
@@ -123,7 +131,7 @@ class KernelsLesson(LessonPage):
                 self.fit()
             self.work.look()
             return
-        super().update(part or self.parts[self.part])
+        super().update(part)
 
     def _go(self, state: Mapping[str, str]) -> None:
         """A link that names no part is about the one that its names belong to."""

@@ -76,8 +76,8 @@ EQUATION = """
 TERMS = {
     "t": "t: the time of one product Y = X·Wᵀ",
     "bytes": "bytes: the packed weight, the inputs and the outputs, each moved once",
-    "bandwidth": "B: bytes a second that this device moves at best, in a plain copy or a plain read, "
-    "measured in the same run",
+    "bandwidth": "B: bytes a second that this device moves at best, in a plain copy or a plain "
+    "read, measured in the same run",
     "operations": "2·m·n·k: a multiplication and an addition for each of m tokens, n outputs, k "
     "inputs",
     "rate": "R: operations a second of the best large product on this device, measured",
@@ -491,7 +491,7 @@ class Race:
                 shape, format, BATCHES, seconds=SECONDS, ceilings=self._ceilings,
                 progress=progress, stopped=self._stop.is_set,
             )  # fmt: skip
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001, said on the page and raised again by it
             self._finish(partial(_again, error))
         else:
             self._finish(lambda: self._take(found, shape, format))

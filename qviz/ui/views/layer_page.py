@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from urllib.parse import parse_qs
 
-
 import torch
 
 from qviz.core.check import unknown
@@ -49,7 +48,10 @@ class LayerPage(LessonPage):
         self.fields["model"] = ValueField(
             "model", self, "_names", text=lambda names: names[0] or "", take=self._take_source
         )
-        self.add("layer", self.layer_control, busy="Reading the layer …", names=lambda: self.layers)
+        self.add(
+            "layer", self.layer_control, busy="Reading the layer …",
+            names=lambda: self.layers or self.layer_control.options,  # before a model is open
+        )  # fmt: skip
         opening = "Opening it …"
         self.on_press(self.open_button, self._open_own, opening, field=self.source_control)
         self.on_press(self.bundled_button, self._offer_source, "Opening the bundled model …")
@@ -137,5 +139,3 @@ def short_names(names: list[str]) -> list[str]:
     ):
         same += 1
     return [".".join(p[same:]) for p in parts]
-
-

@@ -49,7 +49,7 @@ class LessonPage:
     """
 
     lesson_number: int
-    guide_steps: tuple[Step, ...] = ()
+    guide_steps: Sequence[Step] = ()
 
     def __init__(self) -> None:
         self._quiet = False
@@ -86,6 +86,11 @@ class LessonPage:
         return next(one for one in COURSE if one.number == self.lesson_number)
 
     # ---------------------------------------------------------------- what a lesson brings
+
+    @property
+    def current(self) -> Any:
+        """What computes and draws now: the page, or the part of it that is open."""
+        return self
 
     def fit(self) -> None:
         """Offer what fits what was chosen so far; called whenever that may have changed."""
@@ -222,7 +227,7 @@ class LessonPage:
 
     def update(self, part: Any = None) -> None:
         """Compute what the controls of the page, or of a part of it, ask for, and show it."""
-        part = self if part is None else part
+        part = self.current if part is None else part
         with self.quietly():
             self.fit()
         fresh = part.compute()
@@ -257,7 +262,9 @@ class LessonPage:
         with self.quietly():
             for key, kept in self._kept.items():
                 self.fields[key].back(kept)
-            again = [(p, last) for p, last in self._kept_shown if p in broken or p.shown is not last]
+            again = [
+                (p, last) for p, last in self._kept_shown if p in broken or p.shown is not last
+            ]
             for part, last in again:
                 part.shown = None  # nothing on screen can be relied upon
                 part.draw(last)
@@ -334,5 +341,3 @@ class LessonPage:
         step = self._step
         if step is not None and step.met(self.whole_state, self._began, self._did):
             self.guide.tick(self.guide_steps.index(step))
-
-

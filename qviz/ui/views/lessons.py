@@ -1,4 +1,4 @@
-"""The course: fifteen lessons by theme, as data. Gallery, frame, server and tests read this list."""
+"""The course: fifteen lessons by theme, as data, which gallery, frame and tests read."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Prediction: a question with answers, judged by what was computed, before the page gives it away."""
+"""Prediction: a question, judged by what was computed, before the page gives the answer away."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -22,6 +22,7 @@ from .layout import (
 )
 from .matrix import MatrixView, link_matrices
 from .matrix_source import MatrixFrame
+from .path import Path
 from .readout import Caption, Code, Readout
 from .replay import Replay
 from .status import Status
@@ -41,6 +42,7 @@ __all__ = [
     "Head",
     "MatrixFrame",
     "MatrixView",
+    "Path",
     "PlotlyLoader",
     "Readout",
     "Replay",

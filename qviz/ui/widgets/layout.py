@@ -109,9 +109,9 @@ def page(
     """One screen of a lesson.
 
     Below the head (or a plain title) and the guide three columns: `controls` (one card), `main`
-    and `side` (each a column of sections; what is no section gets a card of its own), then
-    `caption`, `wide` (what opens across the page) and `foot` over the full width. In a box narrower
-    than 900 pixels all of it is stacked in this order.
+    and `side` (each a column of sections; what is no section gets a card of its own), `caption`
+    below `main`, then `wide` (what opens across the page) and `foot` over the full width. In a box
+    narrower than 900 pixels all of it is stacked in this order.
 
     `lead` is the one control the page is about. It stands above `controls`, and where the page is
     stacked it stays on the screen while the pictures scroll by under it.
@@ -123,11 +123,10 @@ def page(
         parts.append(_box([_box([lead], "qv-card")], "qv-col", "qv-lead"))
     if controls:
         parts.append(_box([section(controls_heading, *controls)], "qv-col", "qv-controls"))
-    parts.append(_box(_cards(main), "qv-col", "qv-main"))
+    said = [] if caption is None else [_box([caption], "qv-caption-row")]
+    parts.append(_box([*_cards(main), *said], "qv-col", "qv-main"))
     if side:
         parts.append(_box(_cards(side), "qv-col", "qv-side"))
-    if caption is not None:
-        parts.append(_box([caption], "qv-caption-row"))
     if wide:
         parts.append(_box(wide, "qv-wide"))
     if foot:

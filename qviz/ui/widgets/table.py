@@ -26,7 +26,7 @@ class Table(BrowserWidget):
 
     def set_rows(self, columns: Sequence[str], frames: Sequence[Sequence[Row]]) -> None:
         """Replace everything. ValueError for a row that has not a cell for each column."""
-        made = []
+        made: list[list[dict[str, object]]] = []
         for rows in frames:
             made.append([])
             for row in rows:
