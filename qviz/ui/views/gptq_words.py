@@ -46,7 +46,8 @@ EQUATION = """
 """
 SPOKEN = (
     "H inverse is U transposed times U. s is the range over N. q is w j over s "
-    "plus z, rounded; w hat is s times q minus z. e is w j minus w hat, over U j j. Each later w k is lessened by e times U j k."
+    "plus z, rounded; w hat is s times q minus z. e is w j minus "
+    "w hat, over U j j. Each later w k is lessened by e times U j k."
 )
 TERMS = {
     "H": "H: how inputs move together, 2·XᵀX / tokens, with damping on its diagonal",
