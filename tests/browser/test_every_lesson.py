@@ -2,9 +2,7 @@
 keyboard, names, the guide, the projector.
 """
 
-import json
 import sys
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,14 @@ def prefixed(options):
     return config
 
 app.voila_config = prefixed
+rendered = app.WarmKernels.get_rendered_notebook
+
+async def told(self, notebook_name, **more):
+    answer = await rendered(self, notebook_name, **more)
+    print("from a warm kernel:", notebook_name, flush=True)
+    return answer
+
+app.WarmKernels.get_rendered_notebook = told
 app.serve(
     ServeOptions(
         notebooks=Path(sys.argv[1]), port=0, host="127.0.0.1", browser=False, token={TOKEN!r},
@@ -52,17 +58,17 @@ LINKS = {
 PARTS = {"gptq": ["part=a+real+layer"], "memory_and_speed": ["part=inside", "part=model"]}
 
 
-def ask(url: str) -> Any:
-    request = urllib.request.Request(url, headers={"Authorization": f"token {TOKEN}"})
-    with urllib.request.urlopen(request) as answer:
-        return json.load(answer)
+@pytest.fixture(scope="module")
+def server(browser: Any) -> Iterator[tuple[str, list[str]]]:
+    """Its address, and what it prints."""
+    arguments = [sys.executable, "-c", PREFIXED, str(NOTEBOOKS)]
+    with running(arguments, rf"(http://127\.0\.0\.1:\d+){PREFIX}") as (match, lines):
+        yield f"{match.group(1)}{PREFIX}", lines
 
 
 @pytest.fixture(scope="module")
-def base(browser: Any) -> Iterator[str]:
-    arguments = [sys.executable, "-c", PREFIXED, str(NOTEBOOKS)]
-    with running(arguments, rf"(http://127\.0\.0\.1:\d+){PREFIX}") as (match, _):
-        yield f"{match.group(1)}{PREFIX}"
+def base(server: tuple[str, list[str]]) -> str:
+    return server[0]
 
 
 @pytest.fixture(scope="module")
@@ -96,23 +102,19 @@ def go(tab: Tab, base: str, lesson: Lesson, link: str = "") -> Any:
 
 
 def test_a_link_opens_its_state_from_a_warm_kernel_behind_a_prefix(
-    tab: Tab, base: str, lesson: Lesson
+    tab: Tab, server: tuple[str, list[str]], lesson: Lesson
 ) -> None:
     link, words = LINKS[lesson.slug]
-    eventually(lambda: ask(f"{base}api/kernels"), 60)  # a first one is being warmed
-    cold = f"{base}voila/render/{lesson.notebook}"
-    tab.page.goto("about:blank")
-    before: list[str] = []
+    base, printed = server
 
     def warm() -> bool:
-        """Opened until its kernel is one that was there before."""
-        before[:] = [one["id"] for one in ask(f"{base}api/kernels")]
+        """Opened until a warm kernel was there to take."""
         tab.page.goto("about:blank")
-        tab.open(f"{cold}#{link}", f"{READY} .qv-page", 90)
-        text = tab.page.locator("#jupyter-config-data").text_content()
-        return json.loads(text)["kernelId"] in before
+        where = f"{base}voila/render/{lesson.notebook}#{link}"
+        tab.open(where, f"{READY} .qv-page", 90)
+        return f"from a warm kernel: {lesson.notebook}\n" in printed
 
-    eventually(warm, 120)
+    eventually(warm, 150)
     tab.until("link => document.body.dataset.qvAddress === link", link, seconds=60)
     assert urlsplit(tab.page.url).path == f"{PREFIX}voila/render/{lesson.notebook}"
     for word in words:

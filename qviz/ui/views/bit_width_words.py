@@ -70,8 +70,8 @@ GUIDE = (
     ),
     Step(
         "Find out who divides by what",
-        "Choose other systems under “Spacing made as by”, and watch s in the table: “4-bit "
-        "symmetric” divides by 7, by 7.5 or, from both ends, by 15. What sticks out beyond the "
+        "Choose other systems under “Spacing made as by”, and watch s in the table: with 4 "
+        "symmetric bits some divide by 7, some by 7.5, some twice as much by 15. What sticks out beyond the "
         "last level is cut off.",
         {"bits": "4"},
         {"convention": Moved()},

@@ -86,8 +86,8 @@ class OptionField:
 class ToggleField:
     """A checkbox: on or off."""
 
-    def __init__(self, key: str, control: Toggle) -> None:
-        self.key, self.control, self.looks, self.live = key, control, True, _always
+    def __init__(self, key: str, control: Toggle, *, live: Callable[[], bool] = _always) -> None:
+        self.key, self.control, self.looks, self.live = key, control, True, live
 
     @property
     def text(self) -> str:

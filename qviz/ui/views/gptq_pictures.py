@@ -82,11 +82,19 @@ class RunPictures:
         fill(self.replay, walk, torch.arange(walk.n))
         limits = reach(walk.original)
         self.now_view.set_replay(
-            self.replay, show="now", window=walk.window, limits=limits, role="codes", axes=AXES
+            self.replay,
+            show="now",
+            window=walk.window,
+            limits=limits,
+            role="codes",
+            axes=AXES,
+            describe=f"{walk.rows} rows; columns before the mark are rounded, the others wait and "
+            f"have been moved by those",
         )
         self.passed_view.set_replay(
             self.replay, show="handed", window=walk.handed_window, limits=_passed_reach(walk),
             role="error", axes=AXES, cells="amounts",
+            describe="What the marked column's rounding error does to each column after it",
         )  # fmt: skip
         u, h = walk.recording.hinv_chol, walk.hessian
         self.factor_view.set_frames(
@@ -104,12 +112,14 @@ class RunPictures:
             view.set_replay(
                 replay, show="now", window=_own_order(walk), limits=limits, role="codes",
                 axes=OWN_AXES,
+                describe=f"{walk.rows} rows, in the layer's own order of columns, after this step",
             )  # fmt: skip
         a, b = _own_order(first), _own_order(second)
         self.between_view.set_replay(
             self.replays[0], minus=self.replays[1], show="now",
             window=lambda step, rows, columns: a(step, rows, columns) - b(step, rows, columns),
             limits=limits, role="error", axes=OWN_AXES, cells="differences",
+            describe="Weights of the first run less those of the second, after the same step",
         )  # fmt: skip
 
     def draw_errors(

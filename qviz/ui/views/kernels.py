@@ -26,7 +26,7 @@ GUIDE = (
         "Another kernel",
         "Choose another one under “Look closer at”. Compare its two errors in the table: that of "
         "its arithmetic, and the one that also counts what rounded inputs and scales do.",
-        {"part": RACE},
+        {"part": RACE, "format": "int8"},
         {"part": Is(RACE), "kernel": Moved()},
     ),
     Step(

@@ -79,7 +79,7 @@ class Inside:
         self.shown: Seen | None = None
         self._quantized: tuple[str, QuantizedTensor] | None = None  # the last format asked for
         self._weight: torch.Tensor | None = None
-        self._formats: list[str] = []
+        self._takes: dict[str, list[str]] = {}  # kernel → the formats that it takes
         self._cell: tuple[int, int] | None = None  # of the tile
         self.kernel_control = Choice(
             "Kernel", [f"{name}: {registry.get(name).title}" for name in SHOWN]
@@ -110,7 +110,7 @@ class Inside:
             page.add(key, control, self.update, busy=COMPUTING, names=names, live=live)
 
         add("multiplied", self.kernel_control, lambda: list(SHOWN))
-        add("stored", self.format_control, lambda: self._formats or ["…"])
+        add("stored", self.format_control, lambda: self._formats)
         add("rows", self.rows_control)
         add("program", self.program_control)
         page.fields["step"] = StepField("step", self.transport, live=live)
@@ -151,13 +151,21 @@ class Inside:
             self._quantized = name, FORMATS[name].quantize(self._layer())
         return self._quantized[1]
 
+    @property
+    def _formats(self) -> list[str]:
+        """Those that the chosen kernel takes."""
+        if self.kernel not in self._takes:
+            kernel, small = registry.get(self.kernel), self._layer()[:16, :256]
+            self._takes[self.kernel] = [
+                n for n, f in FORMATS.items() if kernel.refuses(f.quantize(small)) is None
+            ]
+        return self._takes[self.kernel]
+
     def fit(self) -> None:
         """Offer the formats that the kernel takes, and the programs that there are."""
-        kernel, small = registry.get(self.kernel), self._layer()[:16, :256]
-        takes = [n for n, f in FORMATS.items() if kernel.refuses(f.quantize(small)) is None]
-        if takes != self._formats:
-            self._formats = takes
-            self.format_control.set_options([FORMATS[name].title for name in takes], 0)
+        titles = [FORMATS[name].title for name in self._formats]
+        if titles != list(self.format_control.options):
+            self.format_control.set_options(titles, 0)
         count = programs(self._stored(), self.block)
         at = min(int(self.program_control.index), count - 1)
         if count != len(self.program_control.options):

@@ -97,8 +97,6 @@ class Race:
         self.live: dict[tuple[tuple[int, int], str], Measurement] = {}
         self.shown: Measurement | None = None  # one shape, one format
         self._selected: tuple[Any, Measurement | None] = ((), None)
-        self._offered_shapes: list[tuple[str, tuple[int, int]]] = []
-        self._offered_formats: list[str] = []
         self._shapes = _shape_names(p.shape for r in self.records for p in r.measurement.points)
         self._ceilings: Ceilings | None = None  # of this machine, once they were measured
         self._worker: Thread | None = None
@@ -170,7 +168,7 @@ class Race:
         self.equation = Equation(EQUATION, TERMS, aria="t is at least the larger of bytes over B "
                                  "and 2 m n k over R")  # fmt: skip
         self.table = Readout("The kernel")
-        self.absent = Readout()
+        self.absent = Readout("Kernel, and why it is not here")
         self.caption = Caption()
         self.code = Code()
         self.closer = stack(self.kernel_control)
@@ -218,15 +216,6 @@ class Race:
         titles = [HERE, *(f"recorded: {one.title}" for one in self.records)]
         if len(self.source_control.options) != len(titles):
             self.source_control.set_options(titles, min(1, len(self.records)))
-        record = self.record
-        if record is None:
-            self._offered_shapes = list(self._shapes.items())
-            self._offered_formats = list(FORMATS)
-        else:
-            points = record.measurement.points
-            shapes = dict.fromkeys(point.shape for point in points)
-            self._offered_shapes = [(self._named(shape), shape) for shape in shapes]
-            self._offered_formats = list(dict.fromkeys(point.format for point in points))
         names = [name for name, _ in self._offered_shapes]
         first = self._named(SHAPES[FIRST_SHAPE[0]][FIRST_SHAPE[1]])
         opening = self.shape_control.value == "…" and first in names
@@ -237,6 +226,21 @@ class Race:
             self.batch_control.set_options([str(batch) for batch in _batches(measured)])
             others = [name for name in _kernels(measured) if name != BASELINE]
             self.kernel_control.set_options(others or [BASELINE])
+
+    @property
+    def _offered_shapes(self) -> list[tuple[str, tuple[int, int]]]:
+        record = self.record
+        if record is None:
+            return list(self._shapes.items())
+        shapes = dict.fromkeys(point.shape for point in record.measurement.points)
+        return [(self._named(shape), shape) for shape in shapes]
+
+    @property
+    def _offered_formats(self) -> list[str]:
+        record = self.record
+        if record is None:
+            return list(FORMATS)
+        return list(dict.fromkeys(point.format for point in record.measurement.points))
 
     def _named(self, shape: tuple[int, int]) -> str:
         """A shape with the first model's layer that has it."""

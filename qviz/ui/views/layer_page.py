@@ -65,8 +65,11 @@ class LayerPage(LessonPage):
     @property
     def opened(self) -> Opened:
         """The layer that the controls ask for, read once."""
-        found = self._opened
-        if found is None or (found.source, found.layer) != (self.source, self.layer):
+        last = None if self.shown is None else self.shown.opened
+        for found in (last, self._opened):
+            if found is not None and (found.source, found.layer) == (self.source, self.layer):
+                break
+        else:
             found = Opened(self.source, self.layer, load_layer(self.source, self.layer))
             self._opened = found
         return found

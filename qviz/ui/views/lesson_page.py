@@ -69,6 +69,7 @@ class LessonPage:
         self._first: dict[str, str] = {}  # the state in which the page opens
         self._kept: dict[str, Any] = {}  # fields as they were when all was well
         self._kept_shown: list[tuple[Any, Any]] = []  # parts, and what they showed then
+        self._guess: Any = None  # the prediction as it was then
         self._half_drawn: list[Any] = []  # what was being drawn when something failed
         self._parts: list[Any] = []  # the page and those parts of it that show something
         self._problems: list[str] = []
@@ -124,7 +125,7 @@ class LessonPage:
         `lights` are terms of the equation. Returns the control.
         """
         if isinstance(control, Toggle):
-            self.fields[key] = ToggleField(key, control)
+            self.fields[key] = ToggleField(key, control, live=live)
         else:
             self.fields[key] = OptionField(key, control, names=names, looks=looks, live=live)
         trait = "value" if isinstance(control, Toggle) else "index"
@@ -146,9 +147,8 @@ class LessonPage:
             with self.one_at_a_time:
                 if self._quiet:
                     return
-                if lights and self.equation is not None:
+                if handle(change) and lights and self.equation is not None:
                     self.equation.active = lights
-                handle(change)
 
         control.observe(changed, trait)
 
@@ -175,18 +175,18 @@ class LessonPage:
         if field is not None:
             field.on_submit(handle)
 
-    def handler(self, action: Callable[[], None], busy: str = "") -> Callable[[Any], None]:
+    def handler(self, action: Callable[[], None], busy: str = "") -> Callable[[Any], bool]:
         """The action for a control: what is wrong with the input is said in the page in words,
         and controls and pictures go back to what was last computed, so that they agree."""
 
-        def handle(_event: Any) -> None:
+        def handle(_event: Any) -> bool:
             with self.one_at_a_time:
-                self.do(action, busy)
+                return self.do(action, busy)
 
         return handle
 
-    def do(self, action: Callable[[], None], busy: str = "") -> None:
-        """Do it, or be as before and say why not."""
+    def do(self, action: Callable[[], None], busy: str = "") -> bool:
+        """Do it, or be as before and say why not; whether it was done."""
         if busy:
             self.status.busy(busy)
         try:
@@ -195,6 +195,8 @@ class LessonPage:
             self.status.show_error(words_of(error))
             if not isinstance(error, EXPECTED):
                 raise
+            return False
+        return True
 
     def whole(self, action: Callable[[], None]) -> None:
         """Do it whole or not at all: after an exception the page is as it was."""
@@ -246,6 +248,8 @@ class LessonPage:
         """All is well: this is what a later failure goes back to, and what the address says."""
         self._kept = {key: field.keep() for key, field in self.fields.items()}
         self._kept_shown = [(part, part.shown) for part in self._parts]
+        if self.prediction is not None:
+            self._guess = self.prediction.keep()
         self._note_first()
         self.address.state = as_address(self.state)
         if self.prediction is not None:
@@ -271,6 +275,8 @@ class LessonPage:
                 part.shown = last
             for key, kept in self._kept.items():  # drawing moves cursors and steps
                 self.fields[key].back(kept)
+            if again and self.prediction is not None and self._guess is not None:
+                self.prediction.back(self._guess)
             for part, _ in again:
                 part.look()
 

@@ -54,6 +54,19 @@ class Prediction:
             if self._tells and not self.guessed:
                 self.answer()
 
+    def keep(self) -> Any:
+        """All that `back` needs."""
+        return list(self.control.options), int(self.control.index), self.revealed
+
+    def back(self, kept: Any) -> None:
+        """Be as it was; what was drawn meanwhile is drawn again."""
+        options, index, revealed = kept
+        self.control.set_options(options, index)
+        if revealed != self.revealed:
+            self.revealed = revealed
+            self._reveal()
+        self.answer()
+
     def reset(self, answers: Sequence[str] | None = None, *, possible: bool = True) -> None:
         """Ask anew; the caller draws. `possible`: there is something to judge a guess by."""
         self.revealed = False
