@@ -23,6 +23,7 @@ import psutil
 import pytest
 from jupyter_server.base.websocket import WebSocketMixin
 from tornado.ioloop import IOLoop
+from tornado.websocket import websocket_connect
 
 from qviz.server import (
     ServeError,
@@ -439,6 +440,23 @@ def test_a_closed_page_ends_its_kernel_but_no_other_site_can(running: Running) -
     said = running.ask(goodbye, token=None, method="POST", Cookie=cookies, X_XSRFToken=xsrf[1])
     assert said.status == 204
     assert running.ask(f"/api/kernels/{kernel}").status == 404
+
+
+def test_an_open_page_says_nothing_in_the_terminal(running: Running) -> None:
+    """Jupyter's milliseconds, read as seconds by tornado, put a warning into every user's sight."""
+    page = running.ask(f"/voila/render/01_first.ipynb?token={TOKEN}", token=None)
+    place = f"/api/kernels/{page_kernel(page)}/channels?token={TOKEN}&session_id=a-page"
+    address = f"ws://127.0.0.1:{running.port}{place}"
+    said = len(running.lines)
+
+    async def stay_a_moment() -> None:
+        socket = await websocket_connect(address)
+        await asyncio.sleep(0.5)
+        assert socket.close_code is None
+        socket.close()
+
+    asyncio.run(stay_a_moment())
+    assert running.lines[said:] == []
 
 
 def wait_for(condition: object, seconds: float = 40) -> None:

@@ -44,9 +44,7 @@ def _groups() -> Iterator[int | None]:
     for kind, path in _own_groups():
         v2 = kind == ""
         root = GROUPS if v2 else GROUPS / "memory"
-        own = root / path.lstrip("/")
-        # Inside a container the path may be the host's, which is not there: the root is then ours.
-        own = own if own.is_dir() else root
+        own = root / path.lstrip("/")  # in a container it may be the host's: only the root is there
         for group in (own, *own.parents):
             if not group.is_relative_to(root):
                 break

@@ -1,6 +1,7 @@
 """What answers the browser: Voilà's own handlers, more careful, and two pages of ours."""
 
 from html import escape
+from typing import Any
 
 from jupyter_server.auth.login import LoginFormHandler
 from jupyter_server.base.handlers import JupyterHandler
@@ -59,7 +60,16 @@ class TemplateFileHandler(TemplateStaticFileHandler):  # type: ignore[misc]
 
 
 class SocketHandler(VoilaKernelWebsocketHandler):  # type: ignore[misc]
-    """A page that is closed while its socket is being opened is no error."""
+    """A page that is closed while its socket is being opened is no error, and Jupyter alone asks
+    pages for signs of life."""
+
+    def get_websocket_protocol(self) -> Any:
+        protocol = super().get_websocket_protocol()
+        if protocol is not None:
+            # Jupyter's interval and patience are milliseconds under the names of tornado's, which
+            # are seconds: tornado would ask once in eight hours, and warns of the two numbers.
+            protocol.params.ping_interval = protocol.params.ping_timeout = None
+        return protocol
 
     async def get(self, kernel_id: str) -> None:
         try:

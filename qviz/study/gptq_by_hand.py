@@ -66,7 +66,7 @@ class Moment:
     rounded     how many columns have been rounded, this one included from "round" on
     facts       name → number, all that the moment shows
     directions  name → word: "up", "down" or "same" for what moves, "smaller", "same" or "larger"
-                for what is compared; made of the facts, never written down
+                for what is compared, "same" or "different" for codes; made of the facts
 
     What each kind has among its facts (j the step, k a later column):
     inputs      tokens; H_ik of all i ≤ k; first, second: the two inputs whose H_ik has the largest

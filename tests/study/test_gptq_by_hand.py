@@ -130,10 +130,33 @@ def check_numbers(weights, tokens, bits):
         # The identity that the lesson rests on: what e²/2 adds up to is the output error.
         assert close(moved["output_error"], spent)
         assert spent == output_error(row, original, tokens)
-        for moment, wanted in ((of_kind(walk, "compensate")[j], row),):
-            assert all(close(a, b) for a, b in zip(moment.weights, wanted, strict=True))
+        at = of_kind(walk, "compensate")[j].weights
+        assert all(close(a, b) for a, b in zip(at, row, strict=True))
     assert all(close(a, b) for a, b in zip(walk.gptq.weights, final, strict=True))
+    check_outcomes(walk, original, {"": final, "nearest_": plain}, tokens)
+    assert close(walk.moments[-1].facts["cost"], spent)
     return walk
+
+
+def check_outcomes(walk, original, rows, tokens):
+    """What the end says of GPTQ's row and the nearest one, and both token by token."""
+    end = walk.moments[-1].facts
+    misses = {}
+    for name, row in rows.items():
+        assert close(end[f"{name}output_error"], output_error(row, original, tokens))
+        squares = [(a - b) ** 2 for a, b in zip(row, original, strict=True)]
+        assert close(end[f"{name}weight_error"], sum(squares))
+        outcome = walk.nearest if name else walk.gptq
+        outputs = [sum(a * exact(x) for a, x in zip(row, t, strict=True)) for t in tokens]
+        true = [sum(a * exact(x) for a, x in zip(original, t, strict=True)) for t in tokens]
+        misses[name] = [a - b for a, b in zip(outputs, true, strict=True)]
+        assert all(close(a, b) for a, b in zip(outcome.outputs, outputs, strict=True))
+        assert all(close(a, b) for a, b in zip(outcome.misses, misses[name], strict=True))
+        assert all(close(a, b) for a, b in zip(walk.original.outputs, true, strict=True))
+    token = int(end["token"])
+    assert close(abs(end["nearest_miss"]), max(map(abs, misses["nearest_"])))
+    assert close(end["nearest_miss"], misses["nearest_"][token])
+    assert close(end["miss"], misses[""][token])
 
 
 def test_every_number_of_the_example_against_fractions():
