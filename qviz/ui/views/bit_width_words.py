@@ -71,8 +71,8 @@ GUIDE = (
     Step(
         "Find out who divides by what",
         "Choose other systems under “Spacing made as by”, and watch s in the table: with 4 "
-        "symmetric bits some divide by 7, some by 7.5, some twice as much by 15. What sticks out beyond the "
-        "last level is cut off.",
+        "symmetric bits some divide by 7, some by 7.5, some twice as much by 15. What sticks out "
+        "beyond the last level is cut off.",
         {"bits": "4"},
         {"convention": Moved()},
     ),

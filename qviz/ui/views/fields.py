@@ -201,7 +201,7 @@ class WordsField:
     """A line of text that the learner may have typed."""
 
     def __init__(self, key: str, control: TextField, *, live: Callable[[], bool] = _always) -> None:
-        self.key, self.control, self.looks, self.live = key, control, True, live
+        self.key, self.control, self.looks, self.live = key, control, False, live
 
     @property
     def text(self) -> str:
