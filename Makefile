@@ -18,7 +18,7 @@ PYTHON ?= $(firstword $(foreach python,python3 python3.14 python3.13 python3.12 
 	$(shell command -v $(python) >/dev/null 2>&1 \
 	&& $(python) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(python))))
 
-.PHONY: help serve lab test test-all check format bench exactness binder-check clean
+.PHONY: help serve lab test test-all check format bench exactness binder-check gpu-check clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -55,6 +55,9 @@ exactness: $(VENV)/.installed-test $(PEERS)/.installed  ## every method against 
 
 binder-check: $(VENV)/.installed-test  ## build binder/ in a fresh environment and open a lesson
 	@$(BIN)/python tools/binder_check.py $(ARGS)
+
+gpu-check:  ## on a GPU, with its own python3 and nothing installed: failing tests, then figures (ARGS="--minutes 7 …")
+	@$(or $(GPU_PYTHON),python3) tools/gpu_check.py $(ARGS)
 
 clean:  ## remove environments and caches
 	rm -rf $(VENV) $(PEERS) .binder-venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

@@ -1,17 +1,19 @@
 """Real kernels beside 16-bit weights: time, bandwidth, errors, and where they stop being faster.
 
 python bench/kernels.py [--device cpu|cuda] [--large] [--minutes 5.5] [--into DIR]
+                        [--formats FORMAT …] [--batches N …]
 
 Needs torch and numpy; triton, bitsandbytes and llama-cpp-python take part where they are installed.
 Runs from a bare checkout with PYTHONPATH=. and writes bench/results/kernels_{cpu,cuda}.json, .md
-and the measurement that ships, qviz/data/kernels/DEVICE.json, below DIR (the repository).
+and the measurement that ships, qviz/data/kernels/DEVICE.json, below DIR (the repository): the first
+two after each format, so that a run that is cut short leaves what it has, the last at the end.
 """
 
 import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,21 +44,34 @@ def formats_to_measure(device: torch.device, shape: tuple[int, int]) -> list[str
 
 
 def measure_all(
-    device: torch.device, shapes: list[tuple[int, int]], seconds: float, stopped: Callable[[], bool]
+    device: torch.device,
+    shapes: list[tuple[int, int]],
+    seconds: float,
+    stopped: Callable[[], bool],
+    *,
+    formats: Sequence[str] | None = None,
+    batches: Sequence[int] = BATCHES,
+    keep: Callable[[Measurement], object] = lambda found: None,
 ) -> Measurement:
-    """Every shape with every format, in one measurement."""
+    """Every shape with every format, in one measurement; `keep` is given what there is after each
+    format."""
     found: Measurement | None = None
     start = time.perf_counter()
+
+    def so_far(part: Measurement) -> None:
+        keep(part if found is None else found.joined(part))
+
     for shape in shapes:
         one = measure(
             shape,
-            formats_to_measure(device, shape),
-            BATCHES,
+            formats or formats_to_measure(device, shape),
+            batches,
             device=device,
             seconds=seconds,
             ceilings=None if found is None else found.ceilings,
             progress=told(shape, start),
             stopped=stopped,
+            keep=so_far,
         )
         found = one if found is None else found.joined(one)
     assert found is not None
@@ -156,7 +171,8 @@ def plain_rows(found: Measurement) -> list[dict[str, Any]]:
 
 
 def write(found: Measurement, root: Path) -> Path:
-    """All three files; returns the one for people."""
+    """The files of the results and, once it is complete, the one that ships; returns the one for
+    people."""
     kind = "cpu" if found.machine["device"] == "CPU" else "cuda"
     if found.complete:  # nothing ships that was cut short
         records.save(found, root / "qviz" / "data" / "kernels" / records.file_name(found))
@@ -203,12 +219,22 @@ def main() -> None:
     parser.add_argument("--large", action="store_true", help="on a CPU, 8192×28672 as well")
     parser.add_argument("--seconds", type=float, default=0.2, help="for each kernel and batch")
     parser.add_argument("--minutes", type=float, default=5.5, help="after which it stops")
+    parser.add_argument("--formats", nargs="+", choices=list(FORMATS), help="only these")
+    parser.add_argument("--batches", nargs="+", type=int, default=BATCHES, help="only these")
     parser.add_argument("--into", type=Path, default=ROOT, help="root of what is written")
     args = parser.parse_args()
     device = default_device() if args.device is None else torch.device(args.device)
     shapes = SHAPES[device.type] + ([BIG] if args.large and device.type == "cpu" else [])
     end = time.perf_counter() + 60 * args.minutes
-    found = measure_all(device, shapes, args.seconds, lambda: time.perf_counter() > end)
+    found = measure_all(
+        device,
+        shapes,
+        args.seconds,
+        lambda: time.perf_counter() > end,
+        formats=args.formats,
+        batches=args.batches,
+        keep=lambda found: write(found, args.into),
+    )
     print(write(found, args.into).read_text(encoding="utf-8"))
 
 

@@ -1,12 +1,16 @@
 """Whole models with packed weights: tokens per second and memory beside 16-bit weights.
 
-    python bench/packed_model.py [--device cpu|cuda] [--models bundled random] [KERNEL …]
+    python bench/packed_model.py [--device cpu|cuda] [--models bundled random] [--minutes 2]
+                                 [--into DIR] [KERNEL …]
 
 Each kernel that runs on the device packs the first format that it takes. Two models: the bundled
 one, so small that the calls cost more than the products, and a Llama of 0.31 billion RANDOM
 weights, 4 of the 16 layers of Llama-3.2-1B, which says nothing but has the speed and memory of a
-real one. Speeds are measured in turns in one process, the memory of the larger model in a process
-of its own for each row.
+real one. Speeds are measured in turns in one process. On a CPU the memory of the larger model is
+measured in a process of its own for each row; on CUDA torch's allocator tells it.
+
+It says each step before it begins. On CUDA it stops after two minutes: kernels that had no turn
+until then are named in the notes.
 """
 
 import argparse
@@ -19,6 +23,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -65,19 +70,26 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--minutes", type=float, help="after which no kernel is begun (CUDA: 1.4)")
+    parser.add_argument("--into", type=Path, help="folder of the results (default bench/results)")
     parser.add_argument("--dry-run", action="store_true", help="print, write nothing")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         print(json.dumps(child(args, *args.child)))
         return
-    rows = [row for which in args.models for row in rows_of(args, which)]
+    minutes = args.minutes or (1.4 if args.device == "cuda" else float("inf"))
+    args.end, args.late = START + 60 * minutes, []
+    rows: list[dict[str, Any]] = []
+    for which in args.models:
+        rows += rows_of(args, which)
     notes = notes_of(args)
     if args.dry_run or args.kernels:
         print(table(rows), notes, sep="\n\n")
         return
     title = f"Packed models on {device_title(args.device)}, beside 16-bit weights"
-    print(save(f"packed_model_{args.device}", title, rows, notes).read_text(encoding="utf-8"))
+    path = save(f"packed_model_{args.device}", title, rows, notes, into=args.into)
+    print(path.read_text(encoding="utf-8"))
 
 
 def device_title(device: str) -> str:
@@ -88,11 +100,12 @@ def notes_of(args: argparse.Namespace) -> str:
     there = registry.available(args.device)
     absent = [f"{each.kernel.name}: {each.reason}" for each in there if not each]
     on_cuda = (
-        " On CUDA, memory is what torch had allocated in that process, and the most while 32 "
-        "tokens were generated."
+        " On CUDA, allocated is what torch's allocator had more once the model was packed, peak "
+        "with the most that was added while text was generated."
         if args.device == "cuda"
         else ""
     )
+    late = f"\n\nThe time was up before: {', '.join(args.late)}." if args.late else ""
     return (
         f"{PROMPT_TOKENS} prompt tokens, {args.new_tokens} new ones, batch {args.batch}; median "
         f"and 95th percentile of {args.repeats} runs, all rows of a model in turns. A kernel that "
@@ -105,6 +118,7 @@ def notes_of(args: argparse.Namespace) -> str:
         f"{on_cuda} KL and next tokens: against the dequantized weights in 16 bits, on held-out "
         f"text; the random model has nothing to say.\n\nNot available here:\n\n"
         + ("\n".join(f"- {line}" for line in absent) or "- nothing")
+        + late
     )
 
 
@@ -163,25 +177,38 @@ def quantized_as(model: LoadedModel, name: str) -> QuantizedModel:
 
 
 def rows_of(args: argparse.Namespace, which: str) -> list[dict[str, Any]]:
+    say(f"{which}: making the model, and finding out which kernels run here")
     original = model_of(args, which, torch.bfloat16)
     chosen = list(variants(args, original))
+    say(f"{which}: {', '.join(one.label for one in chosen)}")
     prompt = prompt_of(which, original)
-    held = {one: in_a_process_of_its_own(args, which, one) for one in chosen if which == "random"}
+    held: dict[Variant, dict[str, float]] = {}
+    if which == "random" and args.device == "cpu":
+        held = {one: in_a_process_of_its_own(args, which, one) for one in chosen}
     models: dict[Variant, PackedModel | LoadedModel] = {}
     said: dict[Variant, dict[str, Any]] = {}
     for name in dict.fromkeys(one.format for one in chosen):
         quantized = None if name is None else quantized_as(original, name)
         for one in (one for one in chosen if one.format == name):
+            if one.kernel is not None and time.perf_counter() > args.end:
+                args.late.append(f"{which}, {one.label}")
+                continue
+            say(f"{which}: packing {one.label}")
+            before = torch.cuda.memory_allocated() if args.device == "cuda" else 0
             if quantized is None or one.kernel is None:
                 models[one] = model_of(args, which, one.dtype)
             else:
                 models[one] = packed = pack_model(quantized, one.kernel)
                 said[one] = quality(packed, quantized, args) if which == "bundled" else {}
-            say(f"{which}: {one.label} is packed")
-    found = measured(args, models, prompt)
-    for one, model in models.items():
-        held.setdefault(one, counted(model))
-    return [row_of(which, one, found, said.get(one, {}), held[one]) for one in chosen]
+            held.setdefault(one, counted(models[one]))
+            if args.device == "cuda":
+                held[one]["allocated"] = torch.cuda.memory_allocated() - before
+    found = measured(args, which, models, prompt)
+    for one in list(found):
+        added = found[one][0].added
+        if added is not None:
+            held[one]["peak"] = held[one]["allocated"] + added
+    return [row_of(which, one, found, said.get(one, {}), held[one]) for one in found]
 
 
 def say(what: str) -> None:
@@ -204,25 +231,32 @@ def quality(packed: PackedModel, quantized: QuantizedModel, args: argparse.Names
 
 def measured(
     args: argparse.Namespace,
+    which: str,
     models: Mapping[Variant, PackedModel | LoadedModel],
     prompt: list[int],
 ) -> dict[Variant, tuple[Speed, Speed]]:
-    """Variant → its speed, and that of bfloat16 weights in the same turns."""
-    slow = set()
+    """Variant → its speed, and that of bfloat16 weights in the same turns; without those that had
+    no turn before the time was up."""
+    slow, ready = set(), {}
     for one, model in models.items():
+        if one.kernel is not None and time.perf_counter() > args.end:
+            args.late.append(f"{which}, {one.label}")
+            continue
+        say(f"{which}: trying {one.label}, which may compile")
         trial = speed(model, prompt, new_tokens=3, batch=args.batch, repeats=1)
         (first,), (rest,) = trial.prefill.seconds, trial.decode.seconds
+        ready[one] = model
         if one.kernel and first + rest / 2 * args.new_tokens > SLOW:
             slow.add(one)
-    base = next(one for one in models if one.kernel is None)
+    base = next(one for one in ready if one.kernel is None)
     usual = {"new_tokens": args.new_tokens, "repeats": args.repeats}
     found: dict[Variant, tuple[Speed, Speed]] = {}
-    for options, some in ((FEW, slow), (usual, set(models) - slow)):
-        these = {one.label: model for one, model in models.items() if one in {*some, base}}
+    for options, some in ((usual, set(ready) - slow), (FEW, slow)):
+        these = {one.label: model for one, model in ready.items() if one in {*some, base}}
+        say(f"{which}: measuring {len(some)} with {options['new_tokens']} new tokens")
         took = speeds(these, prompt, batch=args.batch, **options) if some else {}
-        say(f"{len(some)} measured with {options['new_tokens']} new tokens")
         found |= {one: (took[one.label], took[base.label]) for one in some}
-    return found
+    return {one: found[one] for one in ready}
 
 
 def row_of(
@@ -286,9 +320,7 @@ def child(
         model = pack_model(quantized_as(model, format), name)
     speed(model, prompt, new_tokens=4, repeats=1)
     process = held_by_this_process() - before
-    found: dict[str, float] = {**counted(model), "process": process}
-    use = memory(model, prompt=prompt, new_tokens=32) if args.device == "cuda" else None
-    return found if use is None else {**found, "allocated": use.allocated, "peak": use.peak}
+    return {**counted(model), "process": process}
 
 
 def counted(model: PackedModel | LoadedModel) -> dict[str, float]:

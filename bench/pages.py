@@ -213,7 +213,8 @@ def walking(browser: Browser, repeats: int) -> list[dict[str, Any]]:
         wait_for_warm_kernels()
         with delaying_proxy(port, ROUND_TRIP) as far:
             for at, trip in ((port, "none"), (far, "150 ms")):
-                page = open_page(browser, at, "07_gptq", ".qv-transport .qv-range", ".qv-matrix")
+                lesson = "07_gptq#part=a+real+layer"
+                page = open_page(browser, at, lesson, ".qv-transport .qv-range", ".qv-matrix")
                 page.wait_for_selector(".qv-chart .js-plotly-plot", timeout=120_000)
                 steps = [("ArrowRight", 0)] * repeats
                 scrub = [(None, 100 + 7 * i) for i in range(repeats)]
@@ -236,7 +237,8 @@ def walking(browser: Browser, repeats: int) -> list[dict[str, Any]]:
 
 def open_page(browser: Browser, port: int, notebook: str, slider: str, drawn: str) -> Page:
     page = browser.new_page(viewport={"width": 1280, "height": 800})
-    page.goto(f"http://127.0.0.1:{port}/voila/render/{notebook}.ipynb", timeout=120_000)
+    name, _, state = notebook.partition("#")
+    page.goto(f"http://127.0.0.1:{port}/voila/render/{name}.ipynb#{state}", timeout=120_000)
     page.wait_for_selector(slider, timeout=120_000)
     selector = "[data-qv-painted]" if "readout" in drawn else "[data-qv-painted] canvas"
     selector = ".js-plotly-plot .heatmaplayer" if drawn == "plotly" else selector

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -45,12 +46,21 @@ def median_times(*runs: Callable[[], object], repeats: int = 3) -> list[float]:
     return [sorted(times)[repeats // 2] for times in taken]
 
 
-def save(name: str, title: str, rows: Sequence[Mapping[str, Any]], notes: str = "") -> Path:
-    """Write bench/results/NAME.json and a table for people beside it; returns the latter."""
+def save(
+    name: str,
+    title: str,
+    rows: Sequence[Mapping[str, Any]],
+    notes: str = "",
+    *,
+    into: Path | None = None,
+) -> Path:
+    """Write NAME.json below `into` (bench/results) and a table for people beside it; returns the
+    latter."""
     about = conditions()
-    RESULTS.mkdir(exist_ok=True)
+    folder = into or RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
     data = {"title": title, "conditions": about, "rows": list(rows), "notes": notes}
-    (RESULTS / f"{name}.json").write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+    (folder / f"{name}.json").write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
     versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items())
     lines = [
         f"# {title}",
@@ -63,7 +73,7 @@ def save(name: str, title: str, rows: Sequence[Mapping[str, Any]], notes: str = 
     ]
     if notes:
         lines += [notes, ""]
-    path = RESULTS / f"{name}.md"
+    path = folder / f"{name}.md"
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
 
@@ -88,5 +98,7 @@ def _version(name: str) -> str:
 
 
 def _output(*command: str) -> str:
+    if shutil.which(command[0]) is None:
+        return "unknown"
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"

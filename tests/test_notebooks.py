@@ -29,6 +29,11 @@ def test_prose_one_import_one_view(path):
     assert "$" not in prose  # formulas belong to the view, where their terms light up
 
 
+def test_tabs_are_named_as_the_lessons_are():
+    titles = {p.name: nbformat.read(p, as_version=4).metadata.title for p in NOTEBOOKS}
+    assert titles == {"00_start.ipynb": "All lessons", **{x.notebook: x.title for x in LESSONS}}
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_runs(path):
     notebook = nbformat.read(path, as_version=4)

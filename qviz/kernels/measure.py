@@ -56,6 +56,7 @@ def measure(
     ceilings: Ceilings | None = None,
     progress: Callable[[int, int, str], object] | None = None,
     stopped: Callable[[], bool] | None = None,
+    keep: Callable[[Measurement], object] | None = None,
 ) -> Measurement:
     """Time and error of every kernel that runs on the device and takes the format.
 
@@ -70,6 +71,7 @@ def measure(
     ceilings  of this device from an earlier run; None: they are measured first
     progress  called with (done, total, what comes now)
     stopped   asked between steps; where it says True, what was measured until then is returned
+    keep      called after each format with what was measured until then, `complete` False
 
     ValueError or TypeError for what makes no sense, MemoryError where it would not fit,
     RuntimeError where not even torch.matmul runs.
@@ -95,7 +97,7 @@ def measure(
                 "stopped before anything was measured, while another page or command was measuring "
                 "on this machine"
             )
-        return run.everything(taking_part, weight, ceilings)
+        return run.everything(taking_part, weight, ceilings, keep)
 
 
 def synthetic_weight(shape: tuple[int, int], seed: int = 0) -> torch.Tensor:
@@ -153,6 +155,11 @@ class _Run:
         if self.progress is not None:
             self.progress(self.done, self.total, text)
 
+    def say_on_cuda(self, text: str) -> None:
+        """Say what a step is at where it may compile, which takes seconds: on a GPU."""
+        if self.progress is not None and self.asked.device.type == "cuda":
+            self.progress(max(self.done, 0), self.total, text)
+
     def leave_out(self, kernel: str, format: str, reason: str, batch: int | None = None) -> None:
         parts = [kernel, *([format] if len(self.asked.formats) > 1 else [])]
         parts += [] if batch is None else [f"batch {batch}"]
@@ -169,12 +176,13 @@ class _Run:
         what = f"measuring {self.asked.shape[0]}×{self.asked.shape[1]} with {kernels} kernels"
         instead = "Take a smaller shape, or name fewer kernels"
         on_cpu = self.asked.device.type == "cpu"
-        beside = 13 * weights + (held if on_cpu else 0)  # the weight, its codes, one being packed
-        require_memory(max(WORKSPACE * weights, beside), what, instead)
+        beside = 13 * weights + held  # the weight, its codes, one being packed
+        require_memory(max(WORKSPACE * weights, beside) if on_cpu else 4 * weights, what, instead)
         if on_cpu:
             return
         torch.cuda.empty_cache()  # what torch only keeps for later counts as free
-        needed, free = held + 8 * weights, torch.cuda.mem_get_info(self.asked.device)[0]
+        needed = held + WORKSPACE * weights
+        free = torch.cuda.mem_get_info(self.asked.device)[0]
         if needed > free:
             raise MemoryError(
                 f"{what} needs {needed / 2**30:.1f} GiB of the GPU's memory, "
@@ -193,6 +201,7 @@ class _Run:
         kernels: Sequence[Kernel],
         weight: torch.Tensor | None,
         ceilings: Ceilings | None,
+        keep: Callable[[Measurement], object] | None,
     ) -> Measurement:
         """Every format and batch, and what the device can do."""
         about = machine(self.asked.device)
@@ -206,8 +215,13 @@ class _Run:
             if weight is None
             else as_matrix(weight)
         )
-        complete = all(self.one_format(each, made.cpu(), kernels) for each in self.asked.formats)
-        about["load after"] = load()
+        complete = True
+        for each in self.asked.formats:
+            complete = complete and self.one_format(each, made.cpu(), kernels)
+            about["load after"] = load()
+            if keep is not None:
+                points = tuple(self.points)
+                keep(Measurement(dict(about), ceilings, points, dict(self.left_out), False))
         if complete:
             self.step("done")
         return Measurement(about, ceilings, tuple(self.points), self.left_out, complete)
@@ -219,6 +233,7 @@ class _Run:
         for kernel in kernels:
             if kernel.name == BASELINE:
                 continue
+            self.say_on_cuda(f"trying {kernel.name}")
             reason = kernel.missing(self.asked.device) or _interpreted(kernel, self.asked.device)
             if reason is None:
                 found.append(kernel)
@@ -266,7 +281,8 @@ class _Run:
         self.step(
             f"{format.name}: quantizing and packing {self.asked.shape[0]}×{self.asked.shape[1]}"
         )
-        q = format.quantize(weight)
+        # Where the kernels run: a GPU is some hundred times as fast at this, too.
+        q = format.quantize(weight.to(self.asked.device))
         entrants = self.entrants(format.name, q, kernels)
         if entrants is None:
             return False
@@ -283,6 +299,7 @@ class _Run:
         x = synthetic_inputs(batch, self.asked.shape[1], self.asked.seed + batch)
         ready: dict[str, _Ready] = {}
         for entrant in entrants:
+            self.say_on_cuda(f"{format}, batch {batch}: preparing {entrant.kernel.name}")
             try:
                 ready[entrant.name] = _Ready.of(entrant, x, target, self.asked.device, self.cache)
             except (*LACKING, ValueError) as error:

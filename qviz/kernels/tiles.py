@@ -5,7 +5,7 @@ without Triton, and keeps every intermediate result; `source` is that function's
 of a step are found by the markers that stand in the real source, such as "# [words]": there is no
 copy that could drift.
 
-Symbols: r rows of the program, c chunks of its block, w words of a chunk.
+Symbols: r rows of the program, c chunks of its block, w words of a chunk, j the planes.
 """
 
 import ast
@@ -28,7 +28,7 @@ from qviz.kernels.triton_layout import WORD, Layout, affine_tensors, codebook_te
 # The functions of a kernel for one token, in the order in which they are shown.
 SHOWN = {
     "triton.w4a16": ("code_minus", "affine_gemv"),
-    "triton.nf4": ("nibble", "levels", "block_scale", "codebook_gemv"),
+    "triton.nf4": ("nibble", "levels", "scale_of", "codebook_gemv"),
     "triton.w8a8": ("row_scale", "int8_inputs", "int8_gemv"),
 }
 SIXTEEN = 16  # int8 weights that one thread reads at once
@@ -68,11 +68,11 @@ EVENTS = (
     EventSpec(
         "tile.scale",
         {
-            "scale": "[r, c] the scale of each chunk; [r, columns] where a chunk can lie in two",
-            "zero": "[r, c] what is subtracted from its codes; 0 for codes of a table",
+            "scale": "[r, columns] of each weight, in the order of the columns",
+            "zero": "[r, columns] what is subtracted from its code; 0 for codes of a table",
         },
-        "s[group of the chunk], z[group of the chunk]",
-        f"{_FROM}:affine_gemv, block_scale",
+        "s[group], z[group]",
+        f"{_FROM}:affine_gemv, scale_of",
     ),
     EventSpec(
         "tile.inputs",
@@ -97,7 +97,10 @@ EVENTS = (
     ),
     EventSpec(
         "tile.products",
-        {"partial": "[r, c, w] sums over the eight codes of a word; [r, columns] for int8"},
+        {
+            "partial": "[r, groups, c, w] sums over a word's codes of one group; [r, columns] for "
+            "int8"
+        },
         "Σⱼ value · x",
         f"{_FROM}:affine_gemv",
     ),
@@ -120,8 +123,9 @@ EVENTS = (
 class Block:
     """What one program covers: `rows` of the weight, and `chunks` of each in one turn of the loop.
 
-    Both are powers of two, as Triton's blocks are. A chunk is what a thread reads at once: 32
-    columns of 4-bit codes, 16 of int8.
+    Both are powers of two, as Triton's blocks are. A chunk is what a thread reads at once: 4 words
+    of eight 4-bit codes, a quarter of a tile of 128 columns; 16 columns of int8. A walk takes whole
+    tiles.
     """
 
     rows: int = 4
@@ -165,6 +169,7 @@ class Walk:
     rows     of the weight, whose outputs it computed
     steps    in order
     y        [r] what it stored
+    width    words of a tile of one row; 0 where a word holds no 4-bit codes
     """
 
     kernel: str
@@ -173,11 +178,35 @@ class Walk:
     rows: slice
     steps: Sequence[Step]
     y: torch.Tensor
+    width: int = 0
 
     @property
     def nbytes(self) -> int:
         """Bytes moved in all."""
         return sum(step.nbytes for step in self.steps)
+
+    def place(self, column: int) -> "Place":
+        """Where the code of this column of a turn lies. ValueError for a kernel without words."""
+        if not self.width:
+            raise ValueError(f"{self.kernel} has no words of 4-bit codes")
+        tile, within = divmod(column, WORD * self.width)
+        plane, word = divmod(within, self.width)
+        first = tile * WORD * self.width + plane * self.width
+        return Place(tile * self.width + word, plane, slice(first, first + self.width))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a code lies among the words of a turn.
+
+    word   its number, counted along the row
+    plane  which code of the word it is: bits 4·plane to 4·plane + 3
+    side   the columns whose codes are the same bits of this tile's words: the plane
+    """
+
+    word: int
+    plane: int
+    side: slice
 
 
 # ---------------------------------------------------------------------- the source, as shown
@@ -278,7 +307,8 @@ def walk(
         if emit is not None:
             emit(step.event, **step.tensors)
         steps.append(step)
-    return Walk(kernel, program, count, rows, steps, steps[-1].tensors["y"])
+    width = 0 if kernel == "triton.w8a8" else _tensors(q, kernel == "triton.nf4")[1].width
+    return Walk(kernel, program, count, rows, steps, steps[-1].tensors["y"], width)
 
 
 def programs(q: QuantizedTensor, block: Block) -> int:
@@ -297,6 +327,14 @@ def _checked(kernel: str, q: QuantizedTensor, x: torch.Tensor, program: int, blo
         raise ValueError(f"x is one token of {q.shape[1]} inputs, got shape {tuple(x.shape)}")
     if block.rows > q.shape[0]:
         raise ValueError(f"a block of {block.rows} rows does not fit into {q.shape[0]}")
+    if kernel != "triton.w8a8":
+        layout = _tensors(q, kernel == "triton.nf4")[1]
+        each = layout.width // layout.chunk
+        if block.chunks % each:
+            raise ValueError(
+                f"a walk takes whole tiles, of {each} chunks here; a block of {block.chunks} is "
+                f"a part of one"
+            )
     count = programs(q, block)
     if not 0 <= program < count:
         raise ValueError(f"programs go from 0 to {count - 1}, got {program}")
@@ -357,42 +395,42 @@ class _FourBit(_Walker):
         table = self.kernel == "triton.nf4"
         function = "codebook_gemv" if table else "affine_gemv"
         tensors, layout, zero = _tensors(self.q, table)
-        words = tensors["words"][self.rows].reshape(self.block.rows, -1, layout.chunk)
+        words = tensors["words"][:, self.rows].transpose(0, 1)  # [r, tiles, width]
         total = torch.zeros(self.block.rows, self.block.chunks)
+        turn = self.block.chunks * layout.chunk // layout.width  # tiles
         yield self._rows_step(function)
-        for start in range(0, words.shape[1], self.block.chunks):
-            tile = words[:, start : start + self.block.chunks]  # [r, c, w]
-            each = WORD * layout.chunk
-            columns = slice(start * each, min((start + tile.shape[1]) * each, layout.columns))
-            yield self._words_step(function, tile, columns)
+        for start in range(0, layout.tiles, turn):
+            tile = words[:, start : start + turn]
+            columns = slice(
+                start * WORD * layout.width,
+                min((start + tile.shape[1]) * WORD * layout.width, layout.columns),
+            )
+            yield self._words_step(function, tile, layout, columns)
             scale, zeros, step = self._scale_step(function, tensors, layout, columns, zero)
             yield step
-            x = self._inputs(columns, tile.shape[1] * each)
+            x = self._inputs(columns, tile.numel() // self.block.rows * WORD)
             yield self._inputs_step(function, x, columns)
-            values, step = self._codes_step(function, tensors, tile, zeros, columns)
+            values, step = self._codes_step(function, tensors, tile, layout, zeros, columns)
             yield step
-            yield self._weight_step(function, values, scale, columns)
-            if not layout.aligned:
-                values = values * scale
-            partial = torch.zeros(tile.shape, dtype=torch.float32)
-            inputs = x.reshape(-1, WORD, layout.chunk)
-            for j in range(WORD):  # as the kernel's loop adds
-                partial = values[:, :, j] * inputs[:, j] + partial
+            yield self._weight_step(function, values, scale, layout, columns)
+            partial, sums = self._sums(values, scale, x, layout)
             yield self._products_step(function, partial, columns)
-            sums = partial.sum(2) * (scale[:, :, 0, 0] if layout.aligned else 1)  # [r, c]
             total[:, : sums.shape[1]] += sums
             yield self._total_step(function, total, columns)
         y = total.sum(1)
         yield self._store_step(function, y, y)
 
-    def _words_step(self, function: str, tile: torch.Tensor, columns: slice) -> Step:
+    def _words_step(
+        self, function: str, tile: torch.Tensor, layout: Layout, columns: slice
+    ) -> Step:
         size = tile.numel() * 4
         caption = (
             f"Columns {columns.start} to {columns.stop - 1} of {tile.shape[0]} rows: "
             f"{tile.numel()} words, {size} bytes. The first is "
             f"0x{int(tile.flatten()[0]) & 0xFFFFFFFF:08x}."
         )
-        return self._step("words", caption, columns, [(function, "words")], size, words=tile)
+        chunks = tile.reshape(tile.shape[0], -1, layout.chunk)
+        return self._step("words", caption, columns, [(function, "words")], size, words=chunks)
 
     def _scale_step(
         self,
@@ -402,37 +440,31 @@ class _FourBit(_Walker):
         columns: slice,
         shared: float,
     ) -> tuple[torch.Tensor, torch.Tensor, Step]:
-        """Scales and zeros [r, c, 1, 1]; [r, c, 8, 1] where a chunk can lie in two blocks."""
-        each = WORD * layout.chunk
-        there = torch.arange(columns.start, columns.stop, each if layout.aligned else 1)
+        """Scales and zeros [r, columns], of each weight of the turn."""
+        column = torch.arange(columns.start, columns.stop)
         row = torch.arange(self.rows.start, self.rows.stop)[:, None]
-        if function == "affine_gemv":
-            at = row * (layout.columns // layout.group) + there // layout.group
-        else:
-            at = (row * layout.columns + there) // layout.group
-        scale, size = _scales(tensors, at)
+        block = (row * layout.columns + column) // layout.group  # in the order of the weights
+        at = block
+        if layout.aligned:
+            at = (column // layout.group) * self.q.shape[0] + row
+        scale, size = _scales(tensors, at, block)
         zero = torch.full_like(scale, shared)
         if "zero" in tensors:
-            zero = tensors["zero"].flatten()[at].float()
+            zero = tensors["zero"].flatten()[at]
             size += _distinct(at, tensors["zero"])
         caption = (
-            f"{torch.unique(at).numel()} scales for this tile, the first is {_number(scale[0, 0])}"
+            f"{torch.unique(at).numel()} scales for this turn, the first is {_number(scale[0, 0])}"
         )
         where = [(function, "scale")]
         if function == "affine_gemv":
             caption += f", its zero point {_number(zero[0, 0])}"
         else:
-            where.insert(0, ("block_scale", "scale"))
+            where.insert(0, ("scale_of", "scale"))
         step = self._step("scale", f"{caption}.", columns, where, size, scale=scale, zero=zero)
-        if layout.aligned:
-            return scale[:, :, None, None], zero[:, :, None, None], step
-        missing = (0, -len(there) % each)  # up to whole words
-        full = [torch.nn.functional.pad(t, missing) for t in (scale, zero)]
-        scale, zero = (t.reshape(self.block.rows, -1, WORD, 1) for t in full)
         return scale, zero, step
 
     def _inputs(self, columns: slice, width: int) -> torch.Tensor:
-        """The inputs [width] of the tile in float32, 0 beyond the end of the row."""
+        """The inputs [width] of the turn in float32, 0 beyond the end of the row."""
         x = self.x[columns].float()
         return torch.nn.functional.pad(x, (0, width - len(x)))
 
@@ -450,52 +482,86 @@ class _FourBit(_Walker):
         function: str,
         tensors: Mapping[str, torch.Tensor],
         tile: torch.Tensor,
+        layout: Layout,
         zero: torch.Tensor,
         columns: slice,
     ) -> tuple[torch.Tensor, Step]:
-        """Values [r, c, 8, w], what is multiplied with the inputs."""
-        codes = torch.stack([(tile >> (4 * j)) & 15 for j in range(WORD)], dim=2)
-        word = int(tile.flatten()[0]) & 0xFFFFFFFF
-        first = int(codes.flatten()[0])
+        """Values [r, columns], what is multiplied with the inputs."""
+        span = columns.stop - columns.start
+        planes = torch.stack([(tile >> (4 * j)) & 15 for j in range(WORD)], dim=2)
+        codes = planes.flatten(1)[:, :span]  # plane after plane is column after column
+        word, first = int(tile.flatten()[0]) & 0xFFFFFFFF, int(codes[0, 0])
         if function == "affine_gemv":
             values = codes.float() - zero
             where = [("code_minus", "code"), (function, "codes")]
-            meaning = f"minus the zero point {_number(zero.flatten()[0])}"
+            meaning = f"minus the zero point {_number(zero[0, 0])}"
         else:
             values = tensors["table"][:16][codes.long()]
             where = [("nibble", "code"), ("levels", "level"), (function, "codes")]
-            meaning = f"which points to the level {_number(values.flatten()[0])}"
-        caption = f"The lowest four bits of 0x{word:08x} are the code {first}, {meaning}."
-        span = columns.stop - columns.start
-        flat = {"codes": codes.flatten(1)[:, :span], "values": values.flatten(1)[:, :span]}
-        return values, self._step("codes", caption, columns, where, 0, **flat)
+            meaning = f"which points to the level {_number(values[0, 0])}"
+        caption = f"The lowest four bits of 0x{word:08x} are the code {first}, {meaning}. "
+        caption += (
+            f"The same four bits of {layout.width} words are those of {layout.width} columns side "
+            f"by side."
+        )
+        return values, self._step("codes", caption, columns, where, 0, codes=codes, values=values)
 
     def _weight_step(
-        self, function: str, values: torch.Tensor, scale: torch.Tensor, columns: slice
+        self,
+        function: str,
+        values: torch.Tensor,
+        scale: torch.Tensor,
+        layout: Layout,
+        columns: slice,
     ) -> Step:
-        weight = (values * scale).flatten(1)[:, : columns.stop - columns.start]
+        weight = values * scale
         caption = (
-            f"The first weight is {_number(values.flatten()[0])} · {_number(scale.flatten()[0])} = "
+            f"The first weight is {_number(values[0, 0])} · {_number(scale[0, 0])} = "
             f"{_number(weight[0, 0])}. "
         )
-        if scale.shape[2] == 1:
+        if layout.aligned:
             caption += "No thread computes it: the scale waits for the sum."
         else:
             caption += "A word can lie in two blocks, so each level is scaled by itself."
         where = [(function, "codes"), (function, "scale")]
         return self._step("weight", caption, columns, where, 0, weight=weight)
 
+    def _sums(
+        self, values: torch.Tensor, scale: torch.Tensor, x: torch.Tensor, layout: Layout
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sums over a word's codes of one group [r, groups, c, w], and what joins the total
+        [r, c]: these over a chunk's words, times the scales of the groups."""
+        if not layout.aligned:
+            values = values * scale
+        missing = len(x) - values.shape[1]  # up to whole words
+        values, scale = (torch.nn.functional.pad(t, (0, missing)) for t in (values, scale))
+        groups = max(1, WORD * layout.width // layout.group) if layout.aligned else 1
+        shape = (-1, groups, WORD // groups, layout.width // layout.chunk, layout.chunk)
+        each = values.reshape(self.block.rows, *shape)  # [r, tiles, groups, planes, c, w]
+        inputs = x.reshape(1, *shape)
+        partial = torch.zeros_like(each[:, :, :, 0])
+        for j in range(each.shape[3]):  # as the kernel's loop adds
+            partial = each[:, :, :, j] * inputs[:, :, :, j] + partial
+        first = scale.reshape(self.block.rows, *shape)[:, :, :, 0, :, 0]  # [r, tiles, groups, c]
+        sums = torch.zeros_like(partial[:, :, 0, :, 0])
+        for g in range(groups):
+            added = partial[:, :, g].sum(-1)
+            sums = added * (first[:, :, g] if layout.aligned else 1) + sums
+        ordered = partial.transpose(1, 2).flatten(2, 3)  # [r, groups, c, w]
+        return ordered, sums.flatten(1)
+
     def _products_step(self, function: str, partial: torch.Tensor, columns: slice) -> Step:
+        several = "" if partial.shape[1] == 1 else f" and {partial.shape[1]} groups to a tile"
         caption = (
-            f"Each value times its input, eight to a word, is added up: {partial.numel()} sums, "
-            f"the first is {_number(partial.flatten()[0])}."
+            f"Each value times its input, eight to a word{several}, is added up: "
+            f"{partial.numel()} sums, the first is {_number(partial.flatten()[0])}."
         )
         where = [(function, "products")]
         return self._step("products", caption, columns, where, 0, partial=partial)
 
     def _total_step(self, function: str, total: torch.Tensor, columns: slice) -> Step:
         caption = (
-            f"The sums of a chunk, times its scale, join the total. After column "
+            f"The sums of a chunk, times the scales of their groups, join the total. After column "
             f"{columns.stop - 1} the first row has {_number(total[0].sum())}."
         )
         where = [(function, "total")]
@@ -577,14 +643,17 @@ def _tensors(q: QuantizedTensor, table: bool) -> tuple[dict[str, torch.Tensor], 
     return affine_tensors(q)
 
 
-def _scales(tensors: Mapping[str, torch.Tensor], at: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """The scales at these places, float32, and the bytes that were read for them."""
+def _scales(
+    tensors: Mapping[str, torch.Tensor], at: torch.Tensor, block: torch.Tensor
+) -> tuple[torch.Tensor, int]:
+    """The scales at these places, float32, and the bytes that were read for them; `block` counts
+    their groups in the order of the weights."""
     scale, size = tensors["scale"].flatten()[at], _distinct(at, tensors["scale"])
     if "second" not in tensors:
         return scale.float(), size
     level = tensors["table"][16:][scale.long()]
-    size += _distinct(at // 256, tensors["second"]) + tensors["offset"].element_size()
-    return level * tensors["second"][at // 256] + tensors["offset"], size
+    size += _distinct(block // 256, tensors["second"]) + tensors["offset"].element_size()
+    return level * tensors["second"][block // 256] + tensors["offset"], size
 
 
 def _distinct(at: torch.Tensor, tensor: torch.Tensor) -> int:

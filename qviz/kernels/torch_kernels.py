@@ -167,7 +167,13 @@ class Int8Dynamic(Kernel):
 
 
 class Fp8(Kernel):
-    """FP8 weights and inputs: E4M3 both, a scale per row and token, or one for each matrix."""
+    """FP8 weights and inputs: E4M3 both, a scale per row and token, or one for each matrix.
+
+    Hopper's tensor cores keep only some 14 bits of a sum of E4M3 products. Without "fast
+    accumulation" their sums are taken out and added up in float32 every so often: measured on an
+    H100 with up to 8192 inputs, the error stays below a third of the bound that the tests hold it
+    to. With it, it reached eight times the bound.
+    """
 
     name = "torch.fp8"
     title = "FP8 weights, inputs to FP8 (E4M3)"
@@ -206,6 +212,7 @@ class Fp8(Kernel):
             scale,
             packed.tensors["scale"],
             out_dtype=x.dtype,
+            use_fast_accum=False,
         )
         return y[:, : packed.shape[0]]
 
@@ -216,7 +223,7 @@ class Fp8(Kernel):
 def int8_tokens(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes [tokens, in] int8 and scales [tokens, 1] float32: absmax/127, half to even."""
     x = x.float()
-    scale = x.abs().amax(dim=1, keepdim=True) / 127
+    scale = quotient(x.abs().amax(dim=1, keepdim=True), 127.0)
     # A token of zeros has no scale; 0/1 keeps its codes 0.
     codes = torch.round(x / scale.masked_fill(scale == 0, 1.0))
     return codes.to(torch.int8), scale
@@ -226,10 +233,19 @@ def fp8_tokens(x: torch.Tensor, *, whole: bool) -> tuple[torch.Tensor, torch.Ten
     """Values [tokens, in] E4M3 and scales [tokens, 1] float32 ([] for `whole`): absmax/448."""
     x = x.float()
     top = x.abs().amax() if whole else x.abs().amax(dim=1, keepdim=True)
-    scale = top / E4M3_MAX
+    scale = quotient(top, E4M3_MAX)
     # Clamped, since what is above 448 after rounding the quotient becomes NaN in some versions.
     scaled = (x / scale.masked_fill(scale == 0, 1.0)).clamp(-E4M3_MAX, E4M3_MAX)
     return scaled.to(torch.float8_e4m3fn), scale
+
+
+def quotient(x: torch.Tensor, divisor: float) -> torch.Tensor:
+    """x / divisor, rounded once on every device.
+
+    On CUDA torch makes a division by a number, or by a scalar on the CPU, a product with its
+    reciprocal, which is another float now and then, and near a tie another code.
+    """
+    return x / x.new_full((), divisor)
 
 
 # ---------------------------------------------------------------------- which tensors

@@ -31,7 +31,15 @@ from qviz.kernels.torch_kernels import (
     int8_tokens,
     row_scale,
 )
-from qviz.kernels.triton_layout import Layout, affine_tensors, codebook_tensors, fp8_words
+from qviz.kernels.triton_choice import fastest, remember_tried, tried
+from qviz.kernels.triton_layout import (
+    WORD,
+    Layout,
+    affine_tensors,
+    codebook_tensors,
+    fp8_codes,
+    fp8_words,
+)
 from qviz.methods.nf4 import nf4
 
 SOURCE = "qviz.kernels.triton_source"
@@ -70,77 +78,39 @@ def functions(interpreted: bool) -> ModuleType:
     return module
 
 
+Run = Callable[..., Any]
+Grid = tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Config:
     """A choice that changes nothing but the speed: block sizes, and what the compiler is told.
 
-    blocks  the capital BLOCK_… of the function
-    warps   groups of 32 threads that share a program
-    stages  loads that are under way at once, in loops with a product of matrices
+    blocks    the capital BLOCK_… of the function
+    warps     groups of 32 threads that share a program
+    stages    loads that are under way at once
+    programs  for each multiprocessor that there should be, where a row can be shared out
     """
 
     blocks: Mapping[str, int]
     warps: int = 4
     stages: int = 3
-
-
-Run = Callable[..., Any]
-Grid = Callable[[Mapping[str, int]], tuple[int, ...]]
-_chosen: dict[tuple[Any, ...], Config] = {}
-
-
-def chosen(
-    device: torch.device,
-    name: str,
-    configs: Sequence[Config],
-    constants: Mapping[str, Any],
-    grid: Grid,
-    arguments: Sequence[Any],
-) -> Run:
-    """A function of `triton_source` with its configuration, to be called with its arguments.
-
-    On a GPU every configuration is timed with these arguments (triton.autotune), the first time
-    that constants, dtypes and sizes, up to the next power of two, are these. The call that comes
-    back goes past the tuner, whose bookkeeping takes longer than a small product.
-    """
-    function = getattr(functions(device.type == "cpu"), name)
-    kinds = [a.dtype for a in arguments if isinstance(a, torch.Tensor)]
-    sizes = [power_above(a) for a in arguments if isinstance(a, int)]
-    key = (device, name, *constants.items(), *map(_frozen, configs), *kinds, *sizes)
-    if device.type == "cpu" or len(configs) == 1:
-        config = configs[0]
-    elif key in _chosen:
-        config = _chosen[key]
-    else:
-        config = _chosen[key] = _timed(function, configs, constants, grid, arguments)
-    run = function[grid(config.blocks)]
-    options = {"num_warps": config.warps, "num_stages": config.stages, **_FUSED}
-    numbers = {**constants, **config.blocks, **options}
-    return lambda *a: run(*a, **numbers)
+    programs: int = 1
 
 
 # x·y + z as one instruction where the source has two: Triton's default, until it changes in 3.10.
 _FUSED = {"enable_fp_fusion": True}
 
 
-def _frozen(config: Config) -> tuple[Any, ...]:
-    return (*config.blocks.items(), config.warps, config.stages)
-
-
-def _timed(
-    function: Any,
-    configs: Sequence[Config],
-    constants: Mapping[str, Any],
-    grid: Grid,
-    arguments: Sequence[Any],
-) -> Config:
-    """The fastest configuration with these arguments."""
-    import triton
-
-    tried = [triton.Config(dict(c.blocks), num_warps=c.warps, num_stages=c.stages) for c in configs]
-    tuner = triton.autotune(tried, key=[])(function)
-    tuner[grid](*arguments, **constants, **_FUSED)
-    return configs[tried.index(tuner.best_config)]
+def launcher(
+    device: torch.device, name: str, config: Config, constants: Mapping[str, Any], grid: Grid
+) -> Run:
+    """A function of `triton_source` with these blocks and constants, to be called with its
+    arguments."""
+    run = getattr(functions(device.type == "cpu"), name)[grid]
+    options = {"num_warps": config.warps, "num_stages": config.stages, **_FUSED}
+    numbers = {**constants, **config.blocks, **options}
+    return lambda *a: run(*a, **numbers)
 
 
 def cdiv(a: int, b: int) -> int:
@@ -153,67 +123,87 @@ def power_above(value: int) -> int:
     return 1 << max(0, value - 1).bit_length()
 
 
+def power_below(value: int) -> int:
+    """The largest power of two that is not above value, 1 at least."""
+    return 1 << max(0, value.bit_length() - 1)
+
+
 @cache
 def processors(device: torch.device) -> int:
-    """Streaming multiprocessors: programs that run at the same time, at least."""
+    """Streaming multiprocessors."""
     if device.type != "cuda":
         return PROCESSORS
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
-# ---------------------------------------------------------------------- block sizes
+# ---------------------------------------------------------------------- which configuration
+
+# For each range of tokens, the few that were fastest on an H100 with 8192×28672 and 4096×4096
+# (bench/results/kernels_prototypes_h100.md). Each is compiled where it is timed: no more than help.
+# (rows, chunks, warps, stages); a chunk is what one thread reads of a row at once.
+GemvOptions = Sequence[tuple[int, int, int, int]]
+AFFINE_GEMV: GemvOptions = ((16, 32, 2, 3), (8, 32, 1, 3), (2, 64, 2, 1), (2, 32, 1, 1))
+CODEBOOK_GEMV: GemvOptions = ((8, 32, 1, 1), (4, 32, 1, 1), (2, 32, 1, 1), (4, 128, 4, 1))
+INT8_GEMV: GemvOptions = ((4, 32, 1, 1), (4, 64, 2, 1), (2, 64, 2, 1), (2, 128, 4, 1))
+FP8_GEMV: GemvOptions = ((8, 32, 1, 1), (4, 64, 2, 1), (2, 128, 4, 1))
+# Tokens of a program → (rows, warps, stages, programs for each multiprocessor).
+DotOptions = Mapping[int, Sequence[tuple[int, int, int, int]]]
+AFFINE_DOT: DotOptions = {
+    8: ((64, 2, 4, 8), (32, 2, 4, 8)),
+    16: ((64, 2, 3, 8), (32, 1, 3, 16)),
+    32: ((64, 4, 4, 4), (128, 8, 3, 4)),
+    64: ((128, 4, 4, 2), (128, 8, 4, 2)),
+    128: ((64, 4, 3, 2), (128, 8, 4, 1)),
+}
+TABLE_DOT: DotOptions = {
+    8: ((32, 2, 4, 8), (64, 4, 4, 8)),
+    16: ((64, 4, 4, 8), (64, 4, 3, 4)),
+    32: ((64, 4, 4, 4), (64, 4, 3, 8)),
+    64: ((64, 4, 5, 2), (64, 4, 3, 4)),
+    128: ((64, 4, 3, 2), (128, 8, 3, 1)),
+}
+FP8_DOT: DotOptions = {
+    8: ((128, 8, 6, 1), (32, 2, 6, 8)),
+    16: ((128, 4, 6, 2), (64, 2, 3, 8)),
+    32: ((128, 4, 4, 2), (64, 4, 4, 4)),
+    64: ((128, 8, 4, 2), (64, 4, 4, 4)),
+    128: ((128, 8, 4, 1), (64, 4, 4, 2)),
+}
+# (rows, columns, warps, stages): 64 rows and 4 warps are what Hopper's own instruction (wgmma)
+# wants, 32 rows make more programs.
+EIGHT_BIT_DOT = ((64, 128, 4, 4), (32, 128, 4, 4), (64, 256, 4, 3), (32, 256, 4, 3))
+DEQUANTIZE_COLUMNS, DEQUANTIZE_ROWS = 512, 8  # of a program
+FUSED = 512  # tokens up to which weights are decoded on the way, once for each 128 of them
+PLAIN = 8  # tokens up to which float32, which tensor cores do not take, is multiplied one by one
 
 
-def gemv_configs(rows: int, units: int, options: Sequence[tuple[int, int, int]]) -> list[Config]:
-    """Configurations (rows, chunks, warps) of a program of one token, cut down to the matrix.
+def gemv_configs(rows: int, units: int, options: GemvOptions) -> list[Config]:
+    """Configurations of a program of one token, cut down to the matrix.
 
     No more rows than there are, since the last program must be full, and no more chunks than the
     next power of two, since the rest would be idle.
     """
-    most = 1 << (rows.bit_length() - 1)  # the largest power of two that is not above rows
     cut = {
-        (min(r, most), min(c, power_above(units)), w): None for r, c, w in options
+        (min(r, power_below(rows)), min(c, power_above(units)), w, s): None
+        for r, c, w, s in options
     }  # a dict keeps the order
-    return [Config({"BLOCK_ROWS": r, "BLOCK_CHUNKS": c}, w) for r, c, w in cut]
+    return [Config({"BLOCK_ROWS": r, "BLOCK_CHUNKS": c}, w, s) for r, c, w, s in cut]
 
 
-AFFINE_GEMV = ((8, 32, 1), (4, 32, 1), (8, 64, 2), (4, 64, 2), (4, 128, 4), (2, 128, 4))
-CODEBOOK_GEMV = ((8, 32, 1), (4, 32, 1), (2, 32, 1), (8, 64, 2), (4, 128, 4))
-INT8_GEMV = ((4, 32, 1), (4, 64, 2), (2, 64, 2), (2, 128, 4))  # chunks of 16 columns
-FP8_GEMV = ((8, 32, 1), (4, 32, 1), (4, 64, 2), (4, 128, 4), (2, 128, 4))  # chunks of 4 words
-# (rows, words or columns, warps, stages): 64 rows and 4 warps are what Hopper's own instruction
-# (wgmma) wants, 32 rows make more programs.
-FOUR_BIT_DOT = ((64, 32, 4, 3), (64, 16, 4, 3), (32, 16, 4, 3), (32, 16, 4, 2))
-EIGHT_BIT_DOT = ((64, 128, 4, 4), (32, 128, 4, 4), (64, 256, 4, 3), (32, 256, 4, 3))
-FP8_WIDE_DOT = ((64, 32, 4, 3), (32, 32, 4, 3), (32, 64, 4, 3))
-# Without tensor cores the factors of every multiply-add lie in registers, and few tiles fit there.
-FLOAT32_DOT = ((32, 16, 4, 3), (32, 16, 4, 2))
-
-
-def dot_configs(
-    options: Sequence[tuple[int, int, int, int]], x: torch.Tensor, unit: str
-) -> list[Config]:
-    """Configurations of a product of matrices with inputs x [tokens, …]: 16 to 64 tokens a
-    program."""
-    wide = x.dtype == torch.float32
-    block = min(max(power_above(x.shape[0]), 16), 16 if wide else 64)
+def dot_configs(options: DotOptions, tokens: int) -> list[Config]:
+    """Configurations of a product with this many tokens, 8 to 128 of them a program."""
+    block = min(max(power_above(tokens), 8), 128)
     return [
-        Config({"BLOCK_TOKENS": block, "BLOCK_ROWS": r, unit: u}, w, s)
-        for r, u, w, s in (FLOAT32_DOT if wide else options)
+        Config({"BLOCK_TOKENS": block, "BLOCK_ROWS": r}, w, s, p) for r, w, s, p in options[block]
     ]
 
 
-def dot_grid(rows: int, tokens: int, split: int = 1) -> Grid:
-    """Programs over rows, tokens and parts of a row."""
-    return lambda b: (cdiv(rows, b["BLOCK_ROWS"]), cdiv(tokens, b["BLOCK_TOKENS"]), split)
-
-
-def splits(rows: int, tokens: int, width: int, device: torch.device) -> int:
-    """Parts, 1 to 8, into which a row's words are shared out, so that all processors have a
-    program. Not left to the tuner, which would time the parts and not their sum."""
-    programs = cdiv(rows, 64) * cdiv(tokens, 64)
-    wanted = min(processors(device) // programs, width // 16, 8)
-    return 1 << max(0, wanted.bit_length() - 1)
+def splits(config: Config, rows: int, tokens: int, tiles: int, device: torch.device) -> int:
+    """Parts, 1 to 16, into which a row's tiles are shared out, so that each multiprocessor has
+    as many programs as the configuration asks for; four tiles at least are left to each."""
+    programs = cdiv(rows, config.blocks["BLOCK_ROWS"]) * cdiv(tokens, config.blocks["BLOCK_TOKENS"])
+    wanted = config.programs * processors(device) // programs
+    return power_below(max(1, min(wanted, tiles // 4, 16)))
 
 
 # ---------------------------------------------------------------------- kernels
@@ -259,6 +249,16 @@ class TritonKernel(Kernel):
             return f"{self.name} counts weights in 31 bits; {q.shape[0]}×{q.shape[1]} are too many."
         return self._refuses(q)
 
+    def _probe(self, device: torch.device) -> str | None:
+        # Compiling takes seconds: what another process has tried here with the same card, sources
+        # and versions need not be tried again.
+        if device.type == "cpu" or not tried(device, self.name):
+            reason = super()._probe(device)
+            if reason is None and device.type != "cpu":
+                remember_tried(device, self.name)
+            return reason
+        return self._lacks(device)
+
     @abstractmethod
     def _refuses(self, q: QuantizedTensor) -> str | None:
         """As `refuses`, for a tensor of any size."""
@@ -289,116 +289,154 @@ class FourBit(TritonKernel):
     def _pack(
         self, q: QuantizedTensor, device: torch.device, dtype: torch.dtype
     ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        table = isinstance(q.grid, Codebook)
-        zero, double = 0.0, False
-        if table:
-            tensors, layout, double = codebook_tensors(q)
-        else:
-            tensors, layout, zero = affine_tensors(q)
-        return tensors, {"layout": layout, "zero": zero, "codebook": table, "double": double}
-
-    def _split(self, packed: Packed, tokens: int) -> int:
-        return splits(packed.shape[0], tokens, packed.options["layout"].width, packed.device)
+        options: dict[str, Any] = {"table": isinstance(q.grid, Codebook)}
+        if options["table"]:
+            tensors, layout, double = codebook_tensors(q, dtype)
+            return tensors, {**options, "layout": layout, "double": double, "zeros": "one"}
+        tensors, layout, zero = affine_tensors(q)
+        given = q.grid.zero_point if isinstance(q.grid, Affine) else None
+        zeros = "one" if given is None else "real" if given.is_floating_point() else "integer"
+        return tensors, {**options, "layout": layout, "zero": zero, "zeros": zeros}
 
     def _plan(self, packed: Packed, x: torch.Tensor, y: torch.Tensor) -> Run:
-        # One token: a multiply-add for each weight. More: the tensor cores, which multiply with 16
+        # One token: a multiply-add for each weight. More: the tensor cores, which multiply with 8
         # tokens in the time of one. They take no float32, for which the former pays off longer.
-        if x.shape[0] <= (8 if x.dtype == torch.float32 else 1):
+        # Many more: what decoding costs each 128 tokens again, it costs but once in memory.
+        tokens, wide = x.shape[0], x.dtype == torch.float32
+        tensor_cores = packed.options["layout"].fused and not wide
+        if tensor_cores and (tokens > 1 or packed.options["table"]) and tokens <= FUSED:
+            return self._dot(packed, x, y)
+        if tokens <= (PLAIN if wide else 1):
             return self._gemv(packed, x, y)
-        return self._dot(packed, x, y)
+        return through_memory(packed, x, y)
 
     def _gemv(self, packed: Packed, x: torch.Tensor, y: torch.Tensor) -> Run:
         layout, rows, tokens = packed.options["layout"], packed.shape[0], x.shape[0]
-        table, t = packed.options["codebook"], packed.tensors
+        t, constants = packed.tensors, gemv_constants(packed)
         fixed: tuple[torch.Tensor | None, ...]
-        options: Sequence[tuple[int, int, int]]
-        if table:
-            name, options = "codebook_gemv", CODEBOOK_GEMV
+        options: GemvOptions
+        last: tuple[int, ...]
+        if packed.options["table"]:
+            name, options, last = "codebook_gemv", CODEBOOK_GEMV, (rows,)
             fixed = (t["words"], t["scale"], t.get("second"), t.get("offset"), t["table"])
         else:
-            name, options = "affine_gemv", AFFINE_GEMV
+            name, options, last = "affine_gemv", AFFINE_GEMV, (rows, MAGIC)
             fixed = (t["words"], t["scale"], t.get("zero"))
-        last = (rows,) if table else (rows, MAGIC)
-        constants = gemv_constants(packed)
-        configs = gemv_configs(rows, cdiv(layout.width, layout.chunk), options)
-        run = chosen(
-            packed.device,
-            name,
-            configs,
-            constants,
-            lambda b: (cdiv(rows, b["BLOCK_ROWS"]), tokens),
-            (x, *fixed, y, *last),
-        )
-        return lambda x, y: run(x, *fixed, y, *last)
+
+        def make(config: Config) -> Run:
+            grid = (cdiv(rows, config.blocks["BLOCK_ROWS"]), tokens)
+            stages = {} if packed.options["table"] else {"STAGES": config.stages}
+            run = launcher(packed.device, name, config, {**constants, **stages}, grid)
+            return lambda x, y: run(x, *fixed, y, *last)
+
+        configs = gemv_configs(rows, layout.chunks, options)
+        return fastest(packed, name, configs, make, x, y)
 
     def _dot(self, packed: Packed, x: torch.Tensor, y: torch.Tensor) -> Run:
-        rows, tokens, split = packed.shape[0], x.shape[0], self._split(packed, x.shape[0])
-        constants = {**four_bit_constants(packed), "SPLIT": split}
-        configs = dot_configs(FOUR_BIT_DOT, x, "BLOCK_WORDS")
-        fixed = four_bit_tensors(packed)
-        grid = dot_grid(rows, tokens, split)
-        device = packed.device
+        options = TABLE_DOT if packed.options["table"] else AFFINE_DOT
+        constants = {n: v for n, v in four_bit_constants(packed).items() if n not in _TILES}
+        fixed, layout = four_bit_tensors(packed), packed.options["layout"]
+        return split_dot(
+            packed, "four_bit_dot", dot_configs(options, x.shape[0]), constants, fixed,
+            layout.tiles, x, y,
+        )  # fmt: skip
+
+
+_TILES = ("WIDTH", "ALIGNED")  # what four_bit_dot takes for granted
+
+
+def split_dot(
+    packed: Packed,
+    name: str,
+    configs: Sequence[Config],
+    constants: Mapping[str, Any],
+    fixed: tuple[torch.Tensor | None, ...],
+    tiles: int,
+    x: torch.Tensor,
+    y: torch.Tensor,
+) -> Run:
+    """A product on the tensor cores, the tiles of a row shared out and added up afterwards."""
+    rows, tokens, device = packed.shape[0], x.shape[0], packed.device
+    numbers = tokens * rows
+
+    def make(config: Config) -> Run:
+        split = splits(config, rows, tokens, tiles, device)
+        grid = (
+            cdiv(rows, config.blocks["BLOCK_ROWS"]),
+            cdiv(tokens, config.blocks["BLOCK_TOKENS"]),
+            split,
+        )
+        all_of_it = {**constants, "SPLIT": split, "STAGES": config.stages}
+        run = launcher(device, name, config, all_of_it, grid)
         if split == 1:
-            last = (tokens, rows, MAGIC)
-            run = chosen(device, "four_bit_dot", configs, constants, grid, (x, *fixed, y, *last))
-            return lambda x, y: run(x, *fixed, y, *last)
-        parts = x.new_empty(split, tokens, rows, dtype=torch.float32)
-        given = (x, *fixed, parts, tokens, rows, MAGIC)
-        run = chosen(device, "four_bit_dot", configs, constants, grid, given)
-        numbers = tokens * rows
-        total = chosen(
-            device,
-            "add_splits",
-            [Config({"BLOCK": 512})],
-            {"SPLIT": split},
-            lambda b: (cdiv(numbers, b["BLOCK"]),),
-            (parts, y, numbers),
+            return lambda x, y: run(x, *fixed, y, tokens, rows)
+        total = launcher(
+            device, "add_splits", Config({"BLOCK": 512}), {"SPLIT": split}, (cdiv(numbers, 512),)
         )
 
         def both(x: torch.Tensor, y: torch.Tensor) -> None:
             parts = x.new_empty(split, tokens, rows, dtype=torch.float32)
-            run(x, *fixed, parts, tokens, rows, MAGIC)
+            run(x, *fixed, parts, tokens, rows)
             total(parts, y, numbers)
 
         return both
+
+    return fastest(packed, name, configs, make, x, y)
+
+
+def through_memory(packed: Packed, x: torch.Tensor, y: torch.Tensor) -> Run:
+    """The weight in the inputs' dtype in memory, and torch's own product with it."""
+    layout, rows = packed.options["layout"], packed.shape[0]
+    fixed = four_bit_tensors(packed)
+    tiles = power_below(min(DEQUANTIZE_COLUMNS // (WORD * layout.width), power_above(layout.tiles)))
+    config = Config({"BLOCK_ROWS": DEQUANTIZE_ROWS, "BLOCK_TILES": tiles}, 8, 1)
+    grid = (cdiv(layout.tiles, tiles), cdiv(rows, DEQUANTIZE_ROWS))
+    run = launcher(packed.device, "dequantize", config, four_bit_constants(packed), grid)
+
+    def both(x: torch.Tensor, y: torch.Tensor) -> None:
+        weight = x.new_empty(packed.shape)
+        run(*fixed, weight, rows)
+        torch.mm(x, weight.T, out=y)
+
+    return both
 
 
 def gemv_constants(packed: Packed) -> dict[str, Any]:
     """What affine_gemv or codebook_gemv is compiled for, beside its block sizes."""
     constants = four_bit_constants(packed)
-    table = constants.pop("CODEBOOK")
+    table = constants.pop("TABLE")
     unused = ("ZERO", "ZEROS") if table else ("ALIGNED", "DOUBLE")
     return {name: value for name, value in constants.items() if name not in unused}
 
 
 def four_bit_constants(packed: Packed) -> dict[str, Any]:
-    """What four_bit_dot and dequantize are compiled for, beside their block sizes."""
+    """What dequantize is compiled for, beside its block sizes."""
     layout: Layout = packed.options["layout"]
-    zero = packed.tensors.get("zero")
-    zeros = "one" if zero is None else "real" if zero.is_floating_point() else "integer"
     return {
         "COLUMNS": layout.columns,
         "GROUP": layout.group,
-        "CHUNK": layout.chunk,
-        "ZERO": packed.options["zero"],
-        "ZEROS": zeros,
-        "CODEBOOK": packed.options["codebook"],
+        "WIDTH": layout.width,
+        "ZERO": packed.options.get("zero", 0.0),
+        "ZEROS": packed.options["zeros"],
+        "TABLE": packed.options["table"],
         "ALIGNED": layout.aligned,
-        "DOUBLE": packed.options["double"],
+        "DOUBLE": packed.options.get("double", False),
     }
 
 
 def four_bit_tensors(packed: Packed) -> tuple[torch.Tensor | None, ...]:
     """Words, scales, and what of the rest there is, in the order of the functions' arguments."""
-    names = ("words", "scale", "zero", "second", "offset", "table")
+    names = ("words", "scale", "zero", "second", "offset", "table", "bytes")
     return tuple(packed.tensors.get(name) for name in names)
 
 
 class W4A16(FourBit):
-    """Groups of equally spaced levels, rebuilt in registers without any conversion."""
+    """Groups of equally spaced levels, rebuilt in registers without any conversion. Beyond FUSED
+    tokens, and for several tokens where a tensor core cannot take the tiles (groups that are no
+    multiple of 16, or rows of 128, columns; float32), it does what triton.dequantize does."""
 
     name = "triton.w4a16"
-    title = "4-bit groups, 16-bit inputs (Triton, fused)"
+    title = f"4-bit groups, 16-bit inputs (Triton, fused up to {FUSED} tokens)"
 
     def sample(self) -> QuantizedTensor:
         return affine_sample(bits=4, symmetric=False, group_size=32)
@@ -409,10 +447,11 @@ class W4A16(FourBit):
 
 class Nf4(FourBit):
     """Sixteen levels of a table and a scale for each block, as NF4 and FP4 have them; absmax in
-    float32, or as the codes of double quantization, which are decoded where they are needed."""
+    float32, or as the codes of double quantization, which are decoded where they are needed. Many
+    tokens go through memory, as with triton.w4a16."""
 
     name = "triton.nf4"
-    title = "NF4 and FP4 blocks, 16-bit inputs (Triton, fused)"
+    title = f"NF4 and FP4 blocks, 16-bit inputs (Triton, fused up to {FUSED} tokens)"
 
     def sample(self) -> QuantizedTensor:
         return nf4(sample_weight())
@@ -436,23 +475,7 @@ class Dequantize(FourBit):
         return reason(self.name, q)
 
     def _plan(self, packed: Packed, x: torch.Tensor, y: torch.Tensor) -> Run:
-        layout, rows = packed.options["layout"], packed.shape[0]
-        fixed = four_bit_tensors(packed)
-        run = chosen(
-            packed.device,
-            "dequantize",
-            [Config({"BLOCK": min(power_above(layout.width), 512)})],
-            four_bit_constants(packed),
-            lambda b: (rows, cdiv(layout.width, b["BLOCK"])),
-            (*fixed, x, rows, MAGIC),
-        )
-
-        def both(x: torch.Tensor, y: torch.Tensor) -> None:
-            weight = x.new_empty(packed.shape)
-            run(*fixed, weight, rows, MAGIC)
-            torch.mm(x, weight.T, out=y)
-
-        return both
+        return through_memory(packed, x, y)
 
 
 class EightBit(TritonKernel):
@@ -465,15 +488,8 @@ class EightBit(TritonKernel):
     def _quantize(self, packed: Packed, x: torch.Tensor) -> Run:
         """A call that fills codes [tokens, in] and steps [tokens] from x."""
         columns, largest = packed.shape[1], self.largest
-        codes, step = self._buffers(x)
-        run = chosen(
-            packed.device,
-            self.quantizer,
-            [Config({"BLOCK": min(power_above(columns), 2048)}, 8)],
-            {"COLUMNS": columns},
-            lambda b: (x.shape[0],),
-            (x, codes, step, largest),
-        )
+        config = Config({"BLOCK": min(power_above(columns), 2048)}, 8)
+        run = launcher(packed.device, self.quantizer, config, {"COLUMNS": columns}, (x.shape[0],))
         return lambda x, codes, step: run(x, codes, step, largest)
 
     def _buffers(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -499,15 +515,18 @@ class EightBit(TritonKernel):
         """A call that fills y from codes and steps."""
         rows, tokens, t = packed.shape[0], codes.shape[0], packed.tensors
         constants = {"COLUMNS": packed.shape[1], "SCALES": packed.options["scales"]}
-        run = chosen(
-            packed.device,
-            "eight_bit_dot",
-            dot_configs(EIGHT_BIT_DOT, codes, "BLOCK_COLUMNS"),
-            constants,
-            dot_grid(rows, tokens),
-            (codes, step, t["weight"], t["scale"], y, tokens, rows),
-        )
-        return lambda c, s, y: run(c, s, t["weight"], t["scale"], y, tokens, rows)
+        block = min(max(power_above(tokens), 16), 64)
+
+        def make(config: Config) -> Run:
+            grid = (cdiv(rows, config.blocks["BLOCK_ROWS"]), cdiv(tokens, block))
+            run = launcher(packed.device, "eight_bit_dot", config, constants, grid)
+            return lambda c, s, y: run(c, s, t["weight"], t["scale"], y, tokens, rows)
+
+        configs = [
+            Config({"BLOCK_TOKENS": block, "BLOCK_ROWS": r, "BLOCK_COLUMNS": c}, w, stages)
+            for r, c, w, stages in EIGHT_BIT_DOT
+        ]
+        return fastest(packed, f"eight_bit_dot {block}", configs, make, codes, step, y)
 
 
 class W8A8(EightBit):
@@ -542,20 +561,21 @@ class W8A8(EightBit):
             return super()._multiply(packed, codes, step, y)
         rows, columns = packed.shape
         weight, scale = packed.tensors["weight"], packed.tensors["scale"]
-        configs = [
-            Config({"BLOCK_ROWS": c.blocks["BLOCK_ROWS"], "BLOCK_COLUMNS": n}, c.warps)
-            for c in gemv_configs(rows, cdiv(columns, 16), INT8_GEMV)
-            for n in [16 * c.blocks["BLOCK_CHUNKS"]]
-        ]
-        run = chosen(
-            packed.device,
-            "int8_gemv",
-            configs,
-            {"COLUMNS": columns},
-            lambda b: (cdiv(rows, b["BLOCK_ROWS"]), 1),
-            (codes, step, weight, scale, y, rows),
-        )
-        return lambda c, s, y: run(c, s, weight, scale, y, rows)
+
+        def make(config: Config) -> Run:
+            blocks = config.blocks
+            wide = {
+                "BLOCK_ROWS": blocks["BLOCK_ROWS"],
+                "BLOCK_COLUMNS": 16 * blocks["BLOCK_CHUNKS"],
+            }
+            grid = (cdiv(rows, blocks["BLOCK_ROWS"]), 1)
+            run = launcher(
+                packed.device, "int8_gemv", replace(config, blocks=wide), {"COLUMNS": columns}, grid
+            )
+            return lambda c, s, y: run(c, s, weight, scale, y, rows)
+
+        configs = gemv_configs(rows, cdiv(columns, 16), INT8_GEMV)  # chunks of 16 columns
+        return fastest(packed, "int8_gemv", configs, make, codes, step, y)
 
 
 class Fp8(EightBit):
@@ -590,10 +610,11 @@ class Fp8(EightBit):
 
 
 class Fp8A16(TritonKernel):
-    """E4M3 weights, widened in registers; inputs as they are, so it runs on older GPUs, too."""
+    """E4M3 weights, widened in registers; inputs as they are, so it runs on older GPUs, too. Beyond
+    FUSED tokens torch widens the weight in memory, and multiplies."""
 
     name = "triton.fp8_w8a16"
-    title = "FP8 rows, 16-bit inputs (Triton, fused)"
+    title = f"FP8 rows, 16-bit inputs (Triton, fused up to {FUSED} tokens)"
 
     def sample(self) -> QuantizedTensor:
         return fp8_sample()
@@ -612,30 +633,35 @@ class Fp8A16(TritonKernel):
         (rows, columns), tokens = packed.shape, x.shape[0]
         words, scale = packed.tensors["words"], packed.tensors["scale"]
         constants = {"COLUMNS": columns, "SCALES": packed.options["scales"]}
-        if tokens <= (8 if x.dtype == torch.float32 else 1):
-            configs = [
-                Config({"BLOCK_ROWS": c.blocks["BLOCK_ROWS"], "BLOCK_WORDS": n}, c.warps)
-                for c in gemv_configs(rows, cdiv(columns, 16), FP8_GEMV)
-                for n in [4 * c.blocks["BLOCK_CHUNKS"]]
-            ]
-            run = chosen(
-                packed.device,
-                "fp8_gemv",
-                configs,
-                constants,
-                lambda b: (cdiv(rows, b["BLOCK_ROWS"]), tokens),
-                (x, words, scale, y, rows),
+        wide = x.dtype == torch.float32
+        if tokens > 1 and not wide and tokens <= FUSED:
+            configs = dot_configs(FP8_DOT, tokens)
+            tiles = words.shape[0]
+            return split_dot(
+                packed, "fp8_wide_dot", configs, constants, (words, scale), tiles, x, y
             )
+        if tokens > (PLAIN if wide else 1):
+            return self._through_memory(packed)
+
+        def make(config: Config) -> Run:
+            grid = (cdiv(rows, config.blocks["BLOCK_ROWS"]), tokens)
+            run = launcher(packed.device, "fp8_gemv", config, constants, grid)
             return lambda x, y: run(x, words, scale, y, rows)
-        run = chosen(
-            packed.device,
-            "fp8_wide_dot",
-            dot_configs(FP8_WIDE_DOT, x, "BLOCK_WORDS"),
-            constants,
-            dot_grid(rows, tokens),
-            (x, words, scale, y, tokens, rows),
-        )
-        return lambda x, y: run(x, words, scale, y, tokens, rows)
+
+        configs = gemv_configs(rows, 4 * words.shape[0], FP8_GEMV)
+        return fastest(packed, "fp8_gemv", configs, make, x, y)
+
+    def _through_memory(self, packed: Packed) -> Run:
+        """The weight in the inputs' dtype in memory, as torch converts it, and torch's product."""
+        words, scale = packed.tensors["words"], packed.tensors["scale"].float()[:, None]
+        columns = packed.shape[1]
+
+        def both(x: torch.Tensor, y: torch.Tensor) -> None:
+            weight = fp8_codes(words, columns).view(torch.float8_e4m3fn).to(x.dtype)
+            weight *= scale  # in float32, rounded once
+            torch.mm(x, weight.T, out=y)
+
+        return both
 
 
 # ---------------------------------------------------------------------- which tensors

@@ -2,23 +2,28 @@
 
 A kernel is run many times at once. Each run is a *program*: it learns its number from
 `tl.program_id`, works out from it which rows of the weight are its own, and computes their outputs.
-Within a program every name is a block of numbers, spread over 32 to 128 threads: `tl.load` of 32
+Within a program every name is a block of numbers, spread over 32 to 256 threads: `tl.load` of 32
 addresses is one instruction of 32 threads. Nothing here is shared between programs, so the result
 is the same, bit for bit, in whatever order the GPU runs them.
 
-Where the 4-bit codes lie. Eight codes make an int32 word, four words make a chunk of 32 columns,
-and one thread reads a chunk at once (16 bytes, the widest load that there is). Within a chunk the
-codes are dealt out like cards, so that what one instruction of the loop below needs, the j-th code
-of each word, belongs to neighbouring columns, and the inputs of these are one load, too:
+Where the 4-bit codes lie. A row is cut into tiles of 128 columns; the tile of one row is 16 words
+(int32) of eight codes each, 64 bytes. The codes are dealt out like cards, so that what one
+instruction yields, the j-th code of each word, belongs to 16 neighbouring columns, a *plane*:
 
-    word 0    column 28  24  20  16  12   8   4   0      the lowest four bits are on the right
-    word 1    column 29  25  21  17  13   9   5   1
-    word 2    column 30  26  22  18  14  10   6   2
-    word 3    column 31  27  23  19  15  11   7   3
-    code j =          7   6   5   4   3   2   1   0
+    word  0    column 112  96  80  64  48  32  16   0      the lowest four bits are on the right
+    word  1    column 113  97  81  65  49  33  17   1
+    word  2    column 114  98  82  66  50  34  18   2
+    word 15    column 127 111  95  79  63  47  31  15
+    code j =            7   6   5   4   3   2   1   0
 
-CHUNK is the number of words of a chunk: 4, or 2 or 1 where groups are no multiples of 32 columns.
-Chunk follows chunk along a row, row follows row: [rows, columns/8] words, and no gaps.
+Two things follow. A thread that reads four words at once (16 bytes, the widest load there is) needs
+the inputs of four neighbouring columns for each plane: one load, too. And a tensor core, which
+wants 16 columns at a time, finds them in one plane: each thread decodes exactly the weights that
+the instruction expects of it, and no thread has to hand a weight to another.
+
+In memory the first tile of all rows comes first, then the second of all rows: programs that run at
+the same time read neighbouring bytes. WIDTH is the number of words of a tile: 16, or fewer where
+groups or rows are no multiples of 128 columns. [tiles, rows, WIDTH] words, and no gaps.
 
 Symbols: x [tokens, columns] inputs, y [tokens, rows] outputs. Names in capitals are known when the
 kernel is compiled, so that loops over them are unrolled and products of them cost nothing.
@@ -35,7 +40,10 @@ import triton.language as tl
 from triton.language.standard import _elementwise_max as larger
 from triton.language.standard import _sum_combine as add
 
-# Whether this copy of the functions is the interpreter's; see `multiply`.
+from qviz.kernels import triton_decode
+
+# Whether this copy of the functions is the interpreter's: it runs no machine instructions, and
+# NumPy, with which it computes, has no bfloat16.
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 # ---------------------------------------------------------------------- four bits to a number
@@ -71,90 +79,6 @@ def code_minus(words, zero, magic, j: tl.constexpr):
     return tl.fma(exact, 0.5**place, -(zero + 8388608.0 * 0.5**place))
 
 
-# ---------------------------------------------------------------------- 4 bits, one token
-
-
-@triton.jit
-def affine_gemv(
-    x_ptr,
-    words_ptr,
-    scale_ptr,
-    zero_ptr,
-    y_ptr,
-    rows,
-    magic,
-    COLUMNS: tl.constexpr,
-    GROUP: tl.constexpr,
-    CHUNK: tl.constexpr,
-    ZERO: tl.constexpr,
-    ZEROS: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_CHUNKS: tl.constexpr,
-):
-    """y = x·Ŵᵀ with ŵ = scale·(code − zero), for one token and BLOCK_ROWS rows a program.
-
-    ZEROS  "one" zero for all, ZERO; or a tensor of "integer" or "real" zeros, one for each group
-    """
-    # [rows] The last program begins early enough to have all its rows: what it computes twice
-    # comes out the same twice, and no load in the loop has to ask whether its row exists.
-    first = tl.minimum(tl.program_id(0) * BLOCK_ROWS, rows - BLOCK_ROWS)
-    row = first + tl.arange(0, BLOCK_ROWS)  # [rows]
-    token = tl.program_id(1)
-    chunks: tl.constexpr = COLUMNS // (8 * CHUNK)
-    whole: tl.constexpr = chunks % BLOCK_CHUNKS == 0  # no chunk beyond the end of a row
-    lane = tl.arange(0, CHUNK)
-    total = tl.full((BLOCK_ROWS, BLOCK_CHUNKS), 0.0, tl.float32)
-
-    for start in range(0, chunks, BLOCK_CHUNKS):
-        # [words] A thread has one chunk of each row: CHUNK words side by side, one load. Their
-        # addresses are one run, reshaped afterwards: so the compiler sees that neighbouring
-        # threads should have neighbouring chunks, and not, say, neighbouring rows.
-        word = start * CHUNK + tl.arange(0, BLOCK_CHUNKS * CHUNK)
-        words = tl.load(
-            words_ptr + (row[:, None] * (chunks * CHUNK) + word[None, :]),
-            mask=None if whole else (word < chunks * CHUNK)[None, :],
-        ).to(tl.uint32, bitcast=True)
-        words = tl.reshape(words, (BLOCK_ROWS, BLOCK_CHUNKS, CHUNK))
-
-        # [scale] All columns of a chunk are of one group, so a thread needs one scale a row.
-        chunk = start + tl.arange(0, BLOCK_CHUNKS)
-        there = None if whole else (chunk < chunks)[None, :]
-        group = row[:, None] * (COLUMNS // GROUP) + (chunk * (8 * CHUNK) // GROUP)[None, :]
-        scale = tl.load(scale_ptr + group, mask=there).to(tl.float32)  # [rows, chunks]
-        zero = ZERO
-        if ZEROS != "one":
-            zero = tl.load(zero_ptr + group, mask=there).to(tl.float32)[:, :, None]
-
-        partial = tl.full((BLOCK_ROWS, BLOCK_CHUNKS, CHUNK), 0.0, tl.float32)
-        for j in tl.static_range(8):
-            # [inputs] Read and converted once for all rows of the program. Beyond the end of a
-            # row they are 0, and so is what they contribute.
-            column = chunk[:, None] * (8 * CHUNK) + j * CHUNK + lane[None, :]  # [chunks, CHUNK]
-            x = tl.load(
-                x_ptr + token * COLUMNS + column,
-                mask=None if whole else column < COLUMNS,
-                other=None if whole else 0.0,
-            ).to(tl.float32)
-
-            # [codes] Three instructions a weight; a real zero (HQQ) is a fourth, because 2²³ plus
-            # a fraction would be rounded.
-            if ZEROS == "real":
-                code = code_minus(words, 0.0, magic, j) - zero
-            else:
-                code = code_minus(words, zero, magic, j)
-
-            # [products] Codes times inputs: the scale of a group can wait for the sum.
-            partial = tl.fma(code, x[None, :, :], partial)
-
-        # [total] A thread adds up its own columns; there is nothing to exchange yet.
-        total = tl.fma(scale, tl.reduce(partial, 2, add), total)
-
-    # [store] Now the threads add up theirs. Splitting a row over threads instead of programs
-    # needs no second kernel, and no atomic addition whose order would change from run to run.
-    y = tl.reduce(total, 1, add)
-    tl.store(y_ptr + token * rows + row, y.to(y_ptr.dtype.element_ty))
-
-
 @triton.jit
 def levels(table, codes):
     """The level of each code. Codes of any shape, table [16].
@@ -170,16 +94,113 @@ def levels(table, codes):
 
 
 @triton.jit
-def block_scale(scale_ptr, second_ptr, offset_ptr, table_ptr, block, there, DOUBLE: tl.constexpr):
-    """The scale of each block. With double quantization it is a code of 8 bits itself: a level of
-    the second table, times a scale for 256 blocks, plus the mean of them all."""
+def scale_of(
+    scale_ptr, second_ptr, offset_ptr, table_ptr, group, block, there, other, DOUBLE: tl.constexpr
+):
+    """The scale of each group in float32, found at place `group`. With double quantization what
+    lies there is a code of 8 bits itself: a level of the second table, times a scale for 256
+    blocks, plus the mean of them all; `block` counts the groups in the order of the weights."""
     # [scale]
-    scale = tl.load(scale_ptr + block, mask=there)
+    scale = tl.load(scale_ptr + group, mask=there, other=other)
     if DOUBLE:
-        level = tl.load(table_ptr + 16 + scale.to(tl.int32), mask=there)
-        second = tl.load(second_ptr + block // 256, mask=there)
-        return level * second + tl.load(offset_ptr)
+        level = tl.load(table_ptr + 16 + scale.to(tl.int32), mask=there, other=other)
+        second = tl.load(second_ptr + block // 256, mask=there, other=other)
+        return tl.fma(level, second, tl.load(offset_ptr))
     return scale.to(tl.float32)
+
+
+# ---------------------------------------------------------------------- 4 bits, one token
+
+
+@triton.jit
+def affine_gemv(
+    x_ptr,
+    words_ptr,
+    scale_ptr,
+    zero_ptr,
+    y_ptr,
+    rows,
+    magic,
+    COLUMNS: tl.constexpr,
+    GROUP: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ZERO: tl.constexpr,
+    ZEROS: tl.constexpr,
+    STAGES: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_CHUNKS: tl.constexpr,
+):
+    """y = x·Ŵᵀ with ŵ = scale·(code − zero), for one token and BLOCK_ROWS rows a program.
+
+    ZEROS   "one" zero for all, ZERO; or a tensor of "integer" or "real" zeros, one for each group
+    STAGES  turns of the loop whose words are on their way at once
+    """
+    # [rows] The last program begins early enough to have all its rows: what it computes twice
+    # comes out the same twice, and no load in the loop has to ask whether its row exists.
+    first = tl.minimum(tl.program_id(0) * BLOCK_ROWS, rows - BLOCK_ROWS)
+    row = first + tl.arange(0, BLOCK_ROWS)  # [rows]
+    token = tl.program_id(1)
+    CHUNK: tl.constexpr = WIDTH if WIDTH < 4 else 4  # words that one thread reads together
+    TILE: tl.constexpr = 8 * WIDTH  # columns
+    GROUPS: tl.constexpr = TILE // GROUP if GROUP < TILE else 1  # of a tile
+    chunks: tl.constexpr = COLUMNS // (8 * CHUNK)
+    whole: tl.constexpr = chunks % BLOCK_CHUNKS == 0  # no chunk beyond the end of a row
+    lane = tl.arange(0, CHUNK)
+    total = tl.full((BLOCK_ROWS, BLOCK_CHUNKS), 0.0, tl.float32)
+
+    for start in tl.range(0, chunks, BLOCK_CHUNKS, num_stages=STAGES):
+        # [words] A thread has one chunk of each row: CHUNK words side by side, one load. Their
+        # addresses are one run, reshaped afterwards: so the compiler sees that neighbouring
+        # threads should have neighbouring chunks, and not, say, neighbouring rows.
+        word = start * CHUNK + tl.arange(0, BLOCK_CHUNKS * CHUNK)
+        words = tl.load(
+            words_ptr
+            + ((word // WIDTH)[None, :] * (rows * WIDTH) + row[:, None] * WIDTH)
+            + (word % WIDTH)[None, :],
+            mask=None if whole else (word < chunks * CHUNK)[None, :],
+            eviction_policy="evict_first",
+        ).to(tl.uint32, bitcast=True)
+        words = tl.reshape(words, (BLOCK_ROWS, BLOCK_CHUNKS, CHUNK))
+
+        chunk = start + tl.arange(0, BLOCK_CHUNKS)
+        there = None if whole else (chunk < chunks)[None, :]
+        tile, place = chunk * CHUNK // WIDTH, chunk * CHUNK % WIDTH
+        for g in tl.static_range(GROUPS):
+            # [scale] A thread needs one scale a row for all planes of a group.
+            group = (tile * TILE // GROUP + g)[None, :] * rows + row[:, None]
+            scale = tl.load(scale_ptr + group, mask=there).to(tl.float32)  # [rows, chunks]
+            zero = ZERO
+            if ZEROS != "one":
+                zero = tl.load(zero_ptr + group, mask=there)[:, :, None]
+
+            partial = tl.full((BLOCK_ROWS, BLOCK_CHUNKS, CHUNK), 0.0, tl.float32)
+            for j in tl.static_range(8 // GROUPS * g, 8 // GROUPS * (g + 1)):
+                # [inputs] Read and converted once for all rows of the program. Beyond the end of a
+                # row they are 0, and so is what they contribute.
+                column = (tile * TILE + place)[:, None] + j * WIDTH + lane[None, :]
+                x = tl.load(
+                    x_ptr + token * COLUMNS + column,
+                    mask=None if whole else column < COLUMNS,
+                    other=None if whole else 0.0,
+                ).to(tl.float32)
+
+                # [codes] Three instructions a weight; a real zero (HQQ) is a fourth, because 2²³
+                # plus a fraction would be rounded.
+                if ZEROS == "real":
+                    code = code_minus(words, 0.0, magic, j) - zero
+                else:
+                    code = code_minus(words, zero, magic, j)
+
+                # [products] Codes times inputs: the scale of a group can wait for the sum.
+                partial = tl.fma(code, x[None, :, :], partial)
+
+            # [total] A thread adds up its own columns; there is nothing to exchange yet.
+            total = tl.fma(scale, tl.reduce(partial, 2, add), total)
+
+    # [store] Now the threads add up theirs. Splitting a row over threads instead of programs
+    # needs no second kernel, and no atomic addition whose order would change from run to run.
+    y = tl.reduce(total, 1, add)
+    tl.store(y_ptr + token * rows + row, y.to(y_ptr.dtype.element_ty))
 
 
 @triton.jit
@@ -194,7 +215,7 @@ def codebook_gemv(
     rows,
     COLUMNS: tl.constexpr,
     GROUP: tl.constexpr,
-    CHUNK: tl.constexpr,
+    WIDTH: tl.constexpr,
     ALIGNED: tl.constexpr,
     DOUBLE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -202,14 +223,18 @@ def codebook_gemv(
 ):
     """y = x·Ŵᵀ with ŵ = table[code]·scale, blocks of GROUP weights running over the flat matrix.
 
-    ALIGNED  a chunk never lies in two blocks, so that its weights share a scale
+    ALIGNED  every row is whole blocks, and every tile too or a part of one: their scales lie as
+             those of affine_gemv do, [groups, rows], else in the order of the flat matrix
     """
     # [rows] As in affine_gemv: the last program has all its rows, some of them for a second time.
     first = tl.minimum(tl.program_id(0) * BLOCK_ROWS, rows - BLOCK_ROWS)
     row = first + tl.arange(0, BLOCK_ROWS)  # [rows]
     token = tl.program_id(1)
-    chunks: tl.constexpr = (COLUMNS + 8 * CHUNK - 1) // (8 * CHUNK)
-    whole: tl.constexpr = COLUMNS % (8 * CHUNK * BLOCK_CHUNKS) == 0
+    CHUNK: tl.constexpr = WIDTH if WIDTH < 4 else 4  # words that one thread reads together
+    TILE: tl.constexpr = 8 * WIDTH  # columns
+    GROUPS: tl.constexpr = TILE // GROUP if GROUP < TILE and ALIGNED else 1  # of a tile
+    chunks: tl.constexpr = (COLUMNS + TILE - 1) // TILE * WIDTH // CHUNK
+    whole: tl.constexpr = COLUMNS % TILE == 0 and chunks % BLOCK_CHUNKS == 0
     lane = tl.arange(0, CHUNK)
     table = tl.load(table_ptr + tl.arange(0, 16))
     total = tl.full((BLOCK_ROWS, BLOCK_CHUNKS), 0.0, tl.float32)
@@ -218,67 +243,251 @@ def codebook_gemv(
         # [words] A thread has one chunk of each row: CHUNK words side by side, one load.
         word = start * CHUNK + tl.arange(0, BLOCK_CHUNKS * CHUNK)
         words = tl.load(
-            words_ptr + (row[:, None] * (chunks * CHUNK) + word[None, :]),
+            words_ptr
+            + ((word // WIDTH)[None, :] * (rows * WIDTH) + row[:, None] * WIDTH)
+            + (word % WIDTH)[None, :],
             mask=None if whole else (word < chunks * CHUNK)[None, :],
             other=None if whole else 0,
         )
         words = tl.reshape(words, (BLOCK_ROWS, BLOCK_CHUNKS, CHUNK))
 
-        # [scale] Blocks are counted along the flat matrix: weight [r, c] is number r·COLUMNS + c.
         chunk = start + tl.arange(0, BLOCK_CHUNKS)
         there = None if whole else (chunk < chunks)[None, :]
-        flat = row[:, None] * COLUMNS + (chunk * (8 * CHUNK))[None, :]  # [rows, chunks]
-        if ALIGNED:
-            block = flat // GROUP
-            scale = block_scale(scale_ptr, second_ptr, offset_ptr, table_ptr, block, there, DOUBLE)
-
-        partial = tl.full((BLOCK_ROWS, BLOCK_CHUNKS, CHUNK), 0.0, tl.float32)
-        for j in tl.static_range(8):
-            # [inputs] Read and converted once for all rows of the program.
-            column = chunk[:, None] * (8 * CHUNK) + j * CHUNK + lane[None, :]  # [chunks, CHUNK]
-            x = tl.load(
-                x_ptr + token * COLUMNS + column,
-                mask=None if whole else column < COLUMNS,
-                other=None if whole else 0.0,
-            ).to(tl.float32)
-
-            # [codes] Levels that follow no formula have to be looked up.
-            code = nibble(words, j)
-            level = levels(table, code)
-
-            # [products] In a block that may end within a chunk, the scale is looked up as well.
-            if not ALIGNED:
-                inside = (column < COLUMNS)[None, :, :]
-                block = (flat[:, :, None] + (j * CHUNK + lane)[None, None, :]) // GROUP
-                level *= block_scale(
-                    scale_ptr, second_ptr, offset_ptr, table_ptr, block, inside, DOUBLE
+        tile, place = chunk * CHUNK // WIDTH, chunk * CHUNK % WIDTH
+        for g in tl.static_range(GROUPS):
+            # [scale] One for all planes of a group; where a word can lie in two blocks, later.
+            if ALIGNED:
+                group = (tile * TILE // GROUP + g)[None, :]  # of its row
+                at, block = group * rows + row[:, None], row[:, None] * (COLUMNS // GROUP) + group
+                scale = scale_of(
+                    scale_ptr, second_ptr, offset_ptr, table_ptr, at, block, there, None, DOUBLE
                 )
-                level = tl.where(inside, level, 0.0)
-            partial = tl.fma(level, x[None, :, :], partial)
 
-        # [total] A thread adds up its own columns; the scale of a block multiplies their sum.
-        if ALIGNED:
-            total = tl.fma(scale, tl.reduce(partial, 2, add), total)
-        else:
-            total += tl.reduce(partial, 2, add)
+            partial = tl.full((BLOCK_ROWS, BLOCK_CHUNKS, CHUNK), 0.0, tl.float32)
+            for j in tl.static_range(8 // GROUPS * g, 8 // GROUPS * (g + 1)):
+                # [inputs] Read and converted once for all rows of the program.
+                column = (tile * TILE + place)[:, None] + j * WIDTH + lane[None, :]
+                x = tl.load(
+                    x_ptr + token * COLUMNS + column,
+                    mask=None if whole else column < COLUMNS,
+                    other=None if whole else 0.0,
+                ).to(tl.float32)
+
+                # [codes] Levels that follow no formula have to be looked up.
+                code = nibble(words, j)
+                level = levels(table, code)
+
+                # [products] In a block that may end within a word, the scale is looked up as well:
+                # blocks are counted along the flat matrix, in which [r, c] is number r·COLUMNS + c.
+                if not ALIGNED:
+                    inside = (column < COLUMNS)[None, :, :]
+                    block = (row[:, None, None] * COLUMNS + column[None, :, :]) // GROUP
+                    level *= scale_of(
+                        scale_ptr, second_ptr, offset_ptr, table_ptr, block, block, inside, None,
+                        DOUBLE,
+                    )  # fmt: skip
+                    level = tl.where(inside, level, 0.0)
+                partial = tl.fma(level, x[None, :, :], partial)
+
+            # [total] A thread adds up its own columns; the scale of a block multiplies their sum.
+            if ALIGNED:
+                total = tl.fma(scale, tl.reduce(partial, 2, add), total)
+            else:
+                total += tl.reduce(partial, 2, add)
 
     # [store] The threads add up theirs, always in the same order.
     y = tl.reduce(total, 1, add)
     tl.store(y_ptr + token * rows + row, y.to(y_ptr.dtype.element_ty))
 
 
-# ---------------------------------------------------------------------- 4 bits, many tokens
+# ---------------------------------------------------------------------- planes, and tiles of them
+
+# Decoding in machine instructions, two weights at once; see triton_decode. What they compute is
+# what the plain lines beside each of them say, which the interpreter runs.
+AFFINE_BF16 = tl.constexpr(triton_decode.affine("bf16"))
+AFFINE_F16 = tl.constexpr(triton_decode.affine("f16"))
+CODEBOOK = tl.constexpr(triton_decode.codebook())
+E4M3_BF16 = tl.constexpr(triton_decode.e4m3("bf16"))
+E4M3_F16 = tl.constexpr(triton_decode.e4m3("f16"))
+PLANES = tl.constexpr("=r,=r,=r,=r,=r,=r,=r,=r,r,r")
+PLANES_OF_TABLE = tl.constexpr("=r,=r,=r,=r,=r,=r,=r,=r,r,r" + 16 * ",r")
+FOUR_PLANES = tl.constexpr("=r,=r,=r,=r,r,r")
 
 
 @triton.jit
-def multiply(a, b, total):
-    """total + a·b, matrices of the inputs' dtype, sums in float32 (float32 is not cut to TF32)."""
+def code_planes(words, kind: tl.constexpr):
+    """The eight planes of words, codes minus 8 in the dtype kind, without rounding."""
+    # [planes]
+    if INTERPRETED or kind == tl.float32:
+        planes = (
+            (nibble(words, 0) - 8).to(tl.float32).to(kind),
+            (nibble(words, 1) - 8).to(tl.float32).to(kind),
+            (nibble(words, 2) - 8).to(tl.float32).to(kind),
+            (nibble(words, 3) - 8).to(tl.float32).to(kind),
+            (nibble(words, 4) - 8).to(tl.float32).to(kind),
+            (nibble(words, 5) - 8).to(tl.float32).to(kind),
+            (nibble(words, 6) - 8).to(tl.float32).to(kind),
+            (nibble(words, 7) - 8).to(tl.float32).to(kind),
+        )
+    elif kind == tl.bfloat16:
+        planes = tl.inline_asm_elementwise(
+            AFFINE_BF16,
+            PLANES,
+            [words],
+            dtype=(
+                tl.bfloat16,
+                tl.bfloat16,
+                tl.bfloat16,
+                tl.bfloat16,
+                tl.bfloat16,
+                tl.bfloat16,
+                tl.bfloat16,
+                tl.bfloat16,
+            ),
+            is_pure=True,
+            pack=2,
+        )
+    else:
+        planes = tl.inline_asm_elementwise(
+            AFFINE_F16,
+            PLANES,
+            [words],
+            dtype=(
+                tl.float16,
+                tl.float16,
+                tl.float16,
+                tl.float16,
+                tl.float16,
+                tl.float16,
+                tl.float16,
+                tl.float16,
+            ),
+            is_pure=True,
+            pack=2,
+        )
+    return planes
+
+
+@triton.jit
+def level_planes(words, table_ptr, bytes_ptr, copy, kind: tl.constexpr):
+    """The eight planes of words, levels of the table in the dtype kind.
+
+    The machine instructions find the levels in the bytes of eight registers, which `bytes_ptr` has
+    eight times, [8 registers, 8 copies]: read through `copy`, different ones for different
+    threads, they stay in each thread's registers; the same for all, they would have to be moved
+    there again for every use.
+    """
+    # [planes]
+    if INTERPRETED or kind == tl.float32:
+        table = tl.load(table_ptr + tl.arange(0, 16))
+        planes = (
+            levels(table, nibble(words, 0)).to(kind),
+            levels(table, nibble(words, 1)).to(kind),
+            levels(table, nibble(words, 2)).to(kind),
+            levels(table, nibble(words, 3)).to(kind),
+            levels(table, nibble(words, 4)).to(kind),
+            levels(table, nibble(words, 5)).to(kind),
+            levels(table, nibble(words, 6)).to(kind),
+            levels(table, nibble(words, 7)).to(kind),
+        )
+    else:
+        low0 = tl.broadcast_to(tl.load(bytes_ptr + copy), words.shape)
+        low1 = tl.broadcast_to(tl.load(bytes_ptr + 8 + copy), words.shape)
+        low2 = tl.broadcast_to(tl.load(bytes_ptr + 16 + copy), words.shape)
+        low3 = tl.broadcast_to(tl.load(bytes_ptr + 24 + copy), words.shape)
+        high0 = tl.broadcast_to(tl.load(bytes_ptr + 32 + copy), words.shape)
+        high1 = tl.broadcast_to(tl.load(bytes_ptr + 40 + copy), words.shape)
+        high2 = tl.broadcast_to(tl.load(bytes_ptr + 48 + copy), words.shape)
+        high3 = tl.broadcast_to(tl.load(bytes_ptr + 56 + copy), words.shape)
+        if kind == tl.bfloat16:
+            planes = tl.inline_asm_elementwise(
+                CODEBOOK,
+                PLANES_OF_TABLE,
+                [words, low0, low1, low2, low3, high0, high1, high2, high3],
+                dtype=(
+                    tl.bfloat16,
+                    tl.bfloat16,
+                    tl.bfloat16,
+                    tl.bfloat16,
+                    tl.bfloat16,
+                    tl.bfloat16,
+                    tl.bfloat16,
+                    tl.bfloat16,
+                ),
+                is_pure=True,
+                pack=2,
+            )
+        else:
+            planes = tl.inline_asm_elementwise(
+                CODEBOOK,
+                PLANES_OF_TABLE,
+                [words, low0, low1, low2, low3, high0, high1, high2, high3],
+                dtype=(
+                    tl.float16,
+                    tl.float16,
+                    tl.float16,
+                    tl.float16,
+                    tl.float16,
+                    tl.float16,
+                    tl.float16,
+                    tl.float16,
+                ),
+                is_pure=True,
+                pack=2,
+            )
+    return planes
+
+
+@triton.jit
+def columns_of(planes, TILES: tl.constexpr):
+    """Eight planes [rows, TILES·WIDTH] as weights [rows, TILES·8·WIDTH] in the order of the
+    columns. Nothing moves: a thread's planes are the columns that it needs, under other names."""
+    # [tile]
+    rows: tl.constexpr = planes[0].shape[0]
+    WIDTH: tl.constexpr = planes[0].shape[1] // TILES
+    # Of the number of a plane, the first join makes the highest bit, the last the lowest.
+    even = tl.join(tl.join(planes[0], planes[4]), tl.join(planes[2], planes[6]))
+    odd = tl.join(tl.join(planes[1], planes[5]), tl.join(planes[3], planes[7]))
+    both = tl.reshape(tl.join(even, odd), (rows, TILES, WIDTH, 2, 2, 2))
+    return tl.reshape(tl.permute(both, (0, 1, 3, 4, 5, 2)), (rows, TILES * 8 * WIDTH))
+
+
+@triton.jit
+def minus(a, b):
+    """a − b in their dtype, rounded once."""
     if INTERPRETED:
-        # NumPy has no bfloat16, and the interpreter multiplies its bits as if they were integers.
-        # Products of two 16-bit floats are exact in float32, so nothing else changes.
+        return (a.to(tl.float32) - b.to(tl.float32)).to(a.dtype)
+    return a - b
+
+
+@triton.jit
+def times(a, b):
+    """a·b in their dtype, rounded once."""
+    if INTERPRETED:
+        return (a.to(tl.float32) * b.to(tl.float32)).to(a.dtype)
+    return a * b
+
+
+@triton.jit
+def multiply(a, b):
+    """a·b, matrices of 16-bit floats, sums in float32."""
+    if INTERPRETED:
+        # The interpreter multiplies the bits of bfloat16 as if they were integers. Products of two
+        # 16-bit floats are exact in float32, so nothing else changes.
         a = a.to(tl.float32)
         b = b.to(tl.float32)
-    return tl.dot(a, b, total, input_precision="ieee")
+    return tl.dot(a, b, input_precision="ieee")
+
+
+@triton.jit
+def spread(numbers, EACH: tl.constexpr):
+    """Numbers [rows, n], each EACH times: [rows, n·EACH]."""
+    rows: tl.constexpr = numbers.shape[0]
+    n: tl.constexpr = numbers.shape[1]
+    return tl.reshape(tl.broadcast_to(numbers[:, :, None], (rows, n, EACH)), (rows, n * EACH))
+
+
+# ---------------------------------------------------------------------- 4 bits, many tokens
 
 
 @triton.jit
@@ -290,96 +499,94 @@ def four_bit_dot(
     second_ptr,
     offset_ptr,
     table_ptr,
+    bytes_ptr,
     y_ptr,
     tokens,
     rows,
-    magic,
     COLUMNS: tl.constexpr,
     GROUP: tl.constexpr,
-    CHUNK: tl.constexpr,
     ZERO: tl.constexpr,
     ZEROS: tl.constexpr,
-    CODEBOOK: tl.constexpr,
-    ALIGNED: tl.constexpr,
+    TABLE: tl.constexpr,
     DOUBLE: tl.constexpr,
     SPLIT: tl.constexpr,
+    STAGES: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
-    BLOCK_WORDS: tl.constexpr,
 ):
     """y = x·Ŵᵀ for BLOCK_TOKENS tokens and BLOCK_ROWS rows a program, on the tensor cores.
 
-    They multiply matrices of 16-bit numbers, so weights are decoded, multiplied by their scale and
-    rounded to the inputs' dtype on the way. Eight small products instead of one: the j-th codes of
-    a tile of words are a matrix, and so are the inputs of their columns; nothing is interleaved.
-    With SPLIT > 1 the words of a row are shared out among as many programs; y is then float32
+    They multiply matrices of 16-bit numbers: a tile of weights, decoded, is the first, the inputs
+    of its 128 columns are the second. Weights come first because that side is 16 rows high or more,
+    and the other may have as few as 8 columns: one token wastes 7 of 8, and it costs nothing, since
+    the time goes into reading words.
+
+    With SPLIT > 1 the tiles of a row are shared out among as many programs; y is then float32
     [SPLIT, tokens, rows], and `add_splits` adds these up, always in the same order.
     """
     # [rows]
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     token = tl.program_id(1) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
     part = tl.program_id(2)
-    width: tl.constexpr = (COLUMNS + 8 * CHUNK - 1) // (8 * CHUNK) * CHUNK  # words of a row
-    steps: tl.constexpr = (width + BLOCK_WORDS * SPLIT - 1) // (BLOCK_WORDS * SPLIT)
-    here = tl.minimum(row, rows - 1)[:, None]  # a row that exists; the others are not stored
-    table = tl.load(table_ptr + tl.arange(0, 16)) if CODEBOOK else None
+    kind: tl.constexpr = x_ptr.dtype.element_ty
+    GROUPS: tl.constexpr = 128 // GROUP if GROUP < 128 else 1  # of a tile
+    tiles: tl.constexpr = COLUMNS // 128
+    steps: tl.constexpr = (tiles + SPLIT - 1) // SPLIT
+    here = tl.minimum(row, rows - 1)  # a row that exists; the others are not stored
     total = tl.full((BLOCK_ROWS, BLOCK_TOKENS), 0.0, tl.float32)
 
-    for step in range(0, steps):
-        # [words]
-        word = (part * steps + step) * BLOCK_WORDS + tl.arange(0, BLOCK_WORDS)
-        there = (word < width)[None, :]
-        words = tl.load(words_ptr + here * width + word[None, :], mask=there, other=0)
-        bits = words.to(tl.uint32, bitcast=True)
+    last = tl.minimum((part + 1) * steps, tiles)
+    for tile in tl.range(part * steps, last, num_stages=STAGES):
+        # [words] 64 bytes of each row, and those of the next row follow.
+        word = tile * (rows * 16) + here[:, None] * 16 + tl.arange(0, 16)[None, :]
+        words = tl.load(words_ptr + word, eviction_policy="evict_first")
 
-        # [scale] One for each row where the tile lies in one group, else one for each word.
-        column = word // CHUNK * (8 * CHUNK) + word % CHUNK  # [words], of code 0
-        if CODEBOOK:
-            if ALIGNED:
-                block = (here * COLUMNS + (word // CHUNK * (8 * CHUNK))[None, :]) // GROUP
-                scale = block_scale(
-                    scale_ptr, second_ptr, offset_ptr, table_ptr, block, there, DOUBLE
-                )
+        # [inputs]
+        column = tile * 128 + tl.arange(0, 128)
+        x = tl.load(
+            x_ptr + token[None, :] * COLUMNS + column[:, None],  # [columns, tokens]
+            mask=(token < tokens)[None, :],
+            other=0.0,
+            eviction_policy="evict_last",
+        )
+
+        # [codes]
+        group = (tile * 128 // GROUP + tl.arange(0, GROUPS))[None, :]  # of its row
+        at = group * rows + here[:, None]  # [rows, groups]
+        if TABLE:
+            planes = level_planes(words, table_ptr, bytes_ptr, (here % 8)[:, None], kind)
+            weight = columns_of(planes, 1)
         else:
-            first = (part * steps + step) * BLOCK_WORDS
-            one: tl.constexpr = GROUP % (8 * BLOCK_WORDS) == 0 and BLOCK_WORDS % CHUNK == 0
-            group = first + tl.arange(0, 1) if one else word
-            group = group // CHUNK * (8 * CHUNK) // GROUP
-            known = (group < COLUMNS // GROUP)[None, :]
-            at = here * (COLUMNS // GROUP) + group[None, :]  # [rows, words or 1]
-            scale = tl.load(scale_ptr + at, mask=known, other=0.0).to(tl.float32)
-            zero = ZERO
-            if ZEROS != "one":
-                zero = tl.load(zero_ptr + at, mask=known, other=0).to(tl.float32)
-
-        for j in tl.static_range(8):
-            # [inputs]
-            place = column + j * CHUNK  # [words]
-            x = tl.load(
-                x_ptr + token[None, :] * COLUMNS + place[:, None],  # [words, tokens]
-                mask=(place < COLUMNS)[:, None] & (token < tokens)[None, :],
-                other=0.0,
-            )
-
-            # [codes]
-            if CODEBOOK:
-                weight = levels(table, nibble(words, j))
-                if ALIGNED:
-                    weight *= scale
-                else:
-                    inside = (place < COLUMNS)[None, :]
-                    block = (here * COLUMNS + place[None, :]) // GROUP
-                    level_scale = block_scale(
-                        scale_ptr, second_ptr, offset_ptr, table_ptr, block, inside, DOUBLE
-                    )
-                    weight = tl.where(inside, weight * level_scale, 0.0)
+            weight = columns_of(code_planes(words, kind), 1)
+            if ZEROS == "integer":  # the difference of two small integers is exact
+                zero = (tl.load(zero_ptr + at) - 8.0).to(kind)
+                weight = minus(weight, spread(zero, 128 // GROUPS))
             elif ZEROS == "real":
-                weight = (code_minus(bits, 0.0, magic, j) - zero) * scale
-            else:
-                weight = code_minus(bits, zero, magic, j) * scale
+                zero = spread(tl.load(zero_ptr + at) - 8.0, 128 // GROUPS)
+                weight = (weight.to(tl.float32) - zero).to(kind)
+            elif ZERO != 8.0:
+                weight = minus(weight, tl.full(weight.shape, ZERO - 8.0, kind))
 
-            # [products]
-            total = multiply(weight.to(x.dtype), x, total)
+        # [scale] With one group to a tile its scale can wait for the sum; with several the weights
+        # are multiplied, and rounded, before.
+        if GROUPS == 1:
+            group = tile * 128 // GROUP
+            at, block = group * rows + here, here * (COLUMNS // GROUP) + group
+        else:
+            block = here[:, None] * (COLUMNS // GROUP) + group
+        scale = scale_of(
+            scale_ptr, second_ptr, offset_ptr, table_ptr, at, block, None, None, DOUBLE
+        )
+        after = 1.0
+        if GROUPS == 1:
+            after = scale[:, None]
+        else:
+            weight = times(weight, spread(scale.to(kind), 128 // GROUPS))
+
+        # [products] Each is complete before it is added up: left to run on, as `tl.dot(…, total)`
+        # would let it, it may still be reading its weights when the next ones are put into the
+        # same registers (Triton 3.6, seen on an H100).
+        total = tl.fma(multiply(weight, x), after, total)
 
     # [store]
     at = (part * tokens + token[None, :]) * rows + row[:, None]
@@ -408,55 +615,67 @@ def dequantize(
     second_ptr,
     offset_ptr,
     table_ptr,
+    bytes_ptr,
     weight_ptr,
     rows,
-    magic,
     COLUMNS: tl.constexpr,
     GROUP: tl.constexpr,
-    CHUNK: tl.constexpr,
+    WIDTH: tl.constexpr,
     ZERO: tl.constexpr,
     ZEROS: tl.constexpr,
-    CODEBOOK: tl.constexpr,
+    TABLE: tl.constexpr,
     ALIGNED: tl.constexpr,
     DOUBLE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_TILES: tl.constexpr,
 ):
-    """Ŵ [rows, columns] in 16 bits, one row and BLOCK words a program: a quarter is read of what
-    is written, and a product that comes after reads that again."""
-    row = tl.program_id(0)
-    width: tl.constexpr = (COLUMNS + 8 * CHUNK - 1) // (8 * CHUNK) * CHUNK
-    word = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    there = word < width
-    table = tl.load(table_ptr + tl.arange(0, 16)) if CODEBOOK else None
-    words = tl.load(words_ptr + row * width + word, mask=there, other=0)
-    bits = words.to(tl.uint32, bitcast=True)
-    column = word // CHUNK * (8 * CHUNK) + word % CHUNK  # of code 0
-    if CODEBOOK:
-        if ALIGNED:
-            block = (row * COLUMNS + word // CHUNK * (8 * CHUNK)) // GROUP
-            scale = block_scale(scale_ptr, second_ptr, offset_ptr, table_ptr, block, there, DOUBLE)
+    """Ŵ [rows, columns] in the dtype of `weight_ptr`, BLOCK_TILES tiles of BLOCK_ROWS rows a
+    program: a quarter is read of what is written, and a product that comes after reads that again.
+    Weights are put into the order of the columns first, so that each thread writes 16 bytes of
+    neighbours at once; written plane by plane, every few of them would open another line."""
+    # [rows] Programs that run at the same time have neighbouring columns.
+    step = tl.program_id(0)
+    row = tl.program_id(1) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    here = tl.minimum(row, rows - 1)
+    kind: tl.constexpr = weight_ptr.dtype.element_ty
+    TILE: tl.constexpr = 8 * WIDTH
+    tiles: tl.constexpr = (COLUMNS + TILE - 1) // TILE
+
+    # [words]
+    word = tl.arange(0, BLOCK_TILES * WIDTH)
+    tile = (step * BLOCK_TILES + word // WIDTH)[None, :]
+    words = tl.load(
+        words_ptr + tile * (rows * WIDTH) + here[:, None] * WIDTH + (word % WIDTH)[None, :],
+        mask=tile < tiles,
+        other=0,
+    )
+
+    # [codes] A scale for each column, as many as there are: the threads of a group read the same.
+    column = step * (BLOCK_TILES * TILE) + tl.arange(0, BLOCK_TILES * TILE)
+    inside = (column < COLUMNS)[None, :]
+    if ALIGNED:
+        at = (column // GROUP)[None, :] * rows + here[:, None]
+        block = here[:, None] * (COLUMNS // GROUP) + (column // GROUP)[None, :]
     else:
-        at = row * (COLUMNS // GROUP) + word // CHUNK * (8 * CHUNK) // GROUP
-        scale = tl.load(scale_ptr + at, mask=there).to(tl.float32)
-        zero = ZERO
-        if ZEROS != "one":
-            zero = tl.load(zero_ptr + at, mask=there).to(tl.float32)
-    for j in tl.static_range(8):
-        place = column + j * CHUNK
-        inside = place < COLUMNS
-        if CODEBOOK:
-            weight = levels(table, nibble(words, j))
-            if not ALIGNED:
-                block = (row * COLUMNS + place) // GROUP
-                scale = block_scale(
-                    scale_ptr, second_ptr, offset_ptr, table_ptr, block, inside, DOUBLE
-                )
-        elif ZEROS == "real":
-            weight = code_minus(bits, 0.0, magic, j) - zero
+        block = (here[:, None] * COLUMNS + column[None, :]) // GROUP
+        at = block
+    scale = scale_of(scale_ptr, second_ptr, offset_ptr, table_ptr, at, block, inside, 0, DOUBLE)
+    if TABLE:
+        planes = level_planes(words, table_ptr, bytes_ptr, (here % 8)[:, None], kind)
+        value = columns_of(planes, BLOCK_TILES).to(tl.float32)
+    else:
+        value = columns_of(code_planes(words, kind), BLOCK_TILES).to(tl.float32)
+        if ZEROS == "one":
+            value -= ZERO - 8.0
         else:
-            weight = code_minus(bits, zero, magic, j)
-        weight = (weight * scale).to(weight_ptr.dtype.element_ty)
-        tl.store(weight_ptr + row * COLUMNS + place, weight, mask=inside)
+            value -= tl.load(zero_ptr + at, mask=inside, other=8.0) - 8.0
+
+    # [store]
+    tl.store(
+        weight_ptr + row[:, None] * COLUMNS + column[None, :],
+        (value * scale).to(kind),
+        mask=inside & (row < rows)[:, None],
+    )
 
 
 # ---------------------------------------------------------------------- inputs in eight bits
@@ -655,31 +874,33 @@ def fp8_gemv(
     COLUMNS: tl.constexpr,
     SCALES: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
-    BLOCK_WORDS: tl.constexpr,
+    BLOCK_CHUNKS: tl.constexpr,
 ):
     """y = x·Ŵᵀ with E4M3 weights and inputs as they are, one token and BLOCK_ROWS rows a program.
 
-    Four weights make a word: byte j of word i is column 16·(i/4) + 4·j + i%4, dealt out in chunks
-    of four words as the 4-bit codes are.
+    Four weights make a word, 16 words a tile of 64 columns, [tiles, rows, 16]: byte j of word w is
+    column 16·j + w, a plane as those of the 4-bit codes.
     """
     first = tl.minimum(tl.program_id(0) * BLOCK_ROWS, rows - BLOCK_ROWS)
     row = first + tl.arange(0, BLOCK_ROWS)
     token = tl.program_id(1)
-    chunks: tl.constexpr = (COLUMNS + 15) // 16
-    whole: tl.constexpr = COLUMNS % (4 * BLOCK_WORDS) == 0
+    chunks: tl.constexpr = (COLUMNS + 63) // 64 * 4
+    whole: tl.constexpr = COLUMNS % 64 == 0 and chunks % BLOCK_CHUNKS == 0
     lane = tl.arange(0, 4)
-    total = tl.full((BLOCK_ROWS, BLOCK_WORDS // 4, 4), 0.0, tl.float32)
-    for start in range(0, chunks, BLOCK_WORDS // 4):
-        chunk = start + tl.arange(0, BLOCK_WORDS // 4)
-        word = start * 4 + tl.arange(0, BLOCK_WORDS)
+    total = tl.full((BLOCK_ROWS, BLOCK_CHUNKS, 4), 0.0, tl.float32)
+    for start in range(0, chunks, BLOCK_CHUNKS):
+        chunk = start + tl.arange(0, BLOCK_CHUNKS)
+        word = start * 4 + tl.arange(0, BLOCK_CHUNKS * 4)
         words = tl.load(
-            words_ptr + (row[:, None] * (chunks * 4) + word[None, :]),
+            words_ptr
+            + ((word // 16)[None, :] * (rows * 16) + row[:, None] * 16)
+            + (word % 16)[None, :],
             mask=None if whole else (word < chunks * 4)[None, :],
             other=None if whole else 0,
         )
-        words = tl.reshape(words, (BLOCK_ROWS, BLOCK_WORDS // 4, 4))
+        words = tl.reshape(words, (BLOCK_ROWS, BLOCK_CHUNKS, 4))
         for j in tl.static_range(4):
-            column = chunk[:, None] * 16 + 4 * j + lane[None, :]
+            column = (chunk // 4 * 64 + chunk % 4 * 4)[:, None] + 16 * j + lane[None, :]
             x = tl.load(
                 x_ptr + token * COLUMNS + column,
                 mask=None if whole else column < COLUMNS,
@@ -692,6 +913,37 @@ def fp8_gemv(
 
 
 @triton.jit
+def e4m3_planes(words, kind: tl.constexpr):
+    """The four planes of words of E4M3 numbers, in the dtype kind, which has every one of them."""
+    if INTERPRETED:
+        planes = (
+            e4m3_to_float(words, 0).to(kind),
+            e4m3_to_float(words, 1).to(kind),
+            e4m3_to_float(words, 2).to(kind),
+            e4m3_to_float(words, 3).to(kind),
+        )
+    elif kind == tl.bfloat16:
+        planes = tl.inline_asm_elementwise(
+            E4M3_BF16,
+            FOUR_PLANES,
+            [words],
+            dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16),
+            is_pure=True,
+            pack=2,
+        )
+    else:
+        planes = tl.inline_asm_elementwise(
+            E4M3_F16,
+            FOUR_PLANES,
+            [words],
+            dtype=(tl.float16, tl.float16, tl.float16, tl.float16),
+            is_pure=True,
+            pack=2,
+        )
+    return planes
+
+
+@triton.jit
 def fp8_wide_dot(
     x_ptr,
     words_ptr,
@@ -701,31 +953,37 @@ def fp8_wide_dot(
     rows,
     COLUMNS: tl.constexpr,
     SCALES: tl.constexpr,
+    SPLIT: tl.constexpr,
+    STAGES: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
-    BLOCK_WORDS: tl.constexpr,
 ):
     """y = x·Ŵᵀ with E4M3 weights and inputs as they are, for many tokens: every E4M3 number is one
-    in 16 bits, too, so nothing is rounded before the tensor cores multiply."""
+    in 16 bits, too, so nothing is rounded before the tensor cores multiply. As in four_bit_dot,
+    the tiles of a row may be shared out, and each product is complete before it is added up."""
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     token = tl.program_id(1) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
+    part = tl.program_id(2)
     here = tl.minimum(row, rows - 1)
-    width: tl.constexpr = (COLUMNS + 15) // 16 * 4
-    total = tl.full((BLOCK_ROWS, BLOCK_TOKENS), 0.0, tl.float32)
-    for start in range(0, width, BLOCK_WORDS):
-        word = start + tl.arange(0, BLOCK_WORDS)
-        words = tl.load(
-            words_ptr + here[:, None] * width + word[None, :], mask=(word < width)[None, :], other=0
-        )
-        for j in tl.static_range(4):
-            place = word // 4 * 16 + 4 * j + word % 4
-            x = tl.load(
-                x_ptr + token[None, :] * COLUMNS + place[:, None],
-                mask=(place < COLUMNS)[:, None] & (token < tokens)[None, :],
-                other=0.0,
-            )
-            total = multiply(e4m3_to_float(words, j).to(x.dtype), x, total)
+    tiles: tl.constexpr = (COLUMNS + 63) // 64
+    steps: tl.constexpr = (tiles + SPLIT - 1) // SPLIT
     scale = tl.load(scale_ptr + (here if SCALES == "row" else here * 0)).to(tl.float32)
-    y = (total * scale[:, None]).to(y_ptr.dtype.element_ty)
+    total = tl.full((BLOCK_ROWS, BLOCK_TOKENS), 0.0, tl.float32)
+    last = tl.minimum((part + 1) * steps, tiles)
+    for tile in tl.range(part * steps, last, num_stages=STAGES):
+        word = tile * (rows * 16) + here[:, None] * 16 + tl.arange(0, 16)[None, :]
+        words = tl.load(words_ptr + word, eviction_policy="evict_first")
+        column = tile * 64 + tl.arange(0, 64)
+        x = tl.load(
+            x_ptr + token[None, :] * COLUMNS + column[:, None],
+            mask=(column < COLUMNS)[:, None] & (token < tokens)[None, :],
+            other=0.0,
+            eviction_policy="evict_last",
+        )
+        planes = e4m3_planes(words, x_ptr.dtype.element_ty)
+        both = tl.join(tl.join(planes[0], planes[2]), tl.join(planes[1], planes[3]))
+        weight = tl.reshape(tl.permute(both, (0, 2, 3, 1)), (BLOCK_ROWS, 64))
+        total = tl.fma(multiply(weight, x), scale[:, None], total)
+    at = (part * tokens + token[None, :]) * rows + row[:, None]
     mask = (token < tokens)[None, :] & (row < rows)[:, None]
-    tl.store(y_ptr + token[None, :] * rows + row[:, None], y, mask=mask)
+    tl.store(y_ptr + at, total.to(y_ptr.dtype.element_ty), mask=mask)

@@ -333,10 +333,15 @@ def require_next_tokens(model: LoadedModel, what: str) -> None:
         )
 
 
+def some_tokens(model: LoadedModel, count: int) -> torch.Tensor:
+    """[1, count] ids of tokens that the model has, one after the other, to try it out."""
+    rows = getattr(_embeddings(model), "num_embeddings", 2)
+    return torch.arange(1, count + 1, device=model.device)[None] % rows
+
+
 def sees_only_before(model: LoadedModel) -> bool:
     """Whether another last token leaves all predictions before it as they are, as in a decoder."""
-    rows = getattr(_embeddings(model), "num_embeddings", 2)
-    ids = torch.arange(1, 9, device=model.device)[None] % rows  # eight tokens that exist
+    ids = some_tokens(model, 8)
     other = ids.clone()
     other[0, -1] = 0
     with as_in_use(model):

@@ -151,7 +151,8 @@ def by_hand(
     trace, calibration = Trace(), _calibration(x)
     options: dict[str, Any] = {"bits": bits, "group_size": None, "convention": CONVENTION}
     made = gptq(w, calibration, damp=0.0, emit=trace, **options)
-    if made.info["damp"]:
+    # Rounding error may let the factorization of a singular matrix through: so its rank is asked.
+    if made.info["damp"] or np.linalg.matrix_rank(x.numpy()) < len(weights):
         raise ValueError(
             f"the {len(x)} tokens do not span all {len(weights)} inputs, so H has no inverse: "
             f"add a token that is no combination of the others"

@@ -13,14 +13,15 @@ from driver import Tab, canvas_pixels, eventually, jupyterlab, run_first_cell
 import qviz
 from qviz.models.capture import load_calibration
 from qviz.study.gptq_walk import Walk
-from qviz.ui.views.gptq import GptqLesson, _reach
+from qviz.ui.views.gptq import GptqLesson
+from qviz.ui.views.gptq_pictures import reach
 from qviz.ui.widgets import codec, colors
 
 pytestmark = pytest.mark.browser
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 READY = ".qv-chart .js-plotly-plot .scatterlayer"
 LAYER = GptqLesson.first_layer
-NOW, HANDED, FIRST, SECOND, BETWEEN = 0, 1, 3, 4, 5  # the pictures in their order on the page
+NOW, PASSED, FIRST, SECOND, BETWEEN = 0, 1, 3, 4, 5  # the pictures in their order on the page
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def base(serve_notebooks: Callable[[Path], Any], browser: Any) -> Iterator[str]:
 def tab(base: str, open_tab: Callable[..., Tab]) -> Iterator[Tab]:
     # A dense screen, so that every cell that was sent has a pixel of its own to be compared.
     tab = open_tab(device_scale_factor=3)
-    tab.open(f"{base}/voila/render/07_gptq.ipynb", READY)
+    tab.open(f"{base}/voila/render/07_gptq.ipynb#part=a+real+layer", READY)
     yield tab
     tab.assert_clean()
 
@@ -46,7 +47,12 @@ def walk() -> Walk:
 def walk_with(**options: Any) -> Walk:
     weight = qviz.load_layer(None, LAYER).float()
     judge = load_calibration(None, LAYER, text="heldout_python")
-    return Walk(weight, load_calibration(None, LAYER), judge, **{"group_size": 128, **options})
+    return Walk(
+        weight,
+        load_calibration(None, LAYER),
+        judge,
+        **{"group_size": 128, "scale_dtype": torch.float16, **options},
+    )
 
 
 def rows(tab: Tab) -> dict[str, str]:
@@ -76,7 +82,7 @@ def jump(tab: Tab, step: int) -> None:
 
 
 def wait_for_step(tab: Tab, step: int, *pictures: int) -> None:
-    for which in pictures or (NOW, HANDED):
+    for which in pictures or (NOW, PASSED):
         tab.until(
             "([which, n]) => document.querySelectorAll('.qv-matrix')[which].dataset.qvPainted"
             " === String(n)",
@@ -103,7 +109,7 @@ def colors_of(values: np.ndarray, limit: float) -> np.ndarray:
 
 
 def test_steps_by_keyboard_show_the_run_of_the_library(tab, walk):
-    limit = _reach(walk.original)
+    limit = reach(walk.original)
     bar = steps_bar(tab)
     bar.focus()
     for key, step in [("ArrowRight", 1), ("Shift+ArrowRight", 11), ("ArrowLeft", 10),
@@ -119,7 +125,7 @@ def test_steps_by_keyboard_show_the_run_of_the_library(tab, walk):
 
 
 def test_any_column_is_reached_at_once(tab, walk):
-    limit = _reach(walk.original)
+    limit = reach(walk.original)
     for step in (900, 17, 512, 1023, 300):
         jump(tab, step)
         wait_for_step(tab, step)
@@ -156,7 +162,12 @@ def test_playing_moves_on_and_stops(tab):
 
 def test_moments_light_their_terms(tab):
     jump(tab, 40)
-    for name, term in [("levels", "s"), ("round", "q"), ("divide", "e"), ("hand on", "Ujk")]:
+    for name, term in [
+        ("levels", "range"),
+        ("round", "q"),
+        ("divide", "gap"),
+        ("pass on", "Ujk"),
+    ]:
         tab.page.get_by_role("radio", name=name, exact=True).check(force=True)
         tab.until(
             "t => document.querySelector(`.qv-math [data-term=${t}]`).matches('.qv-lit')", term
@@ -184,12 +195,10 @@ def test_a_clicked_weight_keeps_its_story_while_steps_go_on(tab, walk):
 
 
 def test_two_runs_in_lockstep(tab, walk):
-    tab.page.get_by_label("A second run beside it").select_option(
-        label="setting: Act-order the other way"
-    )
+    tab.page.get_by_label("A second run beside it").select_option(label="setting: Act-order")
     other = walk_with(bits=3, act_order=True)
     eventually(lambda: tab.page.locator(".qv-matrix").nth(SECOND).is_visible(), 20)
-    limit = _reach(walk.original)
+    limit = reach(walk.original)
     for step in (700, 64):
         jump(tab, step)
         wait_for_step(tab, step, FIRST, SECOND, BETWEEN)
@@ -208,7 +217,7 @@ def test_other_bits_are_another_run(tab):
     tab.page.get_by_role("slider", name="Bits per code").focus()
     tab.page.keyboard.press("Home")
     run = walk_with(bits=2)
-    limit = _reach(run.original)
+    limit = reach(run.original)
 
     def shown() -> bool:
         story = run.story(run.rows // 7, int(rows(tab)["row, column"].split(", ")[1]))
@@ -230,7 +239,7 @@ def _same(tab: Tab, run: Walk, step: int, limit: float) -> bool:
 def test_answers_to_the_learner_are_in_sight(base, open_tab):
     """The verdict on a guess, and what was wrong, without scrolling, above the steps' bar."""
     tab = open_tab()
-    tab.open(f"{base}/voila/render/07_gptq.ipynb", READY)
+    tab.open(f"{base}/voila/render/07_gptq.ipynb#part=a+real+layer", READY)
     tab.page.get_by_label("Before you step").select_option(label="half or more")
     verdict = tab.page.locator(".qv-controls .qv-caption")
     eventually(lambda: "GPTQ leaves" in verdict.inner_text())
@@ -254,7 +263,7 @@ def _bottom(element: Any) -> float:
 
 def test_on_a_phone(base, open_tab):
     tab = open_tab(width=390, height=844, color_scheme="dark", has_touch=True)
-    tab.open(f"{base}/voila/render/07_gptq.ipynb", READY)
+    tab.open(f"{base}/voila/render/07_gptq.ipynb#part=a+real+layer", READY)
     assert tab.page.evaluate("document.documentElement.scrollWidth") <= 390
     jump(tab, 512)
     wait_for_step(tab, 512)
@@ -268,6 +277,7 @@ def test_in_jupyterlab(open_tab, tmp_path, walk):
     with jupyterlab(tmp_path, tmp_path / "home") as url:
         tab = open_tab(width=1600, height=1000)
         run_first_cell(tab, f"{url}/lab/tree/07_gptq.ipynb")
+        tab.page.get_by_role("radio", name="a real layer").check(force=True)
         tab.page.wait_for_selector(READY, timeout=60_000, state="attached")
         steps_bar(tab).focus()
         tab.page.keyboard.press("]")

@@ -106,7 +106,7 @@ def pressed(_):
 
 button.on_click(pressed)
 page(
-    "Widgets <em>on</em> one page", "for tests",
+    "Widgets <em>on</em> one page",
     controls=[slider, toggle, choice, parts, details("More", field), button, status, seen],
     main=[
         section("Matrices", figures_row(small, twin, big), figures_row(spike, odd, codes)),

@@ -484,6 +484,14 @@ def test_when_it_is_stopped_what_was_measured_is_kept(fakes, after):
     assert found.crossovers() == [] or found.crossovers()[0].batches == (1,)
 
 
+def test_what_was_measured_is_given_after_each_format(fakes):
+    kept = []
+    found = quick((32, 64), ["int8", "fp8"], [1, 2], kernels=["fake.off"], keep=kept.append)
+    assert [part.points for part in kept] == [found.points[: len(kept[0].points)], found.points]
+    assert {point.format for point in kept[0].points} == {"int8"}
+    assert found.complete and not any(part.complete for part in kept)
+
+
 def test_the_inputs_are_the_same_for_the_same_seed():
     assert torch.equal(synthetic_weight((8, 600), 3), synthetic_weight((8, 600), 3))
     assert not torch.equal(synthetic_weight((8, 600), 3), synthetic_weight((8, 600), 4))

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qviz import kernels
 from qviz.kernels import plain, records, table
 from qviz.kernels.ceilings import Ceilings
 from qviz.kernels.results import Measurement, Point
@@ -288,3 +289,19 @@ def test_only_what_is_complete_ships(bench, tmp_path, complete):
     assert [row["kernel"] for row in rows] == ["torch.matmul", "torch.int8"]
     shipped = list((tmp_path / "qviz" / "data" / "kernels").glob("*.json"))
     assert [records.load(path) for path in shipped] == ([example()] if complete else [])
+
+
+def test_what_ships():
+    """A GPU first, the CPU after it; all that was measured can be compared, and nothing is shown of
+    a kernel that does not exist."""
+    first, *others = records.recorded()
+    assert "H100" in first.title and others and all("CPU" not in each.title for each in others)
+    known = kernels.kernels()
+    for each in (first, *others):
+        found = each.measurement
+        assert found.complete
+        assert {point.kernel for point in found.points} <= set(known)
+        assert all(found.speedup(point) > 0 for point in found.points)
+        # A reason stands for a kernel, or for a kernel with a format; none was timed after all.
+        timed = {p.kernel for p in found.points} | {f"{p.kernel}, {p.format}" for p in found.points}
+        assert not timed & set(found.left_out)

@@ -23,8 +23,14 @@ if find_spec("triton") is None:
 
 def cases():
     """Name → a kernel and a weight that it takes: 18 rows, so that the last program overlaps."""
-    w = weight(18, 160)
+    w, tiles = weight(18, 160), weight(18, 256)
     return {
+        "whole-tiles": ("triton.w4a16", qviz.quantize(tiles, bits=4, group_size=128)),
+        "four-groups-to-a-tile": (
+            "triton.w4a16",
+            qviz.quantize(tiles, bits=4, group_size=32, symmetric=False),
+        ),
+        "nf4-two-groups-to-a-tile": ("triton.nf4", qviz.quantize(tiles, "nf4", group_size=64)),
         "symmetric": ("triton.w4a16", qviz.quantize(w, bits=4, group_size=32)),
         "zero-points": (
             "triton.w4a16",
@@ -70,12 +76,13 @@ def run(name, q, x, block):
             COLUMNS=columns, BLOCK_ROWS=block.rows, BLOCK_COLUMNS=16 * block.chunks,
         )  # fmt: skip
         return y
-    constants = {**tk.gemv_constants(packed), **sizes}
+    stages = {"STAGES": 1} if name == "triton.w4a16" else {}
+    constants = {**tk.gemv_constants(packed), **stages, **sizes}
     function[grid](x, t["words"], t["scale"], *fixed, y, *last, **constants)
     return y
 
 
-@pytest.mark.parametrize("block", [Block(4, 4), Block(2, 2), Block(16, 1)], ids=str)
+@pytest.mark.parametrize("block", [Block(4, 4), Block(2, 8), Block(16, 4)], ids=str)
 @pytest.mark.parametrize("case", CASES)
 def test_all_programs_together_are_the_product(case, block):
     name, q = cases()[case]
@@ -112,7 +119,7 @@ def test_codes_weights_and_bytes(case):
     """Steps of all programs give back the codes and the weight; each word is read once."""
     name, q = cases()[case]
     adapted, rows, columns = get(name).adapt(q, torch.float32), *q.shape
-    block = Block(2, 2)
+    block = Block(2, 4)
     codes = torch.full((rows, columns), -1, dtype=torch.int32)
     made = torch.full((rows, columns), torch.nan)
     read = 0
@@ -135,13 +142,13 @@ def test_codes_weights_and_bytes(case):
 
 
 def test_scales_are_counted_once():
-    """A tile of 4 rows and 64 columns in groups of 32: 8 scales of 2 bytes, 8 zeros of one."""
+    """Four rows of 64 columns in groups of 32: 8 scales of 2 bytes, 8 zeros of four."""
     q = qviz.quantize(
         weight(4, 64), bits=4, group_size=32, symmetric=False, scale_dtype=torch.float16
     )
     walked = tiles.walk("triton.w4a16", q, torch.randn(64).half(), block=Block(4, 2))
     size = {step.event: step.nbytes for step in walked.steps}
-    assert size["tile.scale"] == 8 * 2 + 8
+    assert size["tile.scale"] == 8 * 2 + 8 * 4
     assert size["tile.words"] == 4 * 64 // 2
     assert size["tile.inputs"] == 64 * 2 and size["tile.store"] == 4 * 2
     assert walked.nbytes == sum(size.values())
@@ -179,7 +186,7 @@ def test_steps_point_to_the_lines_that_do_them(case):
         "tile.step": "tl.div_rn",
         "tile.quantized": "12582912.0",
         "tile.rows": "tl.program_id(0)",
-        "tile.words": "words_ptr +",
+        "tile.words": "words_ptr",
         "tile.weights": "weight_ptr +",
         "tile.scale": "scale_ptr",
         "tile.inputs": "token * COLUMNS + column",
@@ -237,6 +244,8 @@ def test_what_a_walk_refuses():
         tiles.walk(name, q, x, block=Block(32, 1))
     with pytest.raises(ValueError, match="power of two"):
         Block(3, 1)
+    with pytest.raises(ValueError, match="whole tiles, of 4 chunks here"):
+        tiles.walk(*cases()["whole-tiles"], torch.randn(256), block=Block(4, 2))
     with pytest.raises(ValueError, match="without act-order"):
         tiles.walk(name, act_order(), torch.randn(128))
     with pytest.raises(ValueError, match="16 levels"):

@@ -14,6 +14,7 @@ from inputs import calibration_for
 import qviz
 from qviz.methods.gguf import EVENTS, FALLBACKS, LAYOUTS, _one_thread, encode, from_bytes
 from qviz.methods.gguf.layout import pack, unpack
+from qviz.methods.gguf.search import descend_
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "gguf.npz")
 VECTORS = [name for name in GOLDEN.files if "/" in name]
@@ -121,10 +122,10 @@ def test_trace_changes_nothing_and_is_in_the_table(name, important):
 
 
 def test_every_event_of_the_table_occurs():
-    seen = set()
+    seen, w = set(), torch.randn(4, 256, generator=torch.Generator().manual_seed(0))
     for name in LAYOUTS:
         trace = qviz.Trace()
-        qviz.quantize(torch.randn(1, 256), "gguf", type=name, emit=trace)
+        qviz.quantize(w, "gguf", type=name, emit=trace)
         seen |= {event.name for event in trace}
     assert seen == set(SPECS)
 
@@ -365,3 +366,108 @@ def test_a_window_and_levels():
         whole = q.dequantize()
         assert torch.equal(q.window(slice(1, 3), slice(30, 50)), whole[1:3, 30:50])
         assert whole[2, 40] in q.levels(2, 40)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("important", [False, True])
+def test_codes_and_grid_are_what_the_bytes_decode_to(hard_weight, name, important):
+    """They come from the encoder, not from reading its bytes again."""
+    w = hard_weight.repeat(1, 2)
+    g = torch.Generator().manual_seed(6)
+    importance = torch.rand(w.shape[1], generator=g) if important else None
+    try:
+        q = qviz.quantize(w, "gguf", type=name, importance=importance)
+    except ValueError as refused:
+        assert "overflow" in str(refused)
+        return
+    read = from_bytes(name, q.grid.data)
+    assert torch.equal(q.codes, read.codes)
+    assert torch.equal(q.grid.inner.scale, read.grid.inner.scale)
+    offsets = [getattr(made.grid.inner, "offset", None) for made in (q, read)]
+    assert (offsets[0] is None) == (offsets[1] is None)
+    assert offsets[0] is None or torch.equal(*offsets)
+
+
+def test_moves_of_q3_k_come_one_at_a_time():
+    """From the events alone: each is the first, in the order of the weights and round and round,
+    that makes (Σwxq)²/Σwq² larger, and what they lead to is what is stored."""
+    w = torch.randn(64, 256, generator=torch.Generator().manual_seed(2))
+    trace = qviz.Trace("kquant.*", "gguf.blocks")
+    qviz.quantize(w, "gguf", type="Q3_K", emit=trace)
+    x = trace.named("gguf.blocks")[0]["x"].reshape(-1, 16)
+    weights = trace.named("kquant.weights")[0]["weights"]
+    start = trace.named("kquant.refine_start")[0]
+    codes, sums = start["codes"].clone(), (start["wxq"].clone(), start["wqq"].clone())
+    last, gain = torch.full((len(x),), -1), sums[0].square() / sums[1]
+    moves = trace.named("kquant.refine")
+    assert len(moves) > 3
+    seen = torch.arange(len(x))
+    for event in moves:
+        blocks = event["blocks"]
+        assert torch.isin(blocks, seen).all()  # a sub-block without a move is done
+        seen = blocks
+        assert (event["weight"] != last[blocks]).all()
+        assert (codes[blocks, event["weight"]] != event["code"]).all()
+        codes[blocks, event["weight"]], last[blocks] = event["code"], event["weight"]
+        now = event["wxq"].square() / event["wqq"]
+        assert (now > gain[blocks]).all()
+        gain[blocks] = now
+        exact = (weights * x * codes)[blocks].sum(1)
+        torch.testing.assert_close(event["wxq"], exact, rtol=1e-4, atol=1e-5)
+    best = weights * x * codes
+    scale = best.sum(1) / (weights * codes.square()).sum(1)
+    first = trace.named("kquant.first_level")[0]["scales"].flatten()
+    torch.testing.assert_close(first, scale, rtol=1e-4, atol=1e-6)
+    assert torch.equal(torch.unique(last), torch.arange(-1, 16))
+
+
+def one_by_one(x, w, q, low, high, as_bytes):
+    """What `descend_` does, for one sub-block, number after number in float32: ggml's own loop."""
+    f = np.float32
+
+    def nearest(t):
+        bits = (np.array([t], f) + f(12582912)).view(np.int32)
+        return f(int(bits[0] & 0x007FFFFF) - 0x00400000)
+
+    wxq, wqq = f(0), f(0)
+    for i in range(len(x)):
+        wxq, wqq = f(wxq + f(f(w[i] * x[i]) * q[i])), f(wqq + f(f(w[i] * q[i]) * q[i]))
+    q = [f(int(c) % 256) if as_bytes else c for c in q]
+    for _ in range(5):
+        moved = False
+        for i in range(len(x)):
+            others_x = f(wxq - f(f(w[i] * x[i]) * q[i]))
+            others_q = f(wqq - f(f(w[i] * q[i]) * q[i]))
+            if not (others_x > 0 and (others_q > 0 or not as_bytes)):
+                continue
+            code = nearest(f(f(x[i] * others_q) / others_x))
+            code = min(code, f(high)) if low is None else max(f(low), min(code, f(high)))
+            if code == q[i]:
+                continue
+            now_x = f(others_x + f(f(w[i] * x[i]) * code))
+            now_q = f(others_q + f(f(w[i] * code) * code))
+            if now_q > 0 and f(f(now_x * now_x) * wqq) > f(f(wxq * wxq) * now_q):
+                q[i], wxq, wqq, moved = f(int(code) % 256) if as_bytes else code, now_x, now_q, True
+        if not moved:
+            break
+    return q, wxq, wqq
+
+
+@pytest.mark.parametrize(("low", "high", "as_bytes"), [(-4, 3, False), (None, 63, True)])
+@settings(max_examples=60)
+@given(
+    x=hnp.arrays(np.float32, (16, 5), elements=st.floats(-8, 8, width=16)),
+    w=hnp.arrays(np.float32, (16, 5), elements=st.floats(0, 8, width=16)),
+)
+def test_looking_at_all_weights_at_once_moves_the_same(low, high, as_bytes, x, w):
+    start = np.clip(np.round(x * np.float32(1.3)), -4 if low is None else low, high)
+    start = start.astype(np.float32)
+    q = torch.from_numpy(start.copy())
+    wxq, wqq = descend_(
+        torch.from_numpy(x), torch.from_numpy(w), q, low=low, high=high, as_bytes=as_bytes
+    )
+    with np.errstate(all="ignore"):
+        for j in range(x.shape[1]):
+            codes, sum_x, sum_q = one_by_one(x[:, j], w[:, j], start[:, j], low, high, as_bytes)
+            assert np.array_equal(q[:, j].numpy(), np.array(codes, np.float32))
+            assert (wxq[j].item(), wqq[j].item()) == (sum_x, sum_q)

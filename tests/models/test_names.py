@@ -13,7 +13,7 @@ from qviz.models.architecture import architecture_of, quiet_transformers
 from qviz.models.checkpoint import Checkpoint, find_checkpoint, list_layers
 from qviz.models.layers import linear_layers
 from qviz.models.load import load_model
-from tests.models.zoo import directory
+from tests.models.zoo import directory, tiny
 
 
 @pytest.mark.parametrize("kind", names.PLAIN)
@@ -207,3 +207,11 @@ def test_a_mixtures_layers_are_worked_out_once(monkeypatch):
     before = len(made)
     qviz.load_layer(where, listed[3].name)
     assert len(made) == before + 1
+
+
+def test_expert_10_comes_after_expert_2(tmp_path):
+    tiny("Qwen3MoeForCausalLM", num_local_experts=12, num_experts=12).save_pretrained(tmp_path)
+    layers = linear_layers(load_model(tmp_path))
+    for expert in (2, 10):
+        name = f"model.layers.0.mlp.experts.gate_up_proj.{expert}"
+        assert torch.equal(qviz.load_layer(tmp_path, name), layers[name].weight)

@@ -261,7 +261,7 @@ def test_a_mapping_of_texts_is_not_its_keys():
         qviz.capture(zoo("Llama"), {"text": TEXT})
 
 
-@pytest.mark.parametrize("name", ["Mamba", "GPT", "Jamba", "RWKV"])
+@pytest.mark.parametrize("name", ["Mamba", "GPT", "Jamba", "RWKV", "Bamba"])
 def test_models_without_a_cache_of_keys_write_text(name):
     model = zoo(name)
     ids = torch.tensor([model.tokenizer("def f(")["input_ids"]])

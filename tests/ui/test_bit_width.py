@@ -9,10 +9,14 @@ from safetensors.torch import save_file
 
 import qviz
 from qviz.core import metrics
+from qviz.methods.affine import CONVENTIONS
 from qviz.models.capture import load_calibration
 from qviz.ui.figures.bit_width import error_curves
 from qviz.ui.views.bit_width import BITS, BitWidthLesson
+from qviz.ui.views.gptq import GptqLesson
 from qviz.ui.views.layer_page import FIRST_LAYER, short_names
+from qviz.ui.views.spacing import SYSTEMS, recipe, spacing, system
+from qviz.ui.widgets import number
 
 
 @pytest.fixture(scope="module")
@@ -23,16 +27,16 @@ def shared() -> BitWidthLesson:
 @pytest.fixture
 def lesson(shared: BitWidthLesson) -> BitWidthLesson:
     """The lesson in its first state; building it anew for each test would take seconds."""
-    shared.scheme_control.index = 0
-    shared.unit_control.index = shared.unit_control.options.index("group of 128")
-    shared.bits_control.index = 2
-    if shared.source is not None or shared.layer != FIRST_LAYER:
-        shared.open()
+    shared.go({"bits": "4"})
     return shared
 
 
 def choose(control, name):
-    control.index = control.options.index(name)
+    control.index = list(control.options).index(name)
+
+
+def choose_convention(lesson, name):
+    lesson.fields["convention"].set(name)
 
 
 def rows(table):
@@ -41,7 +45,7 @@ def rows(table):
 
 def test_opens_on_the_bundled_model(lesson):
     assert lesson.layer == FIRST_LAYER
-    assert torch.equal(lesson.weight, qviz.load_layer(None, FIRST_LAYER).float())
+    assert torch.equal(lesson.shown.weight, qviz.load_layer(None, FIRST_LAYER).float())
     assert lesson.bits == 4
     assert lesson.status.kind == ""
 
@@ -51,7 +55,7 @@ def test_opens_on_the_bundled_model(lesson):
 def test_what_is_shown_is_what_the_library_computes(lesson, scheme, unit):
     choose(lesson.scheme_control, scheme)
     choose(lesson.unit_control, unit)
-    w = lesson.weight
+    w = lesson.shown.weight
     calibration = load_calibration(None, FIRST_LAYER)
     kind, size = {"matrix": ("tensor", None), "row": ("channel", None)}.get(unit, ("group", 32))
     row, column = lesson.original_view.cursor
@@ -63,7 +67,7 @@ def test_what_is_shown_is_what_the_library_computes(lesson, scheme, unit):
         r = q.dequantize()
         assert lesson.rounded_view.values_at(row, column)[i] == r[row, column].item()
         assert lesson.error_view.values_at(row, column)[i] == (w - r)[row, column].item()
-        measured = lesson.rows[unit][i]
+        measured = lesson.shown.rows[unit][i]
         assert measured["output_error"] == pytest.approx(
             metrics.output_error(w, r, calibration), rel=1e-5
         )
@@ -81,7 +85,7 @@ def test_the_cursor_brings_that_weights_arithmetic(lesson):
     assert all("weight 3, 200:" in text for text in lesson.histogram.summaries)
     table = rows(lesson.cell_table)
     assert table["row, column"] == ["3, 200"]
-    x = lesson.weight[3, 200].item()
+    x = lesson.shown.weight[3, 200].item()
     for i in range(len(BITS)):
         back = float(table["reconstruction x̂"][i].replace("−", "-"))
         error = float(table["error x − x̂"][i].replace("−", "-"))
@@ -94,19 +98,20 @@ def test_every_kind_of_layer_opens(lesson):
     for i in kinds.values():
         lesson.layer_control.index = i
         assert lesson.status.kind == "", lesson.status.text
-        assert tuple(lesson.original_view.shape) == tuple(lesson.weight.shape)
+        assert tuple(lesson.original_view.shape) == tuple(lesson.shown.weight.shape)
 
 
 def test_conventions_follow_the_scheme(lesson):
     choose(lesson.scheme_control, "asymmetric")
-    assert "hqq" in lesson.convention_control.options
-    assert "absmax" not in lesson.convention_control.options
-    for name in list(lesson.convention_control.options):
-        choose(lesson.convention_control, name)
+    names = lesson.fields["convention"].names
+    assert "hqq" in names
+    assert "absmax" not in names
+    for name in names:
+        choose_convention(lesson, name)
         assert lesson.status.kind == "", lesson.status.text
-        assert lesson.tensors[0].info["convention"] == name
+        assert lesson.shown.tensors[0].info["convention"] == name
     choose(lesson.scheme_control, "symmetric")
-    assert lesson.convention_control.value == "compressed_tensors"
+    assert lesson.fields["convention"].text == "compressed_tensors"
 
 
 def test_bad_sources_are_said_in_words_and_nothing_is_lost(lesson, tmp_path):
@@ -132,8 +137,8 @@ def test_own_layer_from_a_file(lesson, tmp_path):
     lesson.source_control.value = str(tmp_path / "mine.safetensors")
     lesson.open_button.click()
     assert lesson.status.kind == "", lesson.status.text
-    assert torch.equal(lesson.weight, weight.half().float())
-    assert lesson.calibration is None
+    assert torch.equal(lesson.shown.weight, weight.half().float())
+    assert lesson.shown.calibration is None
     assert lesson.metric_control.disabled
     assert lesson.unit_control.options == ["matrix", "row", "group of 32", "group of 16"]
     assert "output" not in lesson.caption.texts[0]
@@ -165,13 +170,13 @@ def assert_agrees(lesson):
     """Controls, code, pictures and numbers are about the same weight and the same options."""
     weight = qviz.load_layer(lesson.source, lesson.layer).float()
     q = qviz.quantize(weight, bits=lesson.bits, **lesson.options)
-    assert torch.equal(lesson.weight, weight)
-    assert torch.equal(lesson.tensors[lesson.bits_control.index].codes, q.codes)
+    assert torch.equal(lesson.shown.weight, weight)
+    assert torch.equal(lesson.shown.tensors[lesson.bits_control.index].codes, q.codes)
     assert lesson.original_view.shape == lesson.error_view.shape == list(weight.shape)
     names: dict[str, object] = {}
     exec(lesson.code.texts[lesson.bits_control.index], names)
     assert torch.equal(names["q"].codes, q.codes)
-    for metric in (1, 0 if lesson.calibration is not None else 1):
+    for metric in (1, 0 if lesson.shown.calibration is not None else 1):
         lesson.metric_control.index = metric  # raises where a chosen curve is missing
 
 
@@ -210,14 +215,14 @@ def test_a_curve_that_cannot_be_computed_is_missing_and_said(lesson, tmp_path):
     lesson.source_control.value = str(tmp_path / "zeros.safetensors")
     lesson.open_button.click()
     choose(lesson.unit_control, "matrix")
-    choose(lesson.convention_control, "torchao")
+    choose_convention(lesson, "torchao")
     assert "row is not on the chart" in lesson.status.text
-    assert lesson.convention_control.value == "torchao"
+    assert lesson.fields["convention"].text == "torchao"
     assert_agrees(lesson)
     choose(lesson.unit_control, "row")
     assert lesson.status.kind == "error"
     assert lesson.unit_control.value == "matrix"
-    choose(lesson.convention_control, "compressed_tensors")
+    choose_convention(lesson, "compressed_tensors")
     lesson.bundled_button.click()
 
 
@@ -256,22 +261,23 @@ def test_odd_shapes_and_constant_weights_open(lesson, tmp_path, shape, fill):
 
 def test_the_prediction_is_judged_by_the_curve(lesson):
     errors = {
-        b: row["output_error"] for b, row in zip(BITS, lesson.rows["group of 128"], strict=True)
+        b: row["output_error"]
+        for b, row in zip(BITS, lesson.shown.rows["group of 128"], strict=True)
     }
     fewest = min(b for b in BITS if errors[b] <= 0.10)
-    choose(lesson.guess_control, f"{fewest} bits")
-    assert lesson.verdict.texts[0].startswith("Right.")
-    choose(lesson.guess_control, "2 bits")
-    assert f"the fewest that do are {fewest}" in lesson.verdict.texts[0]
-    lesson.guess_control.index = 0
-    assert lesson.verdict.texts == [""]
+    choose(lesson.prediction.control, f"{fewest} bits")
+    assert lesson.prediction.verdict.texts[0].startswith("Right.")
+    choose(lesson.prediction.control, "2 bits")
+    assert f"the fewest that do are {fewest}" in lesson.prediction.verdict.texts[0]
+    lesson.prediction.control.index = 0
+    assert lesson.prediction.verdict.texts == [""]
 
 
 def test_the_code_on_the_page_runs_and_gives_the_page(lesson):
     choose(lesson.unit_control, "group of 64")
     names: dict[str, object] = {}
     exec(lesson.code.texts[1], names)  # the page's own text, 3 bits
-    assert torch.equal(names["q"].codes, lesson.tensors[1].codes)
+    assert torch.equal(names["q"].codes, lesson.shown.tensors[1].codes)
 
 
 def test_the_histogram_counts_every_weight(lesson):
@@ -281,7 +287,7 @@ def test_the_histogram_counts_every_weight(lesson):
     counts = np.frombuffer(
         lesson.histogram.buffers, np.dtype(spot["qv"]), int(np.prod(spot["shape"])), spot["at"]
     )
-    assert counts.sum() == lesson.weight.numel()
+    assert counts.sum() == lesson.shown.weight.numel()
 
 
 def test_the_marked_point_has_room_for_its_label():
@@ -310,19 +316,76 @@ def test_the_curves_do_not_give_the_prediction_away():
     lesson = BitWidthLesson()
     assert lesson.bits == 8
     assert lines_drawn(lesson).count(True) == 1
-    choose(lesson.guess_control, "3 bits")
+    choose(lesson.prediction.control, "3 bits")
     assert all(lines_drawn(lesson))
-    assert lesson.verdict.texts[0]
+    assert lesson.prediction.verdict.texts[0]
 
 
 def test_a_large_layer_is_not_compared_with_everything(lesson, tmp_path, monkeypatch):
-    monkeypatch.setattr("qviz.ui.views.bit_width.COMPARE_UP_TO", lesson.weight.numel() - 1)
+    monkeypatch.setattr("qviz.ui.views.bit_width.COMPARE_UP_TO", lesson.shown.weight.numel() - 1)
     choose(lesson.scheme_control, "asymmetric")
-    assert list(lesson.rows) == ["group of 128"]
+    assert list(lesson.shown.rows) == ["group of 128"]
     assert "once you have chosen them" in lesson.note.text
     choose(lesson.unit_control, "row")
-    assert list(lesson.rows) == ["group of 128", "row"]
+    assert list(lesson.shown.rows) == ["group of 128", "row"]
     monkeypatch.undo()
     choose(lesson.scheme_control, "symmetric")
     assert lesson.note.text == ""
-    assert len(lesson.rows) >= 4
+    assert len(lesson.shown.rows) >= 4
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_spacing_shown_is_the_one_that_the_library_made(symmetric):
+    """Range over divisor, for each system and bit-width, on groups of all kinds."""
+    generator = torch.Generator().manual_seed(5)
+    w = torch.randn(6, 64, generator=generator)
+    w[1] = w[1].abs()
+    w[2] = -w[2].abs()
+    w[3] += 4
+    divided = 0
+    for name, convention in CONVENTIONS.items():
+        made = recipe(name, symmetric)
+        if (convention.symmetric if symmetric else convention.asymmetric) is None:
+            assert made is None, name
+            continue
+        assert system(name, symmetric).startswith(SYSTEMS[name][0])
+        for bits in BITS:
+            q = qviz.quantize(
+                w, "affine", bits=bits, symmetric=symmetric, convention=name, group_size=32
+            )
+            for row, column in [(0, 0), (1, 40), (2, 3), (3, 33), (5, 63)]:
+                group = w[row, column // 32 * 32 : column // 32 * 32 + 32]
+                low, high, scale = (
+                    float(group.min()), float(group.max()), float(q.grid.scale[row, column // 32])
+                )  # fmt: skip
+                text = spacing(name, symmetric, bits, low, high, scale)
+                if made is not None:
+                    assert made.range(low, high) / made.divisor(bits) == pytest.approx(
+                        scale, rel=1e-5
+                    )
+                    assert text.endswith(f"= {number(scale, 3)}") and "÷" in text
+                    divided += 1
+                else:
+                    assert text == number(scale, 3)
+    assert divided > 100
+    assert spacing("absmax", True, 4, 0.0, 0.0, 1e-5 / 7) == number(1e-5 / 7, 3)  # a floor
+
+
+def test_bits_cost_the_same_in_both_lessons(lesson):
+    """For the same options, item by item, with the scale's type named."""
+    lesson.go({"bits": "3", "convention": "gptq", "layer": "model.layers.0.self_attn.o_proj"})
+    other = GptqLesson(layer="model.layers.0.self_attn.o_proj")
+    here = {k: v[lesson.bits_control.index] for k, v in rows(lesson.ledger_table).items()
+            if len(v) > 1}  # fmt: skip
+    there = {k: v[0] for k, v in rows(other.cost_table).items()}
+    assert here == {k: there[k] for k in here}
+    assert here["scales (float16)"] == "0.125" and here["bits per weight"] == "3.148"
+
+
+def test_another_layer_is_another_question(lesson):
+    lesson.prediction.control.index = 2
+    assert lesson.prediction.revealed and lesson.prediction.verdict.texts[0]
+    lesson.layer_control.index = 0
+    assert not lesson.prediction.revealed
+    assert lesson.prediction.verdict.texts == [""]
+    assert lines_drawn(lesson).count(True) == 1

@@ -35,7 +35,7 @@ def test_enter_opens_the_model_that_was_typed(lesson: BitWidthLesson, tmp_path) 
     assert lesson.source is None
     press_enter(lesson.source_control)
     assert lesson.source == str(path)
-    assert lesson.weight.shape == (8, 16)
+    assert lesson.shown.weight.shape == (8, 16)
 
 
 def test_enter_on_nothing_says_what_to_type(lesson: BitWidthLesson) -> None:

@@ -13,7 +13,8 @@ from qviz.methods.gptq import gptq
 from qviz.models.capture import load_calibration
 from qviz.study.gptq_contrasts import CONTRASTS
 from qviz.ui.figures.gptq import column_codes, errors_so_far, exchange
-from qviz.ui.views.gptq import HELD, NOTHING, OWN_TEXT, SAME_TEXT, GptqLesson, _named
+from qviz.ui.views.gptq import GptqLesson
+from qviz.ui.views.gptq_controls import HELD, NOTHING, OWN_TEXT, SAME_TEXT
 from qviz.ui.views.gptq_words import EQUATION, LIT, MOMENTS, TERMS, sentence, story_rows
 from qviz.ui.widgets import Text, number
 
@@ -28,25 +29,11 @@ def shared() -> GptqLesson:
 @pytest.fixture
 def lesson(shared: GptqLesson) -> GptqLesson:
     """The lesson in its first state; building it anew for each test would take seconds."""
-    shared._own_text = ""
-    shared.judge_control.set_options(shared._judges(), 0)
-    shared._revealed = False
-    shared._drawn, shared._drawn_weight = (None, None), None
-    defaults = {
-        "bits_control": "3", "order_control": "left to right", "scheme_control": "symmetric",
-        "static_control": "when a group is reached", "range_control": "the whole range",
-        "damp_control": "1 %", "block_control": "128", "text_control": "python",
-        "beside_control": NOTHING, "moment_control": "round",
-    }  # fmt: skip
-    with shared.quietly():
-        for name, value in defaults.items():
-            choose(getattr(shared, name), value)
-        shared.tokens_control.index = len(shared.tokens_control.options) - 1
-        choose(shared.unit_control, "group of 128")
-        for view in (shared.now_view, *shared.pair_views):
-            view.pinned, view.cursor = False, [-1, -1]
-        shared.transport.index = 0
-    shared.open(None, LAYER)
+    shared.go({})
+    for view in (shared.pictures.now_view, *shared.pictures.pair_views):
+        view.pinned, view.cursor = False, [-1, -1]
+    shared.prediction.reset()
+    shared._draw_errors()
     return shared
 
 
@@ -65,12 +52,12 @@ def shown(view):
 
 
 def contrast(lesson, name):
-    choose(lesson.beside_control, _named(next(c for c in CONTRASTS if c.name == name)))
+    lesson.controls.beside.index = lesson.controls.beside_names.index(name)
 
 
 def errors(lesson):
     """name → the last value of each curve of the error chart, in percent, from the summary."""
-    text = lesson.errors.summaries[0].partition(": ")[2]
+    text = lesson.pictures.errors.summaries[0].partition(": ")[2]
     return {p.split(" ends at ")[0]: p.split(" ends at ")[1] for p in text.split("; ")}
 
 
@@ -79,21 +66,22 @@ def test_opens_on_the_layer_at_its_first_step(lesson):
     assert lesson.step == 0
     assert lesson.transport.n == 257  # before each of the columns, and after the last
     assert lesson.status.kind == ""
-    assert lesson.first.result.granularity.group_size == 128
+    assert lesson.shown.first.result.granularity.group_size == 128
     assert "layers.0.self_attn.o_proj" in lesson.layer_control.options
 
 
 def test_codes_are_those_of_the_library(lesson):
     for act_order, bits, scheme in [(False, "2", "symmetric"), (True, "4", "asymmetric")]:
-        lesson.order_control.index = int(act_order)
-        choose(lesson.bits_control, bits)
-        choose(lesson.scheme_control, scheme)
+        lesson.controls.order.index = int(act_order)
+        choose(lesson.controls.bits, bits)
+        choose(lesson.controls.scheme, scheme)
         q = gptq(
             qviz.load_layer(None, LAYER).float(), load_calibration(None, LAYER), bits=int(bits),
             symmetric=scheme == "symmetric", group_size=128, act_order=act_order,
+            scale_dtype=torch.float16,
         )  # fmt: skip
-        assert torch.equal(lesson.first.result.codes, q.codes)
-        assert lesson.first.result.info["loss"] == q.info["loss"]
+        assert torch.equal(lesson.shown.first.result.codes, q.codes)
+        assert lesson.shown.first.result.info["loss"] == q.info["loss"]
 
 
 def test_errors_are_those_of_the_true_inputs(lesson):
@@ -101,29 +89,29 @@ def test_errors_are_those_of_the_true_inputs(lesson):
     lesson.transport.index = 1  # the curve is drawn
     judge = load_calibration(None, LAYER, text="heldout_python")
     w = qviz.load_layer(None, LAYER).double()
-    lost = w - lesson.first.result.dequantize().double()
+    lost = w - lesson.shown.first.result.dequantize().double()
     h = judge.hessian.double()
     true = float(((lost @ h * lost).sum() / (w @ h * w).sum()).sqrt())
-    assert lesson.first.error[-1] == pytest.approx(true, rel=1e-4)
+    assert lesson.shown.first.error[-1] == pytest.approx(true, rel=1e-4)
     assert errors(lesson)["GPTQ"] == f"{100 * true:.3g} %"
 
 
 def test_curves_are_hidden_until_a_guess_or_a_step(lesson):
     assert set(errors(lesson)) == {"round to nearest"}
-    lesson.guess_control.index = 1
+    lesson.prediction.control.index = 1
     assert set(errors(lesson)) == {"round to nearest", "GPTQ"}
-    share = lesson.first.error[-1] / lesson.first.rtn_error[-1]
-    assert f"{100 * share:.3g} %" in lesson.verdict.texts[0]
-    assert lesson.verdict.texts[0].startswith("Not quite")  # GPTQ wins on this layer
+    share = lesson.shown.first.error[-1] / lesson.shown.first.rtn_error[-1]
+    assert f"{100 * share:.3g} %" in lesson.prediction.verdict.texts[0]
+    assert lesson.prediction.verdict.texts[0].startswith("Not quite")  # GPTQ wins on this layer
     right = next(i for i, (low, _) in enumerate([(1.0, 0), (0.75, 0), (0.5, 0), (0.25, 0), (0, 0)])
                  if share >= low)  # fmt: skip
-    lesson.guess_control.index = right + 1
-    assert lesson.verdict.texts[0].startswith("Right")
+    lesson.prediction.control.index = right + 1
+    assert lesson.prediction.verdict.texts[0].startswith("Right")
 
 
 def test_each_moment_says_the_numbers_of_its_step(lesson):
     lesson.transport.index = 140
-    first, (row, column) = lesson.first, lesson._cell
+    first, (row, column) = lesson.shown.first, lesson._cell
     assert column == int(first.perm[140]) == 140
     story = first.story(row, column)
     said = {}
@@ -134,7 +122,7 @@ def test_each_moment_says_the_numbers_of_its_step(lesson):
     assert "found at step 128" in said["levels"]
     assert f"code {story.code}" in said["round"]
     assert f"{story.diagonal:.3g}" in said["divide"]
-    assert "the 115 weights that wait move" in said["hand on"]
+    assert "the 115 weights that wait move" in said["pass on"]
     assert f"w/s + z = {number(story.position)}" in said["round"]
     table = rows(lesson.cell_table)
     assert table["its turn"] == "step 140, now"
@@ -146,68 +134,71 @@ def test_each_moment_says_the_numbers_of_its_step(lesson):
 def test_every_moment_of_every_kind_of_run_can_be_said(lesson):
     """First, last and inner steps; groups found beforehand; clipped weights; dead columns."""
     for static, order in [(0, 0), (1, 1)]:
-        lesson.static_control.index, lesson.order_control.index = static, order
-        walk = lesson.first
+        lesson.controls.static.index, lesson.controls.order.index = static, order
+        walk = lesson.shown.first
         for step in (0, 127, 128, 255, 256):
             for moment in MOMENTS:
                 assert sentence(walk, step, moment, 3)
             assert story_rows(walk, walk.story(3, min(step, 255)), step)
-    choose(lesson.unit_control, "row")
-    assert "whole row shares levels" in sentence(lesson.first, 9, "levels", 0)
+    choose(lesson.controls.unit, "row")
+    assert "whole row shares levels" in sentence(lesson.shown.first, 9, "levels", 0)
     contrast(lesson, "dead_channel")
-    dead = lesson.second.result.info["dead_columns"][0]
-    labels = [label for label, _, _ in story_rows(lesson.second, lesson.second.story(0, dead), 0)]
+    dead = lesson.shown.second.result.info["dead_columns"][0]
+    labels = [
+        label
+        for label, _, _ in story_rows(lesson.shown.second, lesson.shown.second.story(0, dead), 0)
+    ]
     assert "its input was always 0" in labels
 
 
 def test_the_cell_follows_the_steps_until_it_is_held(lesson):
     lesson.transport.index = 10
     assert lesson._cell[1] == 10
-    lesson.now_view.cursor = [7, 200]
+    lesson.pictures.now_view.cursor = [7, 200]
     assert lesson._cell == (7, 200)
     assert rows(lesson.cell_table)["row, column"] == "7, 200"
     assert rows(lesson.cell_table)["its turn"] == "step 200, waiting"
-    lesson.now_view.pinned = True
+    lesson.pictures.now_view.pinned = True
     for step in (0, 1, 100, 200):
         lesson.transport.index = step
         said = rows(lesson.cell_table)[f"now, moved {step}×"]
-        now = float(lesson.first.now(step)[7, 200])
+        now = float(lesson.shown.first.now(step)[7, 200])
         assert float(said.replace("−", "-")) == pytest.approx(now, rel=1e-3, abs=1e-6)
     lesson.transport.index = 210
     assert rows(lesson.cell_table)["now, rounded"] == rows(lesson.cell_table)["ŵ"]
     assert lesson._cell == (7, 200)
     assert rows(lesson.cell_table)["its turn"] == "step 200, done"
-    lesson.now_view.pinned = False
+    lesson.pictures.now_view.pinned = False
     lesson.transport.index = 211
     assert lesson._cell == (7, 211)
 
 
 def test_with_act_order_the_picture_goes_by_steps(lesson):
-    lesson.order_control.index = 1
-    walk = lesson.first
-    lesson.now_view.cursor = [2, 0]
+    lesson.controls.order.index = 1
+    walk = lesson.shown.first
+    lesson.pictures.now_view.cursor = [2, 0]
     assert lesson._cell == (2, int(walk.perm[0]))
     for step in (0, 100, 256):
         lesson.transport.index = step
-        lesson.now_view.frame = step
-        lesson.now_view.cursor = [5, 130]
-        assert shown(lesson.now_view) == pytest.approx(
+        lesson.pictures.now_view.frame = step
+        lesson.pictures.now_view.cursor = [5, 130]
+        assert shown(lesson.pictures.now_view) == pytest.approx(
             float(walk.now(step)[5, 130]), rel=1e-4, abs=1e-7
         )
 
 
 def test_a_second_run_stands_beside_the_first(lesson):
     contrast(lesson, "act_order")
-    a, b = lesson.first, lesson.second
+    a, b = lesson.shown.first, lesson.shown.second
     assert not a.options["act_order"]
     assert b.options["act_order"]
-    assert "qv-gone" in lesson._single._dom_classes
-    assert "qv-gone" not in lesson._pair._dom_classes
+    assert "qv-gone" in lesson.pictures.single._dom_classes
+    assert "qv-gone" not in lesson.pictures.pair._dom_classes
     lesson.transport.index = 90
-    for view in (*lesson.pair_views, lesson.between_view):
+    for view in (*lesson.pictures.pair_views, lesson.pictures.between_view):
         view.frame = 90  # the browser's link does this
         view.cursor = [4, 77]
-    seen = [shown(view) for view in (*lesson.pair_views, lesson.between_view)]
+    seen = [shown(view) for view in (*lesson.pictures.pair_views, lesson.pictures.between_view)]
     true = [float(w.now(90)[4, int(w.turn[77])]) for w in (a, b)]
     assert seen[:2] == pytest.approx(true, rel=1e-4, abs=1e-7)
     assert seen[2] == pytest.approx(true[0] - true[1], rel=1e-3, abs=1e-6)
@@ -217,29 +208,28 @@ def test_a_second_run_stands_beside_the_first(lesson):
     apart = (a.result.dequantize()[:, both] - b.result.dequantize()[:, both]).abs() / step
     share = (apart > 0.499).double().mean()
     assert f"{100 * share:.3g} % differ by s/2" in lesson.transport.caption
-    assert lesson.compared.text == "Second run: Act-order the other way"
-    choose(lesson.beside_control, NOTHING)
-    assert lesson.second is None
-    assert "qv-gone" in lesson._pair._dom_classes
+    assert lesson.compared.text == "Second run: Act-order"
+    choose(lesson.controls.beside, NOTHING)
+    assert lesson.shown.second is None
+    assert "qv-gone" in lesson.pictures.pair._dom_classes
 
 
 @pytest.mark.parametrize("name", [c.name for c in CONTRASTS])
 def test_every_contrast_can_be_chosen(lesson, name):
-    offered = [_named(c) for c in CONTRASTS if c.name == name]
-    if offered[0] not in lesson.beside_control.options:
-        choose(lesson.unit_control, "group of 32")  # groups inside a block can be stale
+    if name not in lesson.controls.beside_names:
+        choose(lesson.controls.unit, "group of 32")  # groups inside a block can be stale
     contrast(lesson, name)
     assert lesson.status.kind == "", lesson.status.text
-    assert lesson.second is not None
+    assert lesson.shown.second is not None
     assert lesson.diagnosis.texts[0]
-    assert lesson.beside_control.value == offered[0]
+    assert lesson.controls.beside_name == name
 
 
 def test_other_settings_leave_the_page_at_its_step_and_weight(lesson):
     lesson.transport.index = 70
-    lesson.now_view.cursor = [9, 90]
-    lesson.now_view.pinned = True
-    choose(lesson.bits_control, "2")
+    lesson.pictures.now_view.cursor = [9, 90]
+    lesson.pictures.now_view.pinned = True
+    choose(lesson.controls.bits, "2")
     assert lesson.step == 70
     assert rows(lesson.cell_table)["row, column"] == "9, 90"
     assert "of 0 … 3" in rows(lesson.cell_table)["code q"]
@@ -248,27 +238,27 @@ def test_other_settings_leave_the_page_at_its_step_and_weight(lesson):
 
 
 def test_a_run_can_be_kept_and_compared_with(lesson):
-    kept = lesson.first
+    kept = lesson.shown.first
     lesson.hold_button.click()
-    assert lesson.beside_control.value == HELD
-    choose(lesson.bits_control, "5")
-    assert lesson.second is kept
-    assert lesson.first.options["bits"] == 5
+    assert lesson.controls.beside.value == HELD
+    choose(lesson.controls.bits, "5")
+    assert lesson.shown.second is kept
+    assert lesson.shown.first.options["bits"] == 5
     assert "Bits 5 beside 3." in lesson.diagnosis.texts[0]
 
 
 def test_tokens_and_texts(lesson):
-    assert lesson.tokens_control.options[:2] == ["16", "64"]
-    full = lesson.first
-    choose(lesson.tokens_control, "64")
-    assert lesson.first.calibration.tokens == 64
-    assert lesson.first.error[-1] > full.error[-1]
-    choose(lesson.text_control, "numbers")
-    assert lesson.first.calibration.source == "numbers"
-    assert lesson.first.calibration.tokens == 64  # as chosen
-    choose(lesson.judge_control, SAME_TEXT)
-    assert lesson.first.judge.source == "numbers"
-    assert lesson.first.judge.tokens > 64
+    assert lesson.controls.tokens.options[:2] == ["16", "64"]
+    full = lesson.shown.first
+    choose(lesson.controls.tokens, "64")
+    assert lesson.shown.first.calibration.tokens == 64
+    assert lesson.shown.first.error[-1] > full.error[-1]
+    choose(lesson.controls.text, "numbers")
+    assert lesson.shown.first.calibration.source == "numbers"
+    assert lesson.shown.first.calibration.tokens == 64  # as chosen
+    choose(lesson.controls.judge, SAME_TEXT)
+    assert lesson.shown.first.judge.source == "numbers"
+    assert lesson.shown.first.judge.tokens > 64
 
 
 def test_own_text(lesson):
@@ -278,18 +268,18 @@ def test_own_text(lesson):
     lesson.own_text_control.value = "for x in range(10): print(x) " * 20
     lesson.own_text_button.click()
     assert lesson.status.kind == "", lesson.status.text
-    assert lesson.text_control.value == OWN_TEXT
-    assert lesson.first.calibration.source == "your text"
-    assert OWN_TEXT in lesson.judge_control.options
+    assert lesson.controls.text.value == OWN_TEXT
+    assert lesson.shown.first.calibration.source == "your text"
+    assert OWN_TEXT in lesson.controls.judge.options
 
 
 def test_the_kept_run_says_all_that_is_different(lesson):
     lesson.hold_button.click()
     assert "the same so far" in lesson.diagnosis.texts[0]
-    lesson.damp_control.index, lesson.order_control.index = 0, 1
-    lesson.unit_control.index = 0
-    choose(lesson.tokens_control, "64")
-    choose(lesson.judge_control, SAME_TEXT)
+    lesson.controls.damp.index, lesson.controls.order.index = 0, 1
+    lesson.controls.unit.index = 0
+    choose(lesson.controls.tokens, "64")
+    choose(lesson.controls.judge, SAME_TEXT)
     said = lesson.diagnosis.texts[0]
     assert "act-order on beside off" in said
     assert "amping 0 % beside 1 %" in said
@@ -301,29 +291,30 @@ def test_the_kept_run_says_all_that_is_different(lesson):
 def test_the_kept_run_is_let_go_with_its_layer(lesson):
     lesson.hold_button.click()
     choose(lesson.layer_control, "layers.0.self_attn.k_proj")
-    assert lesson.second is None
-    assert lesson.beside_control.value == NOTHING
-    assert HELD not in lesson.beside_control.options
+    assert lesson.shown.second is None
+    assert lesson.controls.beside.value == NOTHING
+    assert HELD not in lesson.controls.beside.options
 
 
 def test_a_contrast_without_meaning_gives_way_to_the_setting(lesson):
     contrast(lesson, "fewer_bits")
-    choose(lesson.bits_control, "2")
+    choose(lesson.controls.bits, "2")
     assert lesson.status.kind == ""
-    assert lesson.first.options["bits"] == 2
-    assert lesson.second is None
-    assert lesson.beside_control.value == NOTHING
-    assert "“One bit fewer” has no meaning" in lesson.note.text
-    choose(lesson.bits_control, "4")
+    assert lesson.shown.first.options["bits"] == 2
+    assert lesson.shown.second is None
+    assert lesson.controls.beside.value == NOTHING
+    assert "“One bit fewer” does not apply" in lesson.note.text
+    choose(lesson.controls.bits, "4")
     assert lesson.note.text == ""
 
 
 def test_the_same_levels_of_other_sums_are_not_called_different(lesson):
+    choose(lesson.controls.dtype, "float32")
     contrast(lesson, "block_size")
     lesson.transport.index = 256
-    codes = lesson.first.result.codes != lesson.second.result.codes
+    codes = lesson.shown.first.result.codes != lesson.shown.second.result.codes
     assert not torch.equal(
-        lesson.first.result.dequantize(), lesson.second.result.dequantize()
+        lesson.shown.first.result.dequantize(), lesson.shown.second.result.dequantize()
     )  # float32 sums in another order
     share = f"{100 * codes.double().mean():.3g} % differ"
     assert share in lesson.transport.caption
@@ -331,45 +322,45 @@ def test_the_same_levels_of_other_sums_are_not_called_different(lesson):
 
 def test_the_code_shown_measures_what_the_page_measures(lesson):
     lesson.transport.index = 100
-    choose(lesson.bits_control, "4")
+    choose(lesson.controls.bits, "4")
     scope = {}
     exec(lesson.code.texts[0].replace("walk.now(100), ", "result = "), scope)
-    assert scope["result"][0] == lesson.first.error[100]
+    assert scope["result"][0] == lesson.shown.first.error[100]
 
 
 def test_only_one_thing_is_done_at_a_time(lesson):
     """A control moved on another thread waits for what is being computed, and is not lost."""
-    meanwhile = Thread(target=choose, args=(lesson.bits_control, "5"))
+    meanwhile = Thread(target=choose, args=(lesson.controls.bits, "5"))
     with lesson.one_at_a_time, lesson.quietly():
         meanwhile.start()
         meanwhile.join(0.2)
         assert meanwhile.is_alive()
     meanwhile.join(20)
-    assert lesson.first.options["bits"] == 5
+    assert lesson.shown.first.options["bits"] == 5
 
 
 def test_block_size_is_about_speed_only(lesson):
-    codes = lesson.first.result.codes
-    choose(lesson.block_control, "32")
+    codes = lesson.shown.first.result.codes
+    choose(lesson.controls.block, "32")
     assert lesson.transport.events["block"] == list(range(0, 256, 32))
-    differ = (lesson.first.result.codes != codes).any(1)
+    differ = (lesson.shown.first.result.codes != codes).any(1)
     assert differ.float().mean() < 0.05  # rows that part at a tie, if any
 
 
 def test_what_was_adapted_is_said(lesson):
-    choose(lesson.damp_control, "0 %")
-    choose(lesson.tokens_control, "64")
+    choose(lesson.controls.damp, "0 %")
+    choose(lesson.controls.tokens, "64")
     assert "it was raised to" in lesson.note.text
 
 
 def test_an_unknown_model_leaves_everything_as_it_was(lesson, tmp_path):
-    before = lesson.first
+    before = lesson.shown.first
     lesson.source_control.value = str(tmp_path)
     lesson.open_button.click()
     assert lesson.status.kind == "error"
-    assert lesson.first is before
+    assert lesson.shown.first is before
     assert lesson.layer == LAYER
-    choose(lesson.bits_control, "4")
+    choose(lesson.controls.bits, "4")
     assert lesson.status.kind == ""
 
 
@@ -395,12 +386,12 @@ def test_the_learners_own_function_stands_beside_the_true_run():
     assert report.summary in page.diagnosis.texts[0]
     assert {"GPTQ", "yours"} <= set(errors(page))
     assert "qv-gone" not in page._pair._dom_classes
-    page.pair_views[1].frame = 256
-    page.pair_views[1].cursor = [report.first.row, report.first.column]
-    truth, row, column = page.first, report.first.row, report.first.column
+    page.pictures.pair_views[1].frame = 256
+    page.pictures.pair_views[1].cursor = [report.first.row, report.first.column]
+    truth, row, column = page.shown.first, report.first.row, report.first.column
     scale = truth.grid.scale[row, column // 128]
     zero = truth.grid.zero_point[row, column // 128]
-    assert shown(page.pair_views[1]) == pytest.approx(
+    assert shown(page.pictures.pair_views[1]) == pytest.approx(
         float(scale * (report.codes[row, column] - zero)), rel=1e-4
     )
     texts = [child.text for child in _texts_of(page.widget)]
@@ -410,7 +401,7 @@ def test_the_learners_own_function_stands_beside_the_true_run():
 def test_a_function_that_gives_nothing_is_told_on_the_page():
     weight, inputs = qviz.load_layer(None, LAYER)[:8], load_calibration(None, LAYER)
     page = GptqLesson(attempt=qviz.step_through(lambda w, h: None, weight, inputs))
-    assert page.second is None
+    assert page.shown.second is None
     assert any("return" in child.text for child in _texts_of(page.widget))
 
 

@@ -12,7 +12,7 @@ from qviz.kernels.registry import BASELINE
 from qviz.kernels.results import Measurement, Point
 from qviz.kernels.timing import Timing
 from qviz.ui.figures.kernels import roofline, speedups, times
-from qviz.ui.views import KernelsLesson, kernels_inside, kernels_race
+from qviz.ui.views import KernelsLesson, kernels_inside, kernels_race, kernels_words
 
 SHAPE, FORMAT, BATCHES = (2048, 2048), "int4-g128", (1, 8, 64)
 FAST, SLOW = "torch.int4", "torch.int8"
@@ -127,8 +127,10 @@ def test_the_table_has_the_measured_figures(lesson, measured):
     assert table["10th–90th percentile"][2] == "1.9 ms – 2.2 ms"
     assert table["as fast as 16 bits"] == ["4×", "2×", "0.25×"]
     assert table["error of its arithmetic"][0] == "0.2 %"
-    share = measured.bandwidth_share(measured.select(kernel=FAST, batch=1)[0])
-    assert table["of a copy's bandwidth"][0] == f"{100 * share:.3g} %"
+    chosen = measured.select(kernel=FAST, batch=1)[0]
+    share = measured.bound(chosen).memory / chosen.time.median  # of the bandwidth of the bound
+    assert table["of it used"][0] == f"{100 * share:.3g} %"
+    assert table["bandwidth B"] == ["30 GB/s, a read"] * 3
     assert table["in 16 bits"][0] == "8.39 MB"
 
 
@@ -145,15 +147,17 @@ def test_what_bounds_it_lights_up(lesson):
 
 def test_predict_first(lesson):
     race = lesson.race
-    assert race.verdict.texts == [""]
-    race.guess_control.index = race.guess_control.options.index("1")
-    assert race.verdict.texts[0].startswith("Not 1. torch.int4 is faster than 16-bit weights up to")
-    race.guess_control.index = race.guess_control.options.index("8")
-    assert race.verdict.texts[0].startswith("Right.")
+    assert race.prediction.verdict.texts == [""]
+    race.prediction.control.index = race.prediction.control.options.index("1")
+    assert race.prediction.verdict.texts[0].startswith(
+        "Not 1. torch.int4 is faster than 16-bit weights up to"
+    )
+    race.prediction.control.index = race.prediction.control.options.index("8")
+    assert race.prediction.verdict.texts[0].startswith("Right.")
     race.kernel_control.index = race.kernel_control.options.index(SLOW)
-    assert "not faster" in race.verdict.texts[0]
-    race.guess_control.index = race.guess_control.options.index(kernels_race.NEVER)
-    assert race.verdict.texts[0].startswith("Right.")
+    assert "not faster" in race.prediction.verdict.texts[0]
+    race.prediction.control.index = race.prediction.control.options.index(kernels_race.NEVER)
+    assert race.prediction.verdict.texts[0].startswith("Right.")
 
 
 def test_dragging_reveals_too(lesson):
@@ -161,7 +165,7 @@ def test_dragging_reveals_too(lesson):
     assert '"visible":false' in race.speedups.figures
     race.batch_control.index = 2
     assert '"visible":false' not in race.speedups.figures
-    assert "up to batch 8" in race.verdict.texts[0]
+    assert "up to batch 8" in race.prediction.verdict.texts[0]
 
 
 def test_nothing_is_claimed_before_it_was_measured(bare):
@@ -225,7 +229,7 @@ def test_stopping_shows_what_there_is(bare, quick, monkeypatch, measured):
     def measure(shape, format, batches, *, progress, stopped, **options):
         progress(0, 3, "something")
         assert "something" in race.progress.text
-        race.guess_control.index = 0
+        race.prediction.control.index = 0
         race.shape_control.index = 1 - min(race.shape_control.index, 1)  # clears the page's status
         assert "something" in race.progress.text
         race.shape_control.index = before
@@ -315,8 +319,8 @@ def test_where_nothing_could_be_measured_the_reason_is_said(bare, monkeypatch, m
 
 def test_a_busy_machine_is_named(bare, measured, monkeypatch):
     busy = replace(measured, machine={**measured.machine, "load before": "1.9"})
-    assert "was busy (load 1.9 on 2 cores)" in kernels_race._busy_words(busy)
-    assert kernels_race._busy_words(measured) == ""
+    assert "was busy (load 1.9 on 2 cores)" in kernels_words.busy_words(busy)
+    assert kernels_words.busy_words(measured) == ""
     monkeypatch.setattr(kernels_race, "recorded", lambda: [Record("a", "Test 9000", busy)])
     assert "was busy (load 1.9 on 2 cores)" in KernelsLesson().race.origin.text
 
@@ -346,9 +350,9 @@ def lesson_of(measured, monkeypatch):
 def test_a_race_that_is_too_close_judges_no_guess(measured, monkeypatch):
     close = [replace(p, time=Timing(4e-4, 3e-4, 5e-4, 9)) for p in measured.points]
     race = lesson_of(replace(measured, points=tuple(close)), monkeypatch).race
-    race.guess_control.index = 2
-    assert race.verdict.texts[0].startswith("No guess is right or wrong here.")
-    assert "within each other's spread" in race.verdict.texts[0]
+    race.prediction.control.index = 2
+    assert race.prediction.verdict.texts[0].startswith("No guess is right or wrong here.")
+    assert "within each other's spread" in race.prediction.verdict.texts[0]
 
 
 def test_faster_than_the_bound_is_no_multiple_of_it(measured, monkeypatch):
@@ -426,13 +430,23 @@ def test_the_program_ends_with_the_kernels_output(inside):
 def test_the_bits_in_brackets_are_the_code(opened):
     part = opened.inside
     part.kernel_control.index = 0
-    q, step = part._q, part.walk.steps[1]
+    q, step = part.shown.q, part.walk.steps[1]
     for row, col in ((0, 0), (1, 5), (2, 31), (3, 64), (0, 127)):
         part.tile_view.cursor = [row, col]
         bits = column(part.table, "its four bits there")[1]
         code = int(bits.split("[")[1].split("]")[0], 2) + q.grid.qmin
         assert code == int(q.codes[part.walk.rows.start + row, step.columns.start + col])
-        word = column(part.table, "the word it lies in")[1]
+        told, _, word = column(part.table, "the word it lies in")[1].partition(": ")
+        words = step.tensors["words"][row].flatten()
+        number = int(told.removeprefix("number "))
+        assert int(word, 16) == int(words[number]) & 0xFFFFFFFF
+        # The columns of its plane are those whose codes are the same bits of the tile's words.
+        start, end = map(int, column(part.table, "columns of its plane")[1].split(" to "))
+        assert start <= col <= end and end - start + 1 == 16
+        place = bits.split().index(next(each for each in bits.split() if "[" in each))
+        codes = [(int(w) >> 4 * (7 - place)) & 15 for w in words]
+        plane = q.codes[part.walk.rows.start + row, start : end + 1].int() - q.grid.qmin
+        assert codes == plane.tolist()
         assert int(bits.replace("[", "").replace("]", "").replace(" ", ""), 2) == int(word, 16)
 
 
@@ -475,7 +489,7 @@ def test_every_step_lights_lines_and_has_words(inside):
 def test_pictures_hold_what_the_step_is_about(opened):
     part = opened.inside
     part.kernel_control.index = 0
-    walk, q = part.walk, part._q
+    walk, q = part.walk, part.shown.q
     frames = kernels_inside.picture(walk, 128)
     at = next(i for i, s in enumerate(walk.steps) if s.event == "tile.weight")
     where = walk.steps[at]

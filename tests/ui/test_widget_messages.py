@@ -520,9 +520,7 @@ def test_status() -> None:
 def test_page_puts_everything_into_its_place() -> None:
     parts = [Text(name) for name in "abcde"]
     card = section("Own card", parts[2])
-    box = page(
-        "T", "s", controls=[parts[0]], main=[parts[1], card], side=[parts[3]], caption=parts[4]
-    )
+    box = page("T", controls=[parts[0]], main=[parts[1], card], side=[parts[3]], caption=parts[4])
     grid = box.children[0]
     assert "qv-page" in grid._dom_classes
     classes = [child._dom_classes for child in grid.children]

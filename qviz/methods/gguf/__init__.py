@@ -199,8 +199,8 @@ def gguf(
         importance = _as_importance(importance, columns)
     if weight.dtype == torch.float64:
         weight = narrowed(weight, torch.float32, "weight", below=ROOM)
-    parts = _encode(weight, name, importance, emit)
-    data = parts["data"].reshape(len(weight), -1)
+    parts: dict[str, torch.Tensor] = {}
+    data = _encode(weight, name, importance, emit, parts)
     with _one_thread():
         found = from_parts(name, data, parts)
         _require_finite_levels(found, name, float(weight.abs().amax()))
@@ -280,8 +280,7 @@ def encode(
     What llama.cpp's C code writes, also where its own validation refuses the result afterwards:
     a scale too large for float16 becomes Inf. `gguf` refuses it too.
     """
-    made = _encode(weight, name, importance, emit, only=("data",))
-    return made["data"].reshape(len(weight), -1)
+    return _encode(weight, name, importance, emit, parts=None)
 
 
 def _encode(
@@ -289,10 +288,10 @@ def _encode(
     name: str,
     importance: torch.Tensor | None,
     emit: Emit | None,
-    only: tuple[str, ...] | None = None,
-) -> dict[str, torch.Tensor]:
-    """The bytes, `data` uint8 [blocks, bytes], and the parts [blocks, count] that they are made of:
-    what decoding them gives. If `only` some are wanted, the others are not kept."""
+    parts: dict[str, torch.Tensor] | None,
+) -> torch.Tensor:
+    """The bytes; and, in `parts` if it is given, the parts [blocks, count] that they are made of,
+    which are what decoding them gives."""
     layout = LAYOUTS[name]
     blocks = weight.reshape(-1, layout.weights)
     weights = spreads = None
@@ -305,6 +304,8 @@ def _encode(
         weights_at_once = max(weights_at_once, CHUNK_Q3_K)
     step = weights_at_once // layout.weights
 
+    data = torch.empty(len(blocks), layout.nbytes, dtype=torch.uint8, device=weight.device)
+
     def chunk(start: int) -> Mapping[str, torch.Tensor]:
         x = blocks[start : start + step].float()  # [blocks, weights]
         if emit is not None:
@@ -315,23 +316,24 @@ def _encode(
             own = weights[order]  # [blocks, weights]; every row of the matrix has the same
             if spreads is not None:
                 own = own * square_root(spreads[start : start + step] + x * x)
-        parts = _encode_chunk(name, x, own, emit)
+        made = _encode_chunk(name, x, own, emit)
         if emit is not None:
-            emit("gguf.codes", codes=parts["codes"])
-        data = pack(layout, parts)
+            emit("gguf.codes", codes=made["codes"])
+        pack(layout, made, out=data[start : start + step])
         if emit is not None:
-            emit("gguf.bytes", data=data)
-        return {"data": data, **parts}
+            emit("gguf.bytes", data=data[start : start + step])
+        return made
 
-    whole: dict[str, torch.Tensor] = {}
     with _one_thread():
         for start in range(0, len(blocks), step):
             made = chunk(start)
-            for part in only or made:
+            if parts is None:
+                continue
+            for part, numbers in made.items():
                 if start == 0:
-                    whole[part] = made[part].new_empty(len(blocks), made[part].shape[1])
-                whole[part][start : start + step] = made[part]
-    return whole
+                    parts[part] = numbers.new_empty(len(blocks), numbers.shape[1])
+                parts[part][start : start + step] = numbers
+    return data.reshape(len(weight), -1)
 
 
 class _Threads:

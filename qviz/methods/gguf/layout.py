@@ -172,16 +172,43 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
+# Bytes are worked on eight at a time where they lie side by side: for shifts of single bytes there
+# are no vector instructions.
+_COPIES = sum(1 << 8 * i for i in range(8))  # times a byte: that byte eight times
+
+
+def _eights(x: torch.Tensor) -> torch.Tensor | None:
+    """Bytes uint8 [..., 8n] as int64 [..., n], the same memory; None where they do not lie so."""
+    apart = x.stride(-1) != 1 or x.shape[-1] % 8 or x.storage_offset() % 8
+    if apart or any(stride % 8 for stride in x.stride()[:-1]):
+        return None
+    return x.view(torch.int64)
+
+
 def _cut(x: torch.Tensor, low: int, bits: int, width: int) -> torch.Tensor:
     """The `bits` bits from bit `low` of numbers of `width` bits. What would change nothing is left
     out, here and in `_shift`: every operation is a pass through all weights."""
-    if low:
-        x = x >> low
-    return x if low + bits == width else x & (2**bits - 1)
+    if low == 0 and bits == width:
+        return x
+    mask, eights = 2**bits - 1, _eights(x)
+    if eights is None:
+        cut: torch.Tensor = (x >> low) & mask
+    else:
+        cut = (eights >> low).bitwise_and_(_signed(mask * _COPIES)).view(torch.uint8)
+    return cut
 
 
 def _shift(x: torch.Tensor, by: int) -> torch.Tensor:
-    return x << by if by else x
+    """x·2^by of numbers that stay below 2^8."""
+    if by == 0:
+        return x
+    eights = _eights(x)
+    return x << by if eights is None else (eights << by).view(torch.uint8)
+
+
+def _signed(number: int) -> int:
+    """The int64 with these 64 bits."""
+    return number - 2**64 if number >= 2**63 else number
 
 
 def _put_(into: torch.Tensor, bits: torch.Tensor, fresh: bool) -> None:
@@ -197,14 +224,9 @@ def _put_(into: torch.Tensor, bits: torch.Tensor, fresh: bool) -> None:
 # else reaches the top byte. Backwards, the product copies the byte into all eight, of each the mask
 # leaves one bit, and the sum carries that to the byte's top.
 _COLLECT = sum(1 << (56 - 7 * i) for i in range(8))
-_COPIES = sum(1 << 8 * i for i in range(8))
 _ONE_EACH = sum(1 << 9 * i for i in range(8))
 _TO_TOP = sum((128 - (1 << i)) << 8 * i for i in range(8))
 _TOPS = sum(128 << 8 * i for i in range(8))
-
-
-def _signed(number: int) -> int:
-    return number - 2**64 if number >= 2**63 else number
 
 
 def _bytes_of_bits(bits: torch.Tensor) -> torch.Tensor:
@@ -220,13 +242,15 @@ def _bits_of_bytes(source: torch.Tensor) -> torch.Tensor:
     return eight.view(torch.uint8) >> 7
 
 
-def pack(layout: Layout, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def pack(
+    layout: Layout, parts: Mapping[str, torch.Tensor], *, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """The bytes uint8 [blocks, bytes] of parts [blocks, count]: float16 d, dmin, m; else uint8."""
-    some = parts["codes"]
-    data = torch.empty(len(some), layout.nbytes, dtype=torch.uint8, device=some.device)
+    if out is None:
+        out = parts["codes"].new_empty(len(parts["codes"]), layout.nbytes)
     start = 0
     for section in layout.sections:
-        own = data[:, start : start + section.size]
+        own = out[:, start : start + section.size]
         if not section.pieces:
             own.copy_(parts[section.name].view(torch.uint8))
         begun: set[int] = set()
@@ -244,7 +268,7 @@ def pack(layout: Layout, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
                 _put_(into, _shift(bits[:, :, place], piece.at + place * piece.bits), fresh)
             begun.update(region)
         start += section.size
-    return data
+    return out
 
 
 def unpack(layout: Layout, data: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -263,7 +287,8 @@ def unpack(layout: Layout, data: torch.Tensor) -> dict[str, torch.Tensor]:
             parts[section.name] = own.contiguous().view(torch.float16)
         for piece in section.pieces:
             chunks, places, run = piece.shape
-            source = own[:, piece.byte : piece.byte + chunks * run].view(-1, chunks, run)
+            source = own[:, piece.byte : piece.byte + chunks * run].contiguous()
+            source = source.view(-1, chunks, run)
             region = range(piece.first, piece.first + piece.count)
             numbers = parts[piece.part][:, region.start : region.stop]
             fresh = begun[piece.part].isdisjoint(region)

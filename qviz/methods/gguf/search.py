@@ -272,10 +272,11 @@ def descend_(
     state = State(*joined)
     while len(blocks):
         weight = state.turn % len(x)
-        q[weight, blocks] = state.q[weight, torch.arange(len(blocks), device=x.device)]
+        code = state.q[weight, torch.arange(len(blocks), device=x.device)]
+        q[weight, blocks] = code
         sums.index_copy_(1, blocks, state.sums)
         if emit is not None:
-            emit("kquant.refine", blocks=blocks, weight=weight, code=q[weight, blocks],
+            emit("kquant.refine", blocks=blocks, weight=weight, code=code,
                  wxq=state.sums[1], wqq=state.sums[0])  # fmt: skip
         moved, state = state.after(state.first_move(rule), rule)
         blocks = blocks.take(moved)

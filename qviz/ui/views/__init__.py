@@ -1,8 +1,19 @@
-"""One view per lesson: wires controls to methods and figures."""
+"""One view per lesson: wires controls to methods and figures.
 
-from qviz.ui.views.bit_width import BitWidthLesson
-from qviz.ui.views.gallery import Gallery
-from qviz.ui.views.gptq import GptqLesson
-from qviz.ui.views.kernels import KernelsLesson
+Each is imported when it is asked for: a page needs one lesson, not all of them.
+"""
+
+from importlib import import_module
+from typing import Any
+
+from qviz.ui.views.lessons import LESSONS
+
+_WHERE = {"Gallery": "qviz.ui.views.gallery", **{one.view: one.module for one in LESSONS}}
 
 __all__ = ["BitWidthLesson", "Gallery", "GptqLesson", "KernelsLesson"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)

@@ -6,6 +6,7 @@ import torch
 
 from qviz.core.grids import Affine
 from qviz.core.tensor import QuantizedTensor
+from qviz.ui.views.spacing import recipe, spacing
 from qviz.ui.widgets import number
 
 Row = tuple[str, list[str] | str, str]
@@ -23,19 +24,29 @@ def affine_rows(
     group = tensors[0].granularity.split(weight)
     r, g = tensors[0].group_of(row, column)
     low, high = float(group[r, g].min()), float(group[r, g].max())
+    convention, symmetric = (str(tensors[0].info["convention"]), tensors[0].info["symmetric"])
+    made = recipe(convention, symmetric)
     rows: list[Row] = [
         ("row, column", f"{row}, {column}", ""),
         ("trained weight x", number(x), "original"),
         ("its group spans", f"{number(low, 3)} … {number(high, 3)}", ""),
-        ("step s", [number(p.scale) for p in at], ""),
+        (
+            "spacing s" if made is None else f"s = {made.words} ÷ ({made.formula})",
+            [spacing(convention, symmetric, p.grid.bits, low, high, p.scale) for p in at],
+            "",
+        ),
+        ("s as stored", [number(p.scale) for p in at], ""),
     ]
     if at[0].zero is not None:
         rows.append(("zero point z", [number(p.zero or 0.0) for p in at], ""))
     if at[0].offset is not None:
         rows.append(("offset", [number(p.offset or 0.0) for p in at], ""))
+    position = "x / s" if at[0].offset is None else "(x − offset) / s"
+    if at[0].zero is not None:
+        position += " + z"
     return [
         *rows,
-        ("x in steps", [number(p.position(x)) for p in at], ""),
+        (position, [number(p.position(x)) for p in at], ""),
         (
             "code q",
             [f"{number(p.code)} (of {number(p.grid.qmin)} … {p.grid.qmax})" for p in at],
@@ -43,7 +54,7 @@ def affine_rows(
         ),
         ("reconstruction x̂", [number(p.value) for p in at], "codes"),
         ("error x − x̂", [number(x - p.value) for p in at], "error"),
-        ("error in steps", [number((x - p.value) / p.scale, 2) for p in at], "error"),
+        ("error ÷ s", [number((x - p.value) / p.scale, 2) for p in at], "error"),
     ]
 
 

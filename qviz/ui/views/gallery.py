@@ -1,19 +1,16 @@
-"""The gallery: the lessons that exist, and a first thing to touch."""
+"""The gallery: the course as a path, and a first thing to touch."""
 
-from html import escape
 from typing import Any
-
-import ipywidgets
 
 from qviz.core.metrics import compare
 from qviz.methods.affine import affine
 from qviz.models.checkpoint import load_layer
-from qviz.ui.views.bit_width import BITS
+from qviz.ui.views.frame import course_list, tie_frames
 from qviz.ui.views.layer_page import FIRST_LAYER
-from qviz.ui.views.lessons import LESSONS, Lesson
-from qviz.ui.widgets import Caption, MatrixView, Slider, figures_row, link, page, section
+from qviz.ui.widgets import Caption, Head, MatrixView, Path, Slider, page, percent, section
 
 CORNER = 32  # rows and columns of the layer that the first picture shows
+BITS = (2, 3, 4, 5, 6, 7, 8)
 
 
 class Gallery:
@@ -23,13 +20,12 @@ class Gallery:
         self.bits_control = Slider("Bits per code", [str(b) for b in BITS], len(BITS) - 1)
         self.picture = MatrixView(f"{CORNER} × {CORNER} trained weights, rounded")
         self.caption = Caption()
-        link(self.bits_control, "index", (self.picture, "frame"), (self.caption, "frame"))
+        tie_frames(self.bits_control, self.picture, self.caption)
         self._compute()
-        lessons = [ipywidgets.HTML(_link(lesson)) for lesson in LESSONS]
+        self.path = Path(course_list())
         self.widget = page(
-            "qviz",
-            "See and touch LLM quantization, on real weights",
-            main=[section("Lessons", figures_row(*lessons, wide=True))],
+            head=Head("qviz", "See and touch LLM quantization, on real weights", tab="All lessons"),
+            main=[section("The course", self.path)],
             side=[section("Touch it", self.bits_control, self.picture, self.caption)],
         )
 
@@ -44,16 +40,7 @@ class Gallery:
         self.caption.set_texts(
             [
                 f"{b} bits: {len(q.levels(0, 0))} levels in each row, the weights are "
-                f"off by {100 * compare(weight, r).relative_error:.2g} %."
+                f"off by {percent(compare(weight, r).relative_error, 2)}."
                 for b, q, r in zip(BITS, tensors, rounded, strict=True)
             ]
         )
-
-
-def _link(lesson: Lesson) -> str:
-    """A plain anchor, so that it opens like any link."""
-    return (
-        f'<a class="qv-lesson-link" href="{escape(lesson.notebook)}">'
-        f"<strong>{lesson.number} · {escape(lesson.title)}</strong>"
-        f"<span>{escape(lesson.question)}</span><small>{escape(lesson.promise)}</small></a>"
-    )

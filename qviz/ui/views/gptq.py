@@ -1,39 +1,58 @@
-"""Lesson 7: GPTQ column by column, on a real layer with the inputs it really gets.
+"""Lesson 7: GPTQ column by column, by hand first, then on a real layer with its real inputs.
 
-A run is made once, in the kernel. Its errors and the factor U are sent to the browser, which shows
-the weights at any step from them, forwards and backwards, without the kernel. Words, one weight's
+A run is made once, in the kernel; the browser shows any step of it by itself. Words, one weight's
 arithmetic and the column's chart follow from the kernel a moment later. A second run may stand
 beside the first, at the same step.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from qviz.core.calibration import Calibration
 from qviz.exercises.attempt_walk import AttemptWalk
 from qviz.exercises.report import StepReport
-from qviz.models.capture import load_calibration
-from qviz.models.texts import calibration_texts, evaluation_texts
-from qviz.study.gptq_contrasts import CONTRASTS, Contrast, Plan, contrasts_for
+from qviz.study.gptq_contrasts import CONTRASTS, Contrast, contrasts_for
+from qviz.study.gptq_plan import Plan
 from qviz.study.gptq_walk import Walk
-from qviz.ui.figures.gptq import column_codes, errors_so_far, exchange
+from qviz.ui.figures.gptq import exchange
+from qviz.ui.views.cost import cost_rows
+from qviz.ui.views.fields import CellField, StepField, ValueField
+from qviz.ui.views.frame import compose, tie_frames
+from qviz.ui.views.gptq_by_hand import ByHandPart
+from qviz.ui.views.gptq_controls import (
+    KEPT,
+    OWN_TEXT,
+    SAME_TEXT,
+    TEXT_NAMES,
+    LayerTexts,
+    RunControls,
+)
+from qviz.ui.views.gptq_pictures import RunPictures, apart
 from qviz.ui.views.gptq_words import (
+    A_LAYER,
+    BY_HAND,
     EQUATION,
+    GUIDE,
     LIT,
+    MISPRINTS,
     MOMENTS,
     SPOKEN,
     TERMS,
-    percent,
+    adapted,
+    brief_rows,
     sentence,
     side_by_side,
-    spoken_text,
     story_rows,
+    told,
 )
-from qviz.ui.views.layer_page import LayerPage
+from qviz.ui.views.guide_steps import Step
+from qviz.ui.views.layer_page import LayerPage, Opened
 from qviz.ui.views.lesson_page import COMPUTING
+from qviz.ui.views.prediction import Prediction
+from qviz.ui.views.snippet import Name, call
 from qviz.ui.widgets import (
     Button,
     Caption,
@@ -41,51 +60,64 @@ from qviz.ui.widgets import (
     Choice,
     Code,
     Equation,
-    MatrixFrame,
     MatrixView,
     Readout,
-    Replay,
-    Slider,
     Text,
     TextField,
-    Toggle,
     Transport,
+    as_address,
     details,
     figures_row,
-    link,
-    link_matrices,
+    from_address,
     number,
-    page,
+    percent,
     section,
     show_only,
     stack,
 )
 
-BITS = (2, 3, 4, 5, 6, 8)
-GROUP_SIZES = (256, 128, 64, 32)
-ROW = "row"
-DAMPS = (0.0, 0.0001, 0.001, 0.01, 0.05, 0.1, 0.5)
-BLOCKS = (1, 8, 32, 128, 256)
-FEW = (16, 64, 256, 1024)  # tokens of the kept sample that a run may be limited to
-FIRST_GROUP = "group of 128"
-OWN_TEXT = "your own text"
-SAME_TEXT = "the calibration text"
-NOTHING, HELD = "nothing", "the run you kept"
 WIDEST = 8192  # columns: Hessian, factor and errors of more do not fit a session
 SHOWN = 1 << 22  # weights; of a larger layer its first rows are shown, which depend on no others
+RUN_FIELDS = ("bits", "scale", "order", "levels", "found", "range", "damp", "block", "dtype",
+              "text", "tokens", "judge")  # fmt: skip
+LONG = 1500  # characters; a longer text of the learner's own is too long for a link
 GUESSES = ((1.0, "more than all of it"), (0.75, "three quarters or more"), (0.5, "half or more"),
            (0.25, "a quarter or more"), (0.0, "less than a quarter"))  # fmt: skip
-TEXT_NAMES = {spoken_text(n): n for n in [*calibration_texts(), *evaluation_texts()]}
-FAMILIES = {"setting": "setting", "honest": "does it still win", "failure": "failure"}
-AXES = ("row", "step")
-ASPECT = 4 / 3  # of all pictures, so that they stand in line
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """A run that the learner kept: what it was made of, in a link, and of which layer."""
+
+    opened: Opened
+    state: str
+    walk: Walk
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """What the page shows of a layer: a run, perhaps a second one beside it, and why.
+
+    rows      of the layer, of which the weight shown may be a part; plan: what the run is made of
+    left_out  the second run that the settings leave no room for
+    apart     [in] share of each column in which the two runs differ
+    """
+
+    opened: Opened | None
+    rows: int
+    plan: Plan | None
+    first: Walk
+    second: Walk | AttemptWalk | None = None
+    contrast: Contrast | None = None
+    left_out: str = ""
+    apart: np.ndarray | None = None
 
 
 class GptqLesson(LayerPage):
     """The lesson. `.widget` is the page; the rest is plain Python and needs no browser.
 
     source   None (the bundled model), "minilm", a directory or a Hub id
-    layer    the name of one of its linear layers
+    layer    the name of one of its linear layers; with either, the page opens on the real layer
     attempt  what `qviz.step_through` reported of the learner's own function: it stands beside the
              true run on the same weight, at the step where the two part. Instead of a layer
 
@@ -93,9 +125,10 @@ class GptqLesson(LayerPage):
     """
 
     lesson_number = 7
+    guide_steps: Sequence[Step] = GUIDE
     first_layer = "model.layers.0.mlp.down_proj"
     sources = "Hub id, folder or minilm"  # not a file alone: the model has to run
-    kept = ("rows", "first", "second", "held", "_contrast", "_texts", "_own_text")
+    shown: Shown | None
 
     def __init__(
         self,
@@ -104,76 +137,73 @@ class GptqLesson(LayerPage):
         *,
         attempt: StepReport | None = None,
     ) -> None:
-        super().__init__()
         self.attempt = attempt
-        self.first: Walk | None = None
-        self.second: Walk | AttemptWalk | None = None
-        self.held: Walk | None = None
-        self.rows = 0  # of the layer, of which the weight shown may be a part
-        self._contrast: Contrast | None = None
-        self._left_out = ""  # the contrast that the present settings leave no room for
-        self._own_text = ""
-        self._texts: dict[str, Calibration] = {}  # of this layer
-        self._parts: dict[tuple[str, int], Calibration] = {}  # of some of a text's tokens
-        self._runs: list[tuple[Plan, Walk]] = []  # the first run and what it was made of
+        if attempt is not None:
+            self.guide_steps = ()
+        super().__init__()
+        self.held: Held | None = None
+        self.texts = LayerTexts(self._say_progress)
+        self._left_out = ""
         self._cell = (0, 0)  # row and column of the weight
         self._following = True  # the cell moves on with the steps
-        self._apart = np.zeros(0)  # [in] share of each column in which the two runs differ
-        self._drawn: tuple[Walk | None, Walk | AttemptWalk | None] = (
-            None,
-            None,
-        )  # what the pictures show
-        self._drawn_weight: torch.Tensor | None = None
-        self._revealed = False
+        self._on_bar: Any = None  # the layer, or the part, whose steps the bar has
         self._build_controls()
         self._build_views()
-        self._wire()
         self.widget = self._page()
-        if attempt is None:
-            self.open(source, layer)
-        else:
-            self._show_attempt(attempt)
+        if attempt is not None:
+            self.whole(lambda: self._show_attempt(attempt))
+            return
+        with self.quietly():
+            self.part_control.index = 0 if source is None and layer is None else 1
+        self.open(source, layer)
 
     # ---------------------------------------------------------------- what the learner chose
+
+    @property
+    def part(self) -> str:
+        return A_LAYER if self.attempt is not None else self.part_control.value
 
     @property
     def step(self) -> int:
         return int(self.transport.index)
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """The options of `gptq`, as the controls say."""
-        unit = self.unit_control.value
-        return {
-            "bits": BITS[self.bits_control.index],
-            "symmetric": self.scheme_control.index == 0,
-            "group_size": None if unit == ROW else int(unit.removeprefix("group of ")),
-            "act_order": self.order_control.index == 1,
-            "static_groups": self.static_control.index == 1,
-            "mse": self.range_control.index == 1,
-            "damp": DAMPS[self.damp_control.index],
-            "block_size": BLOCKS[self.block_control.index],
-        }
+    def _is_layer(self) -> bool:
+        return self.part == A_LAYER
+
+    def _weight(self) -> torch.Tensor:
+        """[rows, in] float32 of the layer, as many rows as are shown."""
+        last, columns = self.shown, self.opened.weight.shape[1]
+        if last is not None and last.plan is not None and last.opened is self.opened:
+            return torch.as_tensor(last.plan.weight)
+        if columns > WIDEST:
+            raise ValueError(
+                f"{self.layer} has {columns} input channels; the page shows layers of up to "
+                f"{WIDEST}. qviz.quantize(weight, 'gptq', calibration) has no such limit"
+            )
+        return self.opened.weight[: max(1, SHOWN // columns)].float()
 
     def _plan(self) -> Plan:
         """What the first run is made of."""
-        whole = self._calibration(self.text_control.value)
-        calibration, tokens = whole, int(self.tokens_control.value)
-        if tokens < whole.tokens:
-            key = self.text_control.value, tokens
-            calibration = self._parts.setdefault(key, whole.sample(tokens))
-        judged = self.judge_control.value
-        judge = whole if judged == SAME_TEXT else self._calibration(judged)
-        return Plan(self.weight, calibration, judge, self.options)
+        c, opened = self.controls, self.opened
+        judge = c.text.value if c.judge.value == SAME_TEXT else c.judge.value
+        return Plan(
+            self._weight(),
+            self.texts.sample(opened, c.text.value, int(c.tokens.value)),
+            self.texts.of(opened, judge),
+            c.options,
+        )
 
-    def _calibration(self, text: str) -> Calibration:
-        """The layer's inputs on a text, by its name on the page."""
-        if text not in self._texts:
-            content = self._own_text if text == OWN_TEXT else TEXT_NAMES[text]
-            self._texts[text] = load_calibration(
-                self.source, self.layer, text=content, progress=self._say_progress
-            )
-        return self._texts[text]
+    def fit(self) -> None:
+        if self.attempt is not None or not self._is_layer():
+            return
+        c, weight = self.controls, self._weight()
+        if self.held is not None and self.held.opened is not self.opened:
+            self.held = None
+        c.unit.fit(weight.shape[1])
+        c.fit_texts(self.texts.own)
+        c.fit_tokens(self.texts.of(self.opened, c.text.value))
+        plan = self._plan()
+        self._left_out = c.fit_beside(contrasts_for(plan), plan, self.held is not None)
 
     def _say_progress(self, done: int, total: int) -> None:
         self.status.busy(f"Running the model on the text: {done} of {total} pieces")
@@ -181,497 +211,393 @@ class GptqLesson(LayerPage):
     # ---------------------------------------------------------------- built once, then mutated
 
     def _build_controls(self) -> None:
-        self.bits_control = Slider("Bits per code", [str(b) for b in BITS], 1, ticks=True)
-        self.unit_control = Slider("Scale per", [ROW])
-        self.beside_control = Choice("A second run beside it", [NOTHING])
+        self.transport = Transport(2, label="step", rate=4.0, speeds=(0.25, 1, 4, 16, 64))
+        self.part_control = self.add(
+            "part", Choice("Part", [BY_HAND, A_LAYER], kind="segmented"), busy=COMPUTING
+        )
+        self.hand = ByHandPart(self, self.transport)
+        self.fields["own"] = ValueField(
+            "own", self, "own_text", text=lambda own: own if len(own) <= LONG else "",
+            take=lambda text: setattr(self, "own_text", text),
+        )  # fmt: skip
+        self.fields["kept"] = ValueField(
+            "kept", self, "held", text=lambda held: "" if held is None else held.state,
+            take=self._take_held,
+        )  # fmt: skip
+        self.controls = RunControls(self, self._is_layer)
         self.hold_button = Button("Keep this run to compare")
-        self.order_control = Choice(
-            "Order of the columns", ["left to right", "act-order"], kind="segmented"
-        )
-        self.scheme_control = Choice("Levels", ["symmetric", "asymmetric"], kind="segmented")
-        self.static_control = Choice(
-            "Levels are found", ["when a group is reached", "before the first step"]
-        )
-        self.range_control = Choice("From", ["the whole range", "the best range (MSE search)"])
-        self.damp_control = Slider("Damping", [percent(d) for d in DAMPS], DAMPS.index(0.01))
-        self.block_control = Slider("Block size", [str(b) for b in BLOCKS], BLOCKS.index(128))
-        self.text_control = Choice("Calibration text", _spoken(calibration_texts()))
+        self.on_press(self.hold_button, self._hold, COMPUTING)
         self.own_text_control = TextField("Your own text", placeholder="paste some text")
         self.own_text_button = Button("Calibrate on it")
-        self.tokens_control = Slider("Tokens", ["1"])
-        self.judge_control = Choice("Errors are measured on", self._judges())
-        self.stretch_control = Toggle("Stretch the colours of what is handed on")
-        self.factor_control = Choice("Shown", ["factor U", "Hessian H"], kind="segmented")
-        self.moment_control = Choice("Moment of the step", list(MOMENTS), 1, kind="segmented")
-        self.guess_control = Choice(
+        self.on_press(
+            self.own_text_button, self._take_own_text, "Reading the text …",
+            field=self.own_text_control,
+        )  # fmt: skip
+        self.fields["step"] = StepField("step", self.transport)
+        self.on_change(self.transport, "index", self._new_step)
+        self.moment_control = self.add(
+            "moment", Choice("Moment of the step", list(MOMENTS), 1, kind="segmented"),
+            self._new_moment, looks=True, live=self._is_layer,
+        )  # fmt: skip
+        self.prediction = Prediction(
             "Before you step: how much of round-to-nearest's output error will GPTQ leave?",
-            ["your guess", *(words for _, words in GUESSES)],
+            [words for _, words in GUESSES],
+            self._verdict,
+            self._draw_errors,
         )
-        self.transport = Transport(2, label="step", rate=4.0, speeds=(0.25, 1, 4, 16, 64))
+        self.on_change(self.prediction.control, "index", self.prediction.answer)
 
     def _build_views(self) -> None:
-        self.replay, self.replays = Replay(), (Replay(), Replay())
-        self.now_view = MatrixView("Weights now", aspect=ASPECT)
-        self.handed_view = MatrixView("This step hands on", aspect=ASPECT)
-        self.factor_view = MatrixView("What it knows", aspect=ASPECT)
-        self.pair_views = (
-            MatrixView("First run", aspect=ASPECT),
-            MatrixView("Second run", aspect=ASPECT),
+        self.pictures = p = RunPictures(self.transport)
+        self.add("shown", p.factor_control, lambda: None, looks=True, live=self._is_layer)
+        self.add("stretch", p.stretch_control, lambda: None, live=self._is_layer)
+        self.fields["weight"] = CellField(
+            "weight", self._view, lambda: self._cell, self._place, live=self._is_layer
         )
-        self.between_view = MatrixView("First − second", aspect=ASPECT)
-        self.errors = Chart("Output error so far", height=190)
-        self.column_chart = Chart("This column: weights and their codes", height=190)
-        self.exchange_chart = Chart("The chosen weight: received and handed on", height=130)
+        for view in (p.now_view, p.pair_views[0]):
+            for trait in ("cursor", "pinned"):
+                self.on_change(view, trait, lambda view=view: self._point(view))  # type: ignore[misc]
+        self.exchange_chart = Chart("The chosen weight: received and passed on", height=130)
         self.equation = Equation(
-            EQUATION, TERMS, [], aria=SPOKEN, actives=[LIT[name] for name in MOMENTS]
+            EQUATION, TERMS, [], aria=SPOKEN, actives=[LIT[name] for name in MOMENTS], calm=True
         )
-        self.cell_table = Readout("The chosen weight")
+        tie_frames(self.moment_control, self.equation)
+        self.brief_table = Readout("The chosen weight")
+        self.cell_table = Readout("From beginning to end")
+        self.cost_table = Readout("What the bits cost")
         self.note = Text("", role="wait")
-        self.verdict, self.diagnosis = Caption(), Caption()
-        for words in (self.verdict, self.diagnosis):
-            words.add_class("qv-aside")
+        self.diagnosis = Caption()
+        self.diagnosis.add_class("qv-aside")
         self.compared = Text("", "h3")  # which second run is shown
+        wrong = next(iter(MISPRINTS.values()))
+        self.misprint = Equation(wrong[0], {"wrong": wrong[1]}, ["wrong"], aria="the wrong line")
+        self.misprinted = stack(Text("The line as it is misprinted", "h3"), self.misprint)
         self.code = Code()
 
-    def _wire(self) -> None:
-        """First what the browser does alone, then what the kernel does for each control."""
-        stepped = (self.now_view, self.handed_view, *self.pair_views, self.between_view)
-        link(
-            self.transport, "index", (self.errors, "mark"), (self.factor_view, "row_mark"),
-            *((view, "frame") for view in stepped),
-        )  # fmt: skip
-        link(self.factor_control, "index", (self.factor_view, "frame"))
-        link(self.moment_control, "index", (self.equation, "frame"))
-        link(self.stretch_control, "value", (self.handed_view, "autoscale"))
-        link_matrices(self.now_view, self.handed_view)
-        link_matrices(*self.pair_views, self.between_view)
-
-        self.on_change(self.transport, "index", self._new_step)
-        self.on_change(self.moment_control, "index", self._say_step)
-        for control in self._controls()[1:]:
-            self.on_change(control, "index", self._recompute, COMPUTING)
-        self.on_change(self.guess_control, "index", self._judge_guess)
-        for view in (self.now_view, self.pair_views[0]):
-            for trait in ("cursor", "pinned"):
-                self.on_change(view, trait, self._new_cell_of(view))
-        take_own_text = self.handler(self._take_own_text, "Reading the text …")
-        self.own_text_button.on_click(take_own_text)
-        self.own_text_control.on_submit(take_own_text)
-        self.hold_button.on_click(self.handler(self._hold, COMPUTING))
-
-    def _controls(self) -> list[Any]:
-        return [
-            self.layer_control, self.bits_control, self.unit_control, self.beside_control,
-            self.order_control, self.scheme_control, self.static_control, self.range_control,
-            self.damp_control, self.block_control, self.text_control, self.tokens_control,
-            self.judge_control,
-        ]  # fmt: skip
-
     def _page(self) -> Any:
-        lesson = self.lesson
-        self._single = figures_row(
-            self.now_view, self.handed_view, stack(self.factor_view, self.factor_control)
-        )
-        self._pair = figures_row(*self.pair_views, self.between_view)
-        self._column = stack(Text(self.column_chart.label, "h3"), self.column_chart)
-        self._comparison = stack(self.compared, self.diagnosis)
+        assert self.prediction is not None
+        c, p = self.controls, self.pictures
         more = details(
             "More settings",
-            self.order_control, self.scheme_control, self.static_control, self.range_control,
-            self.damp_control, self.block_control, self.stretch_control,
+            c.order, c.scheme, c.static, c.range, c.damp, c.block, c.dtype, p.stretch_control,
         )  # fmt: skip
         data = details(
             "Calibration text",
-            self.text_control, self.tokens_control, self.judge_control,
-            self.own_text_control, self.own_text_button,
+            c.text, c.tokens, c.judge, self.own_text_control, self.own_text_button,
         )  # fmt: skip
-        own = details("Your own layer", self.source_control, self.open_button, self.bundled_button)
-        controls = [
-            section("Predict", self.guess_control, self.verdict),
-            self.bits_control,
-            self.unit_control,
-            self.layer_control,
-            self.beside_control,
-            self.hold_button,
-            more,
-            data,
-            own,
-            details("Show the code", self.code),
+        chosen = [
+            self.prediction.box, c.bits, c.unit, self.layer_control, c.beside, self.hold_button,
+            more, data,
+        ]  # fmt: skip
+        self._column = stack(Text(p.column_chart.label, "h3"), p.column_chart)
+        self._comparison = stack(self.compared, self.diagnosis, self.misprinted)
+        charts = figures_row(
+            stack(Text(p.errors.label, "h3"), p.errors), self._column, self._comparison, wide=True
+        )
+        layer = [section("The layer now", self.note, p.single, p.pair, charts)]
+        side = [
+            section("What happens here", self.moment_control, self.equation),
+            section(
+                "",
+                self.brief_table,
+                details("Its whole story", self.cell_table, self.exchange_chart),
+                details("What the bits cost", self.cost_table),
+            ),
         ]
-        return page(
-            f"{lesson.number} · {lesson.title}",
-            lesson.question,
-            controls=controls if self.attempt is None else _told(self.attempt),
-            controls_heading="You choose" if self.attempt is None else "Your function",
-            main=[
-                section(
-                    "The layer now",
-                    self.note,
-                    self._single,
-                    self._pair,
-                    figures_row(
-                        stack(Text(self.errors.label, "h3"), self.errors),
-                        self._column,
-                        self._comparison,
-                        wide=True,
-                    ),
-                )
-            ],
-            side=[
-                section("What happens here", self.moment_control, self.equation),
-                section("", self.cell_table, self.exchange_chart),
-            ],
-            foot=[self.status, self.transport],  # in sight wherever the reader is
+        attempt, hand = self.attempt, self.hand
+        boxes = [stack(*chosen), stack(*hand.controls)]
+        self._of_part = {
+            A_LAYER: [boxes[0], *layer, *side],
+            BY_HAND: [boxes[1], *hand.main, *hand.side],
+        }
+        return compose(
+            self,
+            controls=[self.part_control, *boxes] if attempt is None else told(attempt),
+            controls_heading="You choose" if attempt is None else "Your function",
+            main=[*hand.main, *layer],
+            side=[*hand.side, *side],
+            foot=self.transport,
+            code=self.code if attempt is None else None,
+            own=[self.source_control, self.open_button, self.bundled_button]
+            if attempt is None
+            else [],
         )
 
-    # ---------------------------------------------------------------- opening a layer
+    # ---------------------------------------------------------------- what is computed
 
-    def _show_attempt(self, report: StepReport) -> None:
-        """The learner's run beside the true one, where they part."""
-        first = report.walk
-        self.weight, self.rows, self.first = report.weight, first.rows, first
-        self.pair_views[0].label, self.pair_views[1].label = "GPTQ", "Yours"
-        self.between_view.label = "GPTQ − yours"
-        if report.codes is not None:
-            self.second = AttemptWalk(report)
-        self._draw_runs()
-        at = report.first
-        if at is not None and at.step is not None:
-            row = self._cell[0] if at.row is None else at.row
-            self._cell = (row, int(first.perm[at.step]))
-            self.transport.index = at.step
-        self._revealed = True
-        self._draw_errors()
-        self._new_step()
+    @property
+    def current(self) -> Any:
+        return self if self._is_layer() else self.hand
 
-    def _show(self, weight: torch.Tensor) -> None:
-        rows, columns = weight.shape
-        if columns > WIDEST:
-            raise ValueError(
-                f"{self.layer} has {columns} input channels; the page shows layers of up to "
-                f"{WIDEST}. qviz.quantize(weight, 'gptq', calibration) has no such limit"
-            )
-        self._texts, self._parts, self._runs = {}, {}, []
-        self.rows = rows
-        self.weight = weight[: max(1, SHOWN // columns)].float()
-        self.held = None
-        sizes = [f"group of {g}" for g in GROUP_SIZES if g < columns and columns % g == 0]
+    def update(self, part: Any = None) -> None:
+        """Of the open part."""
+        for name, boxes in self._of_part.items():
+            for box in boxes:
+                show_only(box, name == self.part)
+        super().update(part)
+
+    def _go(self, state: Mapping[str, str]) -> None:
+        """A link that speaks of a run, and not of a part, is about the real layer."""
+        by_hand = {"part", "step", "model", *self.hand.keys}
+        if "part" not in state and set(state) - by_hand:
+            state = {"part": A_LAYER, **state}
+        super()._go(state)
+
+    def compute(self) -> Shown:
+        """Make the runs that the controls ask for; one that is known where nothing changed."""
+        plan, last = self._plan(), self.shown
+        first = last.first if last is not None and _same(last.plan, plan) else plan.walk()
+        _ = first.error, first.rtn_error  # what can fail in them belongs here
+        name = self.controls.beside_name
+        contrast = next((one for one in CONTRASTS if one.name == name), None)
+        second: Walk | None = None
+        if contrast is not None:
+            texts = self.texts
+            changed = contrast.apply(plan, lambda text: texts.of(self.opened, text))
+            known = last is not None and last.first is first and last.contrast is contrast
+            second = last.second if known and last is not None else changed.walk()  # type: ignore[assignment]
+            assert second is not None
+            _ = second.error
+        elif name == KEPT and self.held is not None:
+            second = self.held.walk
+        return Shown(
+            self.opened, len(self.opened.weight), plan, first, second, contrast, self._left_out,
+            None if second is None else apart(first, second),
+        )  # fmt: skip
+
+    def _hold(self) -> None:
+        """Keep the present run; what is changed from now on is compared with it."""
+        shown = self._now
+        assert shown.opened is not None
+        told = {key: self.fields[key].text for key in RUN_FIELDS}
+        self.held = Held(shown.opened, as_address(told), shown.first)
         with self.quietly():
-            options = [ROW, *sizes]
-            chosen = FIRST_GROUP if self.first is None else self.unit_control.value
-            at = options.index(chosen) if chosen in options else len(options) - 1
-            self.unit_control.set_options(options, at)
-            self._fit_tokens()
-        self._recompute()
+            self.fit()
+            self.fields["beside"].set(KEPT)
+        self.update()
 
-    def _fit_tokens(self) -> None:
-        """Offer as many tokens as there are: parts of the kept sample, and all."""
-        whole = self._calibration(self.text_control.value)
-        kept = len(whole.inputs)
-        names = [str(n) for n in FEW if n <= kept and n < whole.tokens] + [str(whole.tokens)]
-        all_of_them = self.tokens_control.index == len(self.tokens_control.options) - 1
-        at = names.index(self.tokens_control.value) if self.tokens_control.value in names else -1
-        last = len(names) - 1
-        self.tokens_control.set_options(names, last if all_of_them or at < 0 else at)
+    def _take_held(self, text: str) -> None:
+        """From a link: make the run that was kept, before the page's own is set."""
+        self.held = None
+        if not text:
+            return
+        for key, value in from_address(text).items():
+            if key not in RUN_FIELDS:
+                raise ValueError(f"a kept run is made of {', '.join(RUN_FIELDS)}, not of {key}")
+            self.fields[key].set(value)
+            self.fit()
+        self.held = Held(self.opened, text, self._plan().walk())
+
+    @property
+    def own_text(self) -> str:
+        """The learner's own calibration text."""
+        return self.texts.own
+
+    @own_text.setter
+    def own_text(self, text: str) -> None:
+        self.texts.own = text
 
     def _take_own_text(self) -> None:
         text = str(self.own_text_control.value).strip()
         if len(text.split()) < 2:
             raise ValueError("type or paste a few words of text first")
-        self._own_text = text
-        self._texts, self._parts, self._runs = {}, {}, []
+        self.own_text = text
         with self.quietly():
-            names = [*_spoken(calibration_texts()), OWN_TEXT]
-            self.text_control.set_options(names, len(names) - 1)
-            self.judge_control.set_options(self._judges())
-            self._fit_tokens()
-        self._recompute()
+            self.fit()
+            self.fields["text"].set(OWN_TEXT)
+        self.update()
 
-    def _judges(self) -> list[str]:
-        own = [OWN_TEXT] if self._own_text else []
-        return [
-            *_spoken(evaluation_texts()), SAME_TEXT, *_spoken(calibration_texts()), *own,
-        ]  # fmt: skip
-
-    # ---------------------------------------------------------------- computing
-
-    def _recompute(self) -> None:
-        """Make the runs that the controls ask for. What can fail comes before the first picture."""
-        with self.quietly():
-            self._fit_tokens()
-        plan = self._plan()
-        first = self._walk(plan)
-        chosen = self.beside_control.value
-        contrast = {_named(contrast): contrast for contrast in CONTRASTS}.get(chosen)
-        self._left_out = ""
-        if contrast is not None and not contrast.fits(plan):
-            self._left_out = contrast.title
-            contrast = None
-        second = None
-        if contrast is not None:
-            second = contrast.apply(plan, self._calibration).walk()
-            _ = second.error
-        elif chosen == HELD:
-            second = self.held
-        self.first, self.second, self._contrast = first, second, contrast
-        self._offer_contrasts(plan)
-        self._keep()
-        self._draw_runs()
-
-    def _walk(self, plan: Plan) -> Walk:
-        """The run of a plan; one that is known where nothing in it has changed."""
-        for known, walk in self._runs:
-            if (
-                known.weight is plan.weight
-                and known.calibration is plan.calibration
-                and known.judge is plan.judge
-                and known.options == plan.options
-            ):
-                return walk
-        walk = plan.walk()
-        _ = walk.error, walk.rtn_error  # what can fail in them belongs here
-        self._runs = [(plan, walk)]
-        return walk
-
-    def _offer_contrasts(self, plan: Plan) -> None:
-        names = [_named(contrast) for contrast in contrasts_for(plan)]
-        held = [HELD] if self.held is not None else []
-        options = [NOTHING, *held, *names]
-        now = HELD if self.second is not None else NOTHING
-        if self._contrast is not None:
-            now = _named(self._contrast)
-        with self.quietly():
-            self.beside_control.set_options(options, options.index(now))
-
-    def _hold(self) -> None:
-        """Keep the present run; what is changed from now on is compared with it."""
-        self.held = self.first
-        with self.quietly():
-            options = [NOTHING, HELD, *(o for o in self.beside_control.options[1:] if o != HELD)]
-            self.beside_control.set_options(options, options.index(HELD))
-        self._recompute()
+    def _show_attempt(self, report: StepReport) -> None:
+        """The learner's run beside the true one, where they part."""
+        first = report.walk
+        second = None if report.codes is None else AttemptWalk(report)
+        self.pictures.name_pair("GPTQ", "yours")
+        assert self.prediction is not None
+        self.prediction.revealed = True
+        for box in self._of_part[BY_HAND]:
+            show_only(box, False)
+        differing = None if second is None else apart(first, second)
+        self.show(self, Shown(None, first.rows, None, first, second, apart=differing))
+        at = report.first
+        if at is not None and at.step is not None:
+            row = self._cell[0] if at.row is None else at.row
+            self._cell = (row, int(first.perm[at.step]))
+            self.transport.index = at.step
+        self._draw_errors()
+        self._new_step()
 
     # ---------------------------------------------------------------- drawing the runs
 
-    def _draw_runs(self) -> None:
-        first, second = self.first, self.second
-        assert first is not None
-        if first is not self._drawn[0]:
-            self._draw_first(first)
-        if second is not None and (first, second) != self._drawn:
-            self._apart = _apart(first, second)
-            self._draw_pair(first, second)
-        self._drawn = (first, second)
-        for box in (self._single, self._column):
-            show_only(box, second is None)
-        for box in (self._pair, self._comparison):
-            show_only(box, second is not None)
+    @property
+    def _now(self) -> Shown:
+        assert self.shown is not None
+        return self.shown
+
+    def draw(self, shown: Shown) -> None:
+        last, first, second = self.shown, shown.first, shown.second
+        if last is None or first is not last.first:
+            self.pictures.draw_first(first)
+        if second is not None and (
+            last is None or first is not last.first or second is not last.second
+        ):
+            self.pictures.draw_pair(first, second)
+        self._draw_bar(shown, None if last is None else last.opened)
+        self.pictures.show_pair(second is not None)
+        show_only(self._column, second is None)
+        show_only(self._comparison, second is not None)
+        self.cost_table.set_rows(cost_rows([first.result]))
+        self.shown = shown  # what follows depends on where one looks, and is drawn with every step
+        self._draw_words(shown)
         self._draw_errors()
-        self._draw_words()
-        self._new_step()
+        self._draw_step()
+        assert self.prediction is not None
+        self.prediction.answer()
 
-    def _draw_first(self, walk: Walk) -> None:
-        """The pictures of the first run, columns in the order of its steps."""
-        same_layer = self._drawn_weight is self.weight
-        self._drawn_weight = self.weight
-        steps = torch.arange(walk.n)
-        limits = _reach(walk.original)
-        self._fill(self.replay, walk, steps)
+    def _draw_bar(self, shown: Shown, before: Opened | None) -> None:
+        """The steps of the run. Another layer begins anew, and is a new question."""
+        first = shown.first
+        same = before is shown.opened and self.attempt is None
         with self.quietly():
-            self.transport.set_steps(
-                walk.n + 1, min(self.step, walk.n) if same_layer else 0, events=walk.events()
-            )
-            if not same_layer:
-                self._cell = (walk.rows // 7, int(walk.perm[self.step]))
+            at = min(self.step, first.n) if same and self._on_bar is self else 0
+            self.transport.set_steps(first.n + 1, at, events=first.events())
+            self._on_bar = self
+            if not same:
+                self._cell = (first.rows // 7, int(first.perm[self.step]))
                 self._following = True
-                self.guess_control.index = 0
-                self._revealed = False
-        self.now_view.set_replay(
-            self.replay, show="now", window=walk.window, limits=limits, role="codes", axes=AXES
-        )
-        self.handed_view.set_replay(
-            self.replay, show="handed", window=walk.handed_window, limits=_handed_reach(walk),
-            role="error", axes=AXES, cells="amounts",
-        )  # fmt: skip
-        u, h = walk.recording.hinv_chol, walk.hessian
-        self.factor_view.set_frames(
-            [MatrixFrame(u), MatrixFrame(h)],
-            labels=["U, H⁻¹ = UᵀU", "H, damped"],
-            limits=[_reach(u[u != 0]), _reach(h)],
-            reduce="max_abs", axes=("step", "step"), cells="entries",
-        )  # fmt: skip
-
-    def _draw_pair(self, first: Walk, second: Walk | AttemptWalk) -> None:
-        """Both runs at the same step, columns in the weight's own order, which they share."""
-        limits = _reach(first.original)
-        for walk, replay, view in zip((first, second), self.replays, self.pair_views, strict=True):
-            self._fill(replay, walk, walk.turn)
-            view.set_replay(
-                replay, show="now", window=_own_order(walk), limits=limits,
-                role="codes", axes=("row", "column"),
-            )  # fmt: skip
-        a, b = _own_order(first), _own_order(second)
-        self.between_view.set_replay(
-            self.replays[0], minus=self.replays[1], show="now",
-            window=lambda step, rows, columns: a(step, rows, columns) - b(step, rows, columns),
-            limits=limits, role="error", axes=("row", "column"), cells="differences",
-        )  # fmt: skip
-
-    def _fill(self, replay: Replay, walk: Walk | AttemptWalk, turn: torch.Tensor) -> None:
-        """Send a run to the browser; `turn` [in] is the step that rounds each column shown."""
-        replay.set_run(
-            walk.now(0)[:, turn], walk.now(walk.n)[:, turn],
-            walk.errors.T, walk.factor[:, turn], turn,
-        )  # fmt: skip
+                if self.attempt is None:
+                    assert self.prediction is not None
+                    self.prediction.reset()
 
     def _draw_errors(self) -> None:
-        """The curves, once the learner has predicted or stepped: before, they would give the
-        answer away."""
-        first, second = self.first, self.second
-        assert first is not None
-        names = ("first run", "second run") if self.attempt is None else ("GPTQ", "yours")
-        steps = np.arange(first.n + 1)
-        curves = {"rtn": ("round to nearest", steps, first.rtn_error)}
-        if self._revealed:
-            curves["first"] = ("GPTQ" if second is None else names[0], steps, first.error)
-            if isinstance(second, Walk):
-                curves["second"] = (names[1], steps, second.error)
-            elif second is not None:
-                curves["second"] = (names[1], *second.error)
-        words = "; ".join(f"{label} ends at {percent(y[-1])}" for label, _, y in curves.values())
-        self.errors.set_figures(
-            errors_so_far(curves),
-            summary=f"Relative error of the layer's output against columns rounded: {words}",
-        )
+        shown = self._now
+        assert self.prediction is not None
+        self.pictures.draw_errors(shown.first, shown.second, revealed=self.prediction.revealed)
 
-    def _draw_words(self) -> None:
-        first, second = self.first, self.second
-        assert first is not None
-        shown = len(self.weight)
-        parts = []
-        if shown < self.rows:
-            parts.append(
-                f"The first {shown} of {self.rows} rows: rows are rounded independently of each "
-                f"other, so this is what a run of the whole layer does to them."
-            )
-        parts += _adapted(first)
-        if self._left_out:
-            parts.append(
-                f"“{self._left_out}” has no meaning with these settings; no second run is shown."
-            )
+    def _draw_words(self, shown: Shown) -> None:
+        first, second, contrast = shown.first, shown.second, shown.contrast
+        parts = adapted(first)
+        if first.rows < shown.rows:
+            parts.insert(0, (
+                f"The first {first.rows} of {shown.rows} rows: rows are rounded independently of "
+                f"each other, so this is what a run of the whole layer does to them."
+            ))  # fmt: skip
+        if shown.left_out:
+            title = next(one.title for one in CONTRASTS if one.name == shown.left_out)
+            parts.append(f"“{title}” does not apply with these settings; no second run is shown.")
         self.note.text = " ".join(parts)
         if self.attempt is not None:
             self.compared.text = "Where they part"
             self.diagnosis.set_texts(self.attempt.summary)
+            show_only(self.misprinted, False)
             return
-        if isinstance(second, Walk):
-            contrast = self._contrast
-            if contrast is None:
-                self.compared.text = "Second run: the one you kept"
-                text = side_by_side(first, second)
-            else:
-                self.compared.text = f"Second run: {contrast.title}"
-                text = f"{contrast.why} {contrast.diagnose(first, second)}"
-            self.diagnosis.set_texts(text)
-        self._judge_guess()
-        self.code.set_texts(self._snippet())
+        variant = None
+        if isinstance(second, Walk) and contrast is not None and shown.plan is not None:
+            self.compared.text = f"Second run: {contrast.named(shown.plan)}"
+            self.diagnosis.set_texts(f"{contrast.why} {contrast.diagnose(first, second)}")
+            variant = second.options["variant"]
+        elif isinstance(second, Walk):
+            self.compared.text = "Second run: the one you kept"
+            self.diagnosis.set_texts(side_by_side(first, second))
+        show_only(self.misprinted, variant is not None)
+        if variant is not None:
+            self.misprint.mathml, meaning = MISPRINTS[variant]
+            self.misprint.terms = {"wrong": meaning}
+        self.code.set_texts(self._snippet(shown))
 
-    def _snippet(self) -> str:
+    def _snippet(self, shown: Shown) -> str:
         """The library calls behind the page at this moment."""
-        o = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
-        named = self._in_code(self.text_control.value)
-        tokens = int(self.tokens_control.value)
-        whole = self._calibration(self.text_control.value)
-        part = f".sample({tokens})" if tokens < whole.tokens else ""
-        judged = self.judge_control.value
-        judge = self._in_code(self.text_control.value if judged == SAME_TEXT else judged)
+        assert shown.opened is not None and shown.plan is not None
+        c, where = self.controls, (shown.opened.source, shown.opened.layer)
+        judge = c.text.value if c.judge.value == SAME_TEXT else c.judge.value
+        inputs = call("qviz.load_calibration", *where, text=self._in_code(c.text.value))
+        tokens = int(c.tokens.value)
+        if tokens < self.texts.of(shown.opened, c.text.value).tokens:
+            inputs += f".sample({tokens})"
+        options = shown.plan.options
+        walk = call("Walk", Name("weight"), Name("inputs"), Name("judge"), **options)
+        own = f"your_text = {self.own_text!r}\n" if OWN_TEXT in (c.text.value, judge) else ""
         return (
-            "import qviz\n"
-            "from qviz.study.gptq_walk import Walk\n\n"
-            f"weight = qviz.load_layer({self.source!r}, {self.layer!r}).float()\n"
-            f"inputs = qviz.load_calibration({self.source!r}, {self.layer!r}, text={named}){part}\n"
-            f"judge = qviz.load_calibration({self.source!r}, {self.layer!r}, text={judge})\n"
-            f"walk = Walk(weight, inputs, judge, {o})\n"
+            f"import qviz, torch\nfrom qviz.study.gptq_walk import Walk\n\n{own}"
+            f"weight = {call('qviz.load_layer', *where)}.float()\n"
+            f"inputs = {inputs}\n"
+            f"judge = {call('qviz.load_calibration', *where, text=self._in_code(judge))}\n"
+            f"walk = {walk}\n"
             f"walk.now({self.step}), walk.error[{self.step}], walk.story{self._cell}"
         )
 
-    def _in_code(self, text: str) -> str:
-        return "your_text" if text == OWN_TEXT else repr(TEXT_NAMES[text])
+    def _in_code(self, text: str) -> Any:
+        return Name("your_text") if text == OWN_TEXT else TEXT_NAMES[text]
 
     # ---------------------------------------------------------------- drawing a step, a weight
 
+    def look(self) -> None:
+        if self._is_layer() and self.shown is not None:
+            self._draw_step()
+
     def _new_step(self) -> None:
-        if self.step > 0 and not self._revealed:
-            self._revealed = True
-            self._draw_errors()
-        first = self.first
-        assert first is not None
+        if not self._is_layer() or self.shown is None:
+            return
+        assert self.prediction is not None
+        if self.step > 0:
+            self.prediction.moved()
+        self._draw_step()
+
+    def _draw_step(self) -> None:
+        first = self._now.first
         if self._following and self.step < first.n:
             self._cell = (self._cell[0], int(first.perm[self.step]))
         self._say_step()
-        self._draw_column()
+        self.pictures.draw_column(first, self.step, self._cell[0])
+        self._draw_cell()
+
+    def _new_moment(self) -> None:
+        self._say_step()
         self._draw_cell()
 
     def _say_step(self) -> None:
-        first, second = self.first, self.second
-        assert first is not None
-        text = sentence(first, self.step, self.moment_control.value, self._cell[0])
-        if second is not None:
-            text += f" {self._differing(first, second)}"
+        shown = self._now
+        text = sentence(shown.first, self.step, self.moment_control.value, self._cell[0])
+        second, differing = shown.second, shown.apart
+        if second is not None and differing is not None:
+            both = ((shown.first.turn < self.step) & (second.turn < self.step)).numpy()
+            if both.any():
+                share = percent(float(differing[both].mean()))
+                text += f" Of the weights that both runs have rounded, {share} differ by s/2 or "
+                text += "more."
         self.transport.caption = text
 
-    def _differing(self, first: Walk, second: Walk | AttemptWalk) -> str:
-        """How many of the weights that both runs have rounded came out differently."""
-        both = ((first.turn < self.step) & (second.turn < self.step)).numpy()
-        if not both.any():
-            return ""
-        share = percent(float(self._apart[both].mean()))
-        return f"Of the weights that both runs have rounded, {share} differ by s/2 or more."
+    def _view(self) -> MatrixView:
+        """The picture in which a weight is held."""
+        pair = self.shown is not None and self.shown.second is not None
+        return self.pictures.pair_views[0] if pair else self.pictures.now_view
 
-    def _draw_column(self) -> None:
-        first = self.first
-        assert first is not None
-        at = first.column(min(self.step, first.n - 1))
-        row = self._cell[0]
-        off = np.sqrt(np.mean((at.position - at.codes) ** 2))
-        self.column_chart.set_figures(
-            column_codes(at.position, at.codes, (at.qmin, at.qmax), row),
-            summary=(
-                f"Column {at.column}: {first.rows} weights against their codes, off by "
-                f"{number(float(off), 3)} steps (root mean square); row {row} lies at "
-                f"{number(at.position[row])} and becomes {number(at.codes[row])}"
-            ),
-        )
-
-    def _new_cell_of(self, view: MatrixView) -> Any:
-        def new_cell() -> None:
-            self._point(view)
-
-        return new_cell
+    def _place(self, column: int) -> int:
+        """Where a column of the weight stands in that picture."""
+        pair = self._now.second is not None
+        return column if pair else int(self._now.first.turn[column])
 
     def _point(self, view: MatrixView) -> None:
         """The learner points at a weight; a click holds it while the steps go on."""
-        first = self.first
-        assert first is not None
+        first = self._now.first
         row, place = view.cursor
         self._following = not view.pinned
         if row < 0 or row >= first.rows or place >= first.n:
             return
-        column = int(first.perm[place]) if view is self.now_view else place
+        own_order = view is self.pictures.pair_views[0]
+        column = place if own_order else int(first.perm[place])
         if (row, column) != self._cell:
-            moved = row != self._cell[0]
             self._cell = (row, column)
+            self._say_step()
+            self.pictures.draw_column(first, self.step, row)
             self._draw_cell()
-            if moved:
-                self._say_step()
-                self._draw_column()
 
     def _draw_cell(self) -> None:
-        first = self.first
-        assert first is not None
+        first = self._now.first
         story = first.story(*self._cell)
-        label = "The chosen weight" + (", first run" if self.second is not None else "")
-        self.cell_table.set_rows(story_rows(first, story, self.step), label)
+        rows = story_rows(first, story, self.step)
+        label = "The chosen weight" + (", first run" if self._now.second is not None else "")
+        self.brief_table.set_rows(brief_rows(rows, self.moment_control.value), label)
+        self.cell_table.set_rows(rows)
         self.exchange_chart.set_figures(
             exchange(story.incoming, story.outgoing),
             summary=(
@@ -680,104 +606,30 @@ class GptqLesson(LayerPage):
             ),
         )
 
-    def _judge_guess(self) -> None:
-        """Compare the prediction with the run and ask why."""
-        first = self.first
-        if first is None or self.guess_control.index == 0:
-            self.verdict.set_texts("")
-            return
-        if not self._revealed:
-            self._revealed = True
-            self._draw_errors()
+    def _verdict(self, guess: int) -> str:
+        """The prediction against the run, and what to ask next."""
+        first = self._now.first
         left, all_of_it = float(first.error[-1]), float(first.rtn_error[-1])
         if all_of_it == 0:
-            self.verdict.set_texts("Rounding to nearest loses nothing here: nothing to guess.")
-            return
+            return "Rounding to nearest loses nothing here: nothing to guess."
         share = left / all_of_it
-        bounds = [low for low, _ in GUESSES]
-        right = next(i for i, low in enumerate(bounds) if share >= low)
-        opening = "Right: " if right == self.guess_control.index - 1 else "Not quite: "
+        right = next(i for i, (low, _) in enumerate(GUESSES) if share >= low)
         why = (
             "Try calibration text of 16 tokens, or of another kind: does it still win?"
             if share < 1
             else "Which of its settings makes it lose? Look at the tokens and the text first."
         )
-        self.verdict.set_texts(
-            f"{opening}GPTQ leaves {percent(left)} where round-to-nearest leaves "
-            f"{percent(all_of_it)}, that is {percent(share)} of it. {why}"
+        return (
+            f"{'Right' if right == guess else 'Not quite'}: GPTQ leaves {percent(left)} where "
+            f"round-to-nearest leaves {percent(all_of_it)}, that is {percent(share)} of it. {why}"
         )
 
 
-def _named(contrast: Contrast) -> str:
-    return f"{FAMILIES[contrast.family]}: {contrast.title}"
-
-
-def _spoken(texts: Mapping[str, Any]) -> list[str]:
-    return [spoken_text(name) for name in texts]
-
-
-def _reach(values: torch.Tensor) -> float:
-    """The magnitude that 99.5 % of the values keep, where a colour map may end."""
-    sizes = values.abs().flatten().float().numpy()
-    return float(np.quantile(sizes[:: max(1, len(sizes) // 100_000)], 0.995)) or 1.0
-
-
-def _handed_reach(walk: Walk) -> float:
-    """A colour limit for what steps hand on, which half of the steps reach in places."""
-    errors = walk.recording.errors.abs().quantile(0.95, dim=1)  # [in]
-    later = walk.recording.hinv_chol.triu(1).abs().quantile(0.95, dim=1)  # [in]
-    return float((errors * later).median()) or 1.0
-
-
-def _own_order(walk: Walk | AttemptWalk) -> Any:
-    """Parts of `walk.now` with columns in the weight's own order."""
-
-    def window(step: int, rows: slice, columns: slice) -> torch.Tensor:
-        return walk.now(step)[:, walk.turn[columns]][rows]
-
-    return window
-
-
-def _adapted(walk: Walk) -> list[str]:
-    """What the run had to change to be possible."""
-    info, said = walk.result.info, []
-    if info["damp"] != walk.options["damp"]:
-        said.append(
-            f"The Hessian had no Cholesky factor with {percent(walk.options['damp'])} damping, so "
-            f"it was raised to {percent(info['damp'])}."
-        )
-    dead = len(info["dead_columns"])
-    if dead:
-        said.append(
-            f"{dead} input channels were 0 in every token of the calibration text; GPTQ sets "
-            f"their weights to 0."
-        )
-    return said
-
-
-def _apart(first: Walk, second: Walk | AttemptWalk) -> np.ndarray:
-    """[in] per column, the share of weights that the two runs put s/2 or more from each other.
-
-    Values that differ by less are the same level, found from slightly different weights.
-    """
-    a, b = (walk.now(walk.n)[:, walk.turn] for walk in (first, second))
-    groups = [first.group_of(int(step)) for step in first.turn]
-    half = first.grid.scale.reshape(first.rows, -1)[:, groups] / 2
-    far = (a - b).abs() >= half * (1 - 1e-6)
-    return np.asarray(far.double().mean(0))
-
-
-def _told(report: StepReport) -> list[Any]:
-    """What the report says, and how to go on."""
-    lines = str(report).splitlines()
-    return [
-        *(
-            Text(line, role="good" if report.passed and i == 0 else "")
-            for i, line in enumerate(lines)
-        ),
-        Text(
-            "The first run is the true one. Yours shows what your function gave: columns that wait "
-            "move only if it emitted its errors and rows of U.",
-            role="wait",
-        ),
-    ]
+def _same(one: Plan | None, other: Plan) -> bool:
+    """Whether two plans make the same run."""
+    return one is not None and (
+        one.weight is other.weight
+        and one.calibration is other.calibration
+        and one.judge is other.judge
+        and one.options == other.options
+    )

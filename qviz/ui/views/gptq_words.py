@@ -3,15 +3,23 @@
 from typing import Any
 
 from qviz.core.calibration import Calibration
+from qviz.exercises.report import StepReport
 from qviz.study.gptq_walk import Story, Walk
-from qviz.ui.widgets import number
+from qviz.ui.views.guide_steps import AtLeast, Is, Step
+from qviz.ui.widgets import Text, counted, number, percent, signed
 
-MOMENTS = ("levels", "round", "divide", "hand on")
+MOMENTS = ("levels", "round", "divide", "pass on")
+
+BY_HAND, A_LAYER = "by hand", "a real layer"
 
 EQUATION = """
 <math display="block"><mrow>
   <msup><mi data-term="H">H</mi><mrow><mo>−</mo><mn>1</mn></mrow></msup><mo>=</mo>
   <msup><mi data-term="U">U</mi><mi>T</mi></msup><mi data-term="U">U</mi>
+</mrow></math>
+<math display="block"><mrow>
+  <mi data-term="s">s</mi><mo>=</mo><mfrac><mi data-term="range" mathvariant="normal">range</mi>
+  <mi data-term="N">N</mi></mfrac>
 </mrow></math>
 <math display="block"><mrow>
   <mi data-term="q">q</mi><mo>=</mo><mi data-term="round">round</mi><mo>(</mo>
@@ -37,15 +45,18 @@ EQUATION = """
 </mrow></math>
 """
 SPOKEN = (
-    "H inverse is U transposed times U. q is w j over s plus z, rounded; w hat is s times q minus "
-    "z. e is w j minus w hat, over U j j. Each later w k is lessened by e times U j k."
+    "H inverse is U transposed times U. s is the range over N. q is w j over s "
+    "plus z, rounded; w hat is s times q minus z. e is w j minus "
+    "w hat, over U j j. Each later w k is lessened by e times U j k."
 )
 TERMS = {
     "H": "H: how inputs move together, 2·XᵀX / tokens, with damping on its diagonal",
-    "U": "U: the upper Cholesky factor of H⁻¹. Its row j knows how the columns after j can make "
-    "good for an error in column j",
+    "U": "U: the upper Cholesky factor of H⁻¹. Its row j knows how the columns after j can "
+    "compensate for an error in column j",
     "w": "w_{j}: the column of this step, with all it has received so far",
-    "s": "s: the step between two levels, shared by the group",
+    "s": "s: the spacing of the levels, shared by the group",
+    "range": "range: how far the weights of the group reach, as they are by now",
+    "N": "N: how many spacings that is; it depends on the bits",
     "z": "z: the code of 0",
     "round": "round: to the nearest level; a code beyond the last level becomes the last",
     "q": "q: the code that is stored",
@@ -54,28 +65,111 @@ TERMS = {
     "Ujj": "U_{jj}: small where other columns cannot stand in for this one",
     "e": "e: the error, divided once by U_{jj}",
     "wk": "w_{k}: a column that still waits",
-    "Ujk": "U_{jk}: how far column k can make good for column j",
+    "Ujk": "U_{jk}: how far column k can compensate for column j",
 }
 LIT = {
-    "levels": ["s", "z"],
+    "levels": ["range", "N"],
     "round": ["q", "round", "w", "what"],
-    "divide": ["e", "gap", "Ujj"],
-    "hand on": ["wk", "Ujk", "e"],
+    "divide": ["gap", "Ujj"],
+    "pass on": ["wk", "Ujk"],
+}
+BY_HAND_LIT = {
+    "inputs": ["H"],
+    "factor": ["H", "U"],
+    "levels": LIT["levels"],
+    "round": LIT["round"],
+    "divide": LIT["divide"],
+    "compensate": LIT["pass on"],
+    "end": [],
+}
+_E = """
+<math display="block"><mrow><mi>e</mi><mo>=</mo><mfrac><mrow><msub><mi>w</mi><mi>j</mi></msub>
+  <mo>−</mo><mover accent="true"><mi>w</mi><mo>^</mo></mover></mrow>{0}</mfrac></mrow></math>
+"""
+_W = """
+<math display="block"><mrow><msub><mi>w</mi><mi>k</mi></msub><mo>←</mo><msub><mi>w</mi>
+  <mi>k</mi></msub><mo>−</mo>{0}<mo>·</mo>{1}</mrow></math>
+"""
+_INVERSE = (
+    "<msub><mrow><mo>[</mo><msup><mi>H</mi><mrow><mo>−</mo><mn>1</mn></mrow></msup><mo>]</mo>"
+    "</mrow><mrow><mi>j</mi><mi>{0}</mi></mrow></msub>"
+)
+_FACTOR = "<msub><mi>U</mi><mrow><mi>j</mi><mi>{0}</mi></mrow></msub>"
+
+
+def _twice(divisor: str) -> str:
+    return f'<mfrac data-term="wrong"><mi>e</mi>{divisor}</mfrac>'
+
+
+def _wrong(term: str) -> str:
+    return f'<mrow data-term="wrong">{term}</mrow>'
+
+
+#: Variant → the line as it is misprinted, and what is wrong in it.
+MISPRINTS = {
+    "double_division": (
+        _W.format(_twice(_FACTOR.format("j")), _FACTOR.format("k")),
+        "wrong: e has been divided by U_{jj} already",
+    ),
+    "no_update": (
+        _E.format(_wrong(_INVERSE.format("j")))
+        + _W.format("<mi>e</mi>", _wrong(_INVERSE.format("k"))),
+        "wrong: H⁻¹ of all columns, as if none were rounded yet",
+    ),
+    "as_printed": (
+        _E.format(_wrong(_INVERSE.format("j")))
+        + _W.format(_twice(_INVERSE.format("j")), _wrong(_INVERSE.format("k"))),
+        "wrong: H⁻¹ of all columns, and e divided a second time",
+    ),
 }
 
+GUIDE = (
+    Step(
+        "Three weights by hand",
+        "Step through one row with “One step forward”. Rounding to nearest moves the first two "
+        "weights the same way, and their inputs come together. At the end compare the two sums: "
+        "which one does the next layer see?",
+        {"part": BY_HAND},
+        {"part": Is(BY_HAND), "step": AtLeast(12)},
+    ),
+    Step(
+        "One real column",
+        "Choose the four moments at the upper right, one after the other. Each shows its equation, "
+        "and the sentence above the steps' bar gives its numbers.",
+        {"part": A_LAYER, "step": "300", "moment": "levels"},
+        {"part": Is(A_LAYER), "moment": Is("pass on")},
+    ),
+    Step(
+        "A weight that waits",
+        "A weight near the right end is held. Play at 64× and watch the line “now” of its table: "
+        "how often it is moved before its turn comes, and how far.",
+        {"part": A_LAYER, "weight": "36, 1000"},
+        {"part": Is(A_LAYER), "step": AtLeast(1000)},
+    ),
+    Step(
+        "Two bits, smaller groups",
+        "Move “Scale per” to the smallest groups. Which changes the gap to rounding to nearest "
+        "more, the bits or the groups?",
+        {"part": A_LAYER, "bits": "2", "step": "1024"},
+        {"bits": Is("2"), "scale": Is("group of 32")},
+    ),
+    Step(
+        "Take its knowledge",
+        "Open “Calibration text” and take 16 tokens. The run still believes in its Hessian; the "
+        "text that it is measured on does not.",
+        {"part": A_LAYER, "step": "1024"},
+        {"part": Is(A_LAYER), "tokens": Is("16")},
+    ),
+    Step(
+        "Find a misprint",
+        "Choose “failure: Divided twice” under “A second run beside it”. The misprinted line "
+        "stands below the pictures, with the sign by which you would find it in your own code.",
+        {"part": A_LAYER, "step": "512"},
+        {"part": Is(A_LAYER), "beside": Is("double_division")},
+    ),
+)
+
 Row = tuple[str, str, str]
-
-
-def percent(share: float) -> str:
-    return f"{number(100 * share, 3)} %"
-
-
-def signed(value: float, digits: int = 3) -> str:
-    return f"+{number(value, digits)}" if value > 0 else number(value, digits)
-
-
-def counted(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def sentence(walk: Walk, step: int, moment: str, row: int) -> str:
@@ -96,7 +190,7 @@ def sentence(walk: Walk, step: int, moment: str, row: int) -> str:
             f"rounding lost w − ŵ = {number(story.rounding_error, 3)}. Divided once by "
             f"U_{{jj}} = {number(story.diagonal, 3)} this is e = {number(story.error, 3)}."
         ),
-        "hand on": _handing_on(walk, step, story),
+        "pass on": _passing_on(walk, step, story),
     }
     return f"{where}: {says[moment]}"
 
@@ -109,7 +203,7 @@ def _levels(walk: Walk, step: int, story: Story) -> str:
         if step == first:
             return (
                 f"a group begins. The range of its {counted(size, 'weight')} in this row, as they "
-                f"are by now, gives the step between levels, {s}."
+                f"are by now, gives the spacing of the levels, {s}."
             )
         return f"its group's levels were found at step {first}; here {s}."
     if walk.options["group_size"] is None:
@@ -129,13 +223,13 @@ def _rounding(story: Story) -> str:
     return f"{text}."
 
 
-def _handing_on(walk: Walk, step: int, story: Story) -> str:
+def _passing_on(walk: Walk, step: int, story: Story) -> str:
     left = walk.n - step - 1
     if not left:
-        return "no column is left that could make good for the last error."
+        return "no column is left to compensate for the last error."
     ((column, amount),) = story.receivers(1)
     if amount == 0:
-        return "there is no error to hand on, or no column that moves together with this one."
+        return "there is no error to pass on, or no column that moves together with this one."
     moves = "weight that waits moves" if left == 1 else "weights that wait move"
     text = (
         f"the {left} {moves} by −e·U_{{jk}}, most of all the one in column {column}, by "
@@ -159,7 +253,7 @@ def story_rows(walk: Walk, story: Story, step: int) -> list[Row]:
         _so_far(story, step),
         ("moved in all by", signed(story.compensation), ""),
         ("w at its turn", number(story.live), "original"),
-        ("between levels, s", number(story.scale), ""),
+        ("spacing s", number(story.scale), ""),
     ]
     if story.zero:
         rows.append(("zero point z", number(story.zero), ""))
@@ -176,7 +270,7 @@ def story_rows(walk: Walk, story: Story, step: int) -> list[Row]:
         ("w − ŵ", number(story.rounding_error), "error"),
         ("U_{jj}", number(story.diagonal, 3), ""),
         ("e = (w − ŵ) / U_{jj}", number(story.error, 3), "error"),
-        ("hands on most", _most(story.receivers(1), "to"), ""),
+        ("passes on most", _most(story.receivers(1), "to"), ""),
         ("received most", _most(story.contributors(1), "from"), ""),
         (
             "round to nearest",
@@ -199,12 +293,27 @@ def _most(amounts: list[tuple[int, float]], way: str) -> str:
     return ", ".join(named) or "nothing"
 
 
+def brief_rows(rows: list[Row], moment: str) -> list[Row]:
+    """Of one weight's rows, those that this moment of a step is about."""
+    wanted = {
+        "levels": ("spacing s", "zero point z"),
+        "round": ("w at its turn", "w/s + z", "code q", "ŵ"),
+        "divide": ("w − ŵ", "U_{jj}", "e = (w − ŵ) / U_{jj}"),
+        "pass on": ("e = (w − ŵ) / U_{jj}", "passes on most"),
+    }[moment]
+    return [
+        row
+        for i, row in enumerate(rows)
+        if i < 3 or row[0] in wanted or row[0].startswith(("now", "its input"))
+    ]
+
+
 # ---------------------------------------------------------------------------- two runs, and texts
 
 NAMES = {
     "bits": "bits", "symmetric": "symmetric levels", "group_size": "scale per",
     "act_order": "act-order", "static_groups": "levels found beforehand", "mse": "range search",
-    "damp": "damping", "block_size": "block size",
+    "damp": "damping", "block_size": "block size", "scale_dtype": "scales stored as",
 }  # fmt: skip
 
 
@@ -241,6 +350,8 @@ def _setting(name: str, value: Any) -> str:
         return percent(value)
     if isinstance(value, bool):
         return "on" if value else "off"
+    if name == "scale_dtype":
+        return str(value).removeprefix("torch.")
     return str(value)
 
 
@@ -255,3 +366,37 @@ def spoken_text(name: str) -> str:
     'held-out python'
     """
     return name.replace("heldout", "held-out").replace("_", " ")
+
+
+def adapted(walk: Walk) -> list[str]:
+    """What the run had to change to be possible."""
+    info, said = walk.result.info, []
+    if info["damp"] != walk.options["damp"]:
+        said.append(
+            f"The Hessian had no Cholesky factor with {percent(walk.options['damp'])} damping, so "
+            f"it was raised to {percent(info['damp'])}."
+        )
+    dead = len(info["dead_columns"])
+    if dead:
+        said.append(
+            f"{counted(dead, 'input channel')} {'was' if dead == 1 else 'were'} 0 in every token "
+            f"of the calibration text; GPTQ sets the weights that read "
+            f"{'it' if dead == 1 else 'them'} to 0."
+        )
+    return said
+
+
+def told(report: StepReport) -> list[Any]:
+    """What the report on the learner's function says, and how to go on."""
+    lines = str(report).splitlines()
+    return [
+        *(
+            Text(line, role="good" if report.passed and i == 0 else "")
+            for i, line in enumerate(lines)
+        ),
+        Text(
+            "The first run is the true one. Yours shows what your function gave: columns that wait "
+            "move only if it emitted its errors and rows of U.",
+            role="wait",
+        ),
+    ]

@@ -4,14 +4,21 @@ Everything that a step shows is computed by `qviz.kernels.tiles.walk`, and sent 
 step to step needs no kernel of Jupyter.
 """
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 
 from qviz.core.grids import Affine
+from qviz.core.tensor import QuantizedTensor
 from qviz.kernels import registry
 from qviz.kernels.formats import FORMATS
 from qviz.kernels.tiles import EVENTS, SHOWN, Block, Step, Walk, programs, source, walk
 from qviz.models.capture import load_calibration
 from qviz.models.checkpoint import load_layer
+from qviz.ui.views.fields import CellField, StepField
+from qviz.ui.views.frame import tie_frames
 from qviz.ui.views.layer_page import FIRST_LAYER
 from qviz.ui.views.lesson_page import COMPUTING, LessonPage
 from qviz.ui.widgets import (
@@ -22,7 +29,6 @@ from qviz.ui.widgets import (
     Slider,
     Text,
     Transport,
-    link,
     number,
     section,
 )
@@ -54,12 +60,26 @@ SHOWS = {
 UNKNOWN = "–"
 
 
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What the part shows: a program of a kernel on a weight, and its outputs in float64."""
+
+    q: QuantizedTensor
+    walk: Walk
+    wide: torch.Tensor
+
+
 class Inside:
     """Controls, pictures and the steps' bar of the second part. It computes when it is opened."""
 
-    def __init__(self, page: LessonPage) -> None:
+    keys = ("multiplied", "stored", "program", "rows", "step", "tile")  # its fields
+
+    def __init__(self, page: LessonPage, live: Callable[[], bool]) -> None:
         self._page = page
-        self.walk: Walk | None = None
+        self.shown: Seen | None = None
+        self._quantized: tuple[str, QuantizedTensor] | None = None  # the last format asked for
+        self._weight: torch.Tensor | None = None
+        self._takes: dict[str, list[str]] = {}  # kernel → the formats that it takes
         self._cell: tuple[int, int] | None = None  # of the tile
         self.kernel_control = Choice(
             "Kernel", [f"{name}: {registry.get(name).title}" for name in SHOWN]
@@ -74,22 +94,32 @@ class Inside:
         self.origin = Text("", role="wait")
         self.table = Readout("One weight")
         self.traffic = Readout("Read from memory")
-        link(
-            self.transport, "index", (self.code, "frame"), (self.tile_view, "frame"),
-            (self.table, "frame"), (self.traffic, "frame"),
-        )  # fmt: skip
+        tie_frames(self.transport, self.code, self.tile_view, self.table, self.traffic)
         self.controls = [
             self.kernel_control, self.format_control, self.program_control, self.rows_control,
             self.weight_view,
         ]  # fmt: skip
         self.main = [section("What it has in hand", self.origin, self.tile_view, self.code)]
         self.side = [section("", self.table), section("", self.traffic)]
-        page.on_change(self.kernel_control, "index", self._new_kernel, COMPUTING)
-        page.on_change(self.format_control, "index", self._new_format, COMPUTING)
-        page.on_change(self.rows_control, "index", self._new_rows, COMPUTING)
-        page.on_change(self.program_control, "index", self._run, COMPUTING)
-        page.on_change(self.transport, "index", self._mark)
-        page.on_change(self.tile_view, "cursor", self._new_cell)
+        self._wire(live)
+
+    def _wire(self, live: Callable[[], bool]) -> None:
+        page = self._page
+
+        def add(key: str, control: Any, names: Callable[[], Sequence[str]] | None = None) -> None:
+            page.add(key, control, self.update, busy=COMPUTING, names=names, live=live)
+
+        add("multiplied", self.kernel_control, lambda: list(SHOWN))
+        add("stored", self.format_control, lambda: self._formats)
+        add("rows", self.rows_control)
+        add("program", self.program_control)
+        page.fields["step"] = StepField("step", self.transport, live=live)
+        page.fields["tile"] = CellField(
+            "tile", lambda: self.tile_view, lambda: self._cell or (0, 0), live=live
+        )
+        page.on_change(self.transport, "index", self.look)
+        for trait in ("cursor", "pinned"):
+            page.on_change(self.tile_view, trait, self._new_cell)
 
     # ---------------------------------------------------------------- what the learner chose
 
@@ -102,64 +132,82 @@ class Inside:
         rows = ROWS[int(self.rows_control.index)]
         return Block(rows, 8 if self.kernel == "triton.w8a8" else 4)
 
+    @property
+    def walk(self) -> Walk:
+        assert self.shown is not None
+        return self.shown.walk
+
     # ---------------------------------------------------------------- computing
 
-    def open(self) -> None:
-        """Compute what is shown, the first time that it is."""
-        if self.walk is None:
+    def _layer(self) -> torch.Tensor:
+        if self._weight is None:
             self._weight = load_layer(None, FIRST_LAYER).float()
-            self._token = load_calibration(None, FIRST_LAYER).inputs[0]
-            self._new_kernel()
+        return self._weight
 
-    def _new_kernel(self) -> None:
-        """Offer the formats that the kernel takes."""
-        kernel = registry.get(self.kernel)
-        small = self._weight[:16, :256]
-        takes = [n for n, f in FORMATS.items() if kernel.refuses(f.quantize(small)) is None]
-        self._formats = takes
-        with self._page.quietly():
-            self.format_control.set_options([FORMATS[name].title for name in takes], 0)
-        self._new_format()
+    def _stored(self) -> QuantizedTensor:
+        """The layer in the chosen format, quantized once."""
+        name = self._formats[int(self.format_control.index)]
+        if self._quantized is None or self._quantized[0] != name:
+            self._quantized = name, FORMATS[name].quantize(self._layer())
+        return self._quantized[1]
 
-    def _new_format(self) -> None:
-        self._q = FORMATS[self._formats[int(self.format_control.index)]].quantize(self._weight)
-        self.weight_view.set_frames([self._q.codes.float()], axes=("out", "in"), role="codes",
-                                    colormap="sequential")  # fmt: skip
-        self._new_rows()
+    @property
+    def _formats(self) -> list[str]:
+        """Those that the chosen kernel takes."""
+        if self.kernel not in self._takes:
+            kernel, small = registry.get(self.kernel), self._layer()[:16, :256]
+            self._takes[self.kernel] = [
+                n for n, f in FORMATS.items() if kernel.refuses(f.quantize(small)) is None
+            ]
+        return self._takes[self.kernel]
 
-    def _new_rows(self) -> None:
-        with self._page.quietly():
-            count = programs(self._q, self.block)
-            at = min(int(self.program_control.index), count - 1)
+    def fit(self) -> None:
+        """Offer the formats that the kernel takes, and the programs that there are."""
+        titles = [FORMATS[name].title for name in self._formats]
+        if titles != list(self.format_control.options):
+            self.format_control.set_options(titles, 0)
+        count = programs(self._stored(), self.block)
+        at = min(int(self.program_control.index), count - 1)
+        if count != len(self.program_control.options):
             self.program_control.set_options([str(i) for i in range(count)], at)
-        self._run()
 
-    def _run(self) -> None:
+    def update(self) -> None:
+        self._page.update(self)
+
+    def compute(self) -> Seen:
+        x = load_calibration(None, FIRST_LAYER).inputs[0].bfloat16()
+        q = self._stored()
         program = int(self.program_control.index)
-        x = self._token.bfloat16()
-        self.walk = walk(self.kernel, self._q, x, program=program, block=self.block)
-        self._wide = registry.get(self.kernel).reference(self._q, x[None])[0, self.walk.rows]
-        steps = self.walk.steps
+        found = walk(self.kernel, q, x, program=program, block=self.block)
+        wide = registry.get(self.kernel).reference(q, x[None])[0, found.rows]
+        return Seen(q, found, wide)
+
+    def draw(self, seen: Seen) -> None:
+        last, self.shown = self.shown, seen
+        found, steps = seen.walk, seen.walk.steps
+        if last is None or last.q is not seen.q:
+            self.weight_view.set_frames([seen.q.codes.float()], axes=("out", "in"), role="codes",
+                                        colormap="sequential")  # fmt: skip
         self.origin.text = (
-            f"{FIRST_LAYER} of the bundled model, {self._q.shape[0]}×{self._q.shape[1]}, and an "
-            f"input that it really gets. The whole product takes {self.walk.programs} such "
-            f"programs, as many at once as a GPU has room for; this is number {program}."
+            f"{FIRST_LAYER} of the bundled model, {seen.q.shape[0]}×{seen.q.shape[1]}, and an "
+            f"input that it really gets. The whole product takes {found.programs} such "
+            f"programs, as many at once as a GPU has room for; this is number {found.program}."
         )
-        self.transport.set_steps(
-            len(steps),
-            events={
-                "the next tile": [i for i, s in enumerate(steps) if s.event in _READS],
-                "the end": [len(steps) - 1],
-            },
-            captions=[step.caption for step in steps],
-        )
-        self.code.set_texts(source(self.kernel), [step.lines for step in steps])
+        with self._page.quietly():
+            self.transport.set_steps(
+                len(steps),
+                events={
+                    "the next tile": [i for i, s in enumerate(steps) if s.event in _READS],
+                    "the end": [len(steps) - 1],
+                },
+                captions=[step.caption for step in steps],
+            )
+        self.code.set_texts(source(found.kernel), [step.lines for step in steps])
         self._draw_tile()
         self._draw_tables()
-        self._mark()
+        self.look()
 
     def _draw_tile(self) -> None:
-        assert self.walk is not None
         width = max(s.columns.stop - s.columns.start for s in self.walk.steps if s.event in _READS)
         frames = picture(self.walk, width)
         self.tile_view.set_frames(
@@ -183,12 +231,12 @@ class Inside:
             self._draw_tables()
 
     def _draw_tables(self) -> None:
-        assert self.walk is not None
-        assert self._cell is not None
-        told = story(self.walk, *self._cell, self._wide)
+        assert self._cell is not None and self.shown is not None
+        q = self.shown.q
+        told = story(self.walk, *self._cell, self.shown.wide)
         if self.walk.kernel == "triton.w8a8":
-            assert isinstance(self._q.grid, Affine)
-            scale = self._q.grid.scale.flatten()[self.walk.rows.start + self._cell[0]]
+            assert isinstance(q.grid, Affine)
+            scale = q.grid.scale.flatten()[self.walk.rows.start + self._cell[0]]
             told[-1]["scale s of its row"] = number(float(scale))
         labels = list(dict.fromkeys(label for each in told for label in each))
         self.table.set_rows(
@@ -200,7 +248,6 @@ class Inside:
 
     def _draw_traffic(self) -> None:
         """Bytes read up to each step, and what 16-bit weights would have needed."""
-        assert self.walk is not None
         read, packed, weights, here, ours, there = 0, 0, 0, [], [], []
         rows = self.walk.rows.stop - self.walk.rows.start
         for step in self.walk.steps:
@@ -220,10 +267,8 @@ class Inside:
             ]
         )
 
-    def _mark(self) -> None:
+    def look(self) -> None:
         """Show in the whole weight where the step is."""
-        if self.walk is None:
-            return
         step = self.walk.steps[int(self.transport.index)]
         self.weight_view.row_mark = step.rows.start
         self.weight_view.column_mark = step.columns.start if step.columns.stop else -1
@@ -326,15 +371,13 @@ def _told(walk: Walk, i: int, row: int, column: int) -> dict[str, str]:
         case "tile.step":
             return {"token's scale": number(float(held["step"][0]))}
         case "tile.words":
-            return _word(held["words"], row, column)
+            return _word(walk, held["words"], row, column)
         case "tile.weights":
             return {"code q": number(int(held["weights"][row, column]))}
         case "tile.scale":
-            scale = held["scale"]
-            each = -(-span // scale.shape[1])
-            told = {"scale s": number(float(scale[row, column // each]))}
+            told = {"scale s": number(float(held["scale"][row, column]))}
             if walk.kernel == "triton.w4a16":
-                told["zero point z"] = number(float(held["zero"][row, column // each]))
+                told["zero point z"] = number(float(held["zero"][row, column]))
             return told
         case "tile.inputs":
             name = "input x" if walk.kernel != "triton.w8a8" else "input's code"
@@ -370,13 +413,15 @@ def _sum_so_far(walk: Walk, i: int) -> torch.Tensor:
     return torch.stack([part.sum(1) for part in parts]).sum(0)
 
 
-def _word(words: torch.Tensor, row: int, column: int) -> dict[str, str]:
-    """The word [of words [r, c, w]] in which a weight lies, and where in it: code j of a chunk's
-    words is that of columns j·w to j·w + w − 1."""
-    chunk = words.shape[2]
-    within = column % (8 * chunk)
-    j, lane = within // chunk, within % chunk
-    word = int(words[row, column // (8 * chunk), lane]) & 0xFFFFFFFF
-    bits = [f"{word:032b}"[at : at + 4] for at in range(0, 32, 4)]
-    bits[7 - j] = f"[{bits[7 - j]}]"
-    return {"the word it lies in": f"0x{word:08x}", "its four bits there": " ".join(bits)}
+def _word(walk: Walk, words: torch.Tensor, row: int, column: int) -> dict[str, str]:
+    """The word [of words [r, c, w]] in which a weight lies, where in it, and beside which columns:
+    the same bits of a tile's words are a plane, the codes of as many columns side by side."""
+    at = walk.place(column)
+    word = int(words[row].flatten()[at.word]) & 0xFFFFFFFF
+    bits = [f"{word:032b}"[i : i + 4] for i in range(0, 32, 4)]
+    bits[7 - at.plane] = f"[{bits[7 - at.plane]}]"
+    return {
+        "the word it lies in": f"number {at.word}: 0x{word:08x}",
+        "its four bits there": " ".join(bits),
+        "columns of its plane": f"{at.side.start} to {at.side.stop - 1}",
+    }

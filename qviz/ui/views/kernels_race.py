@@ -7,24 +7,42 @@ batches are sent ahead, so that the slider needs no kernel.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from threading import Event, Thread
+from typing import Any
 
 from qviz.kernels import registry
 from qviz.kernels.ceilings import Ceilings
 from qviz.kernels.formats import DEFAULT_FORMAT, FORMATS
-from qviz.kernels.machine import machine
 from qviz.kernels.measure import BATCHES, measure
 from qviz.kernels.records import Record, recorded, title
 from qviz.kernels.registry import BASELINE
-from qviz.kernels.results import Bound, Measurement, Point
+from qviz.kernels.results import Measurement, Point
 from qviz.kernels.shapes import SHAPES
 from qviz.ui.figures.kernels import points_of, roofline, speedups, times
-from qviz.ui.views.lesson_page import EXPECTED, LessonPage
+from qviz.ui.views.frame import tie_frames
+from qviz.ui.views.kernels_words import (
+    activations,
+    bandwidth_name,
+    bound_words,
+    busy_words,
+    compared,
+    device_words,
+    duration,
+    share,
+    size,
+    three,
+    why_so_fast,
+)
+from qviz.ui.views.lesson_page import LessonPage
+from qviz.ui.views.prediction import YOUR_GUESS, Prediction
+from qviz.ui.views.snippet import Name, call
 from qviz.ui.widgets import (
     Button,
     Caption,
     Chart,
     Choice,
+    Code,
     Equation,
     Readout,
     Slider,
@@ -32,7 +50,6 @@ from qviz.ui.widgets import (
     Text,
     details,
     figures_row,
-    link,
     number,
     section,
     show_only,
@@ -43,7 +60,6 @@ HERE = "this machine"
 FIRST_SHAPE = ("Llama-3.2-1B", "o_proj")  # 2048 × 2048: some seconds on two cores
 SECONDS = 0.15  # of timing for each kernel and batch
 MEASURE, STOP = "Measure it here", "Stop measuring"
-GUESS = "your guess"
 NEVER, BEYOND = "never", "at every batch here"
 
 EQUATION = """
@@ -60,8 +76,8 @@ EQUATION = """
 TERMS = {
     "t": "t: the time of one product Y = X·Wᵀ",
     "bytes": "bytes: the packed weight, the inputs and the outputs, each moved once",
-    "bandwidth": "B: bytes a second that a plain copy or read moves on this device (the faster of "
-    "the two), measured",
+    "bandwidth": "B: bytes a second that this device moves at best, in a plain copy or a plain "
+    "read, measured in the same run",
     "operations": "2·m·n·k: a multiplication and an addition for each of m tokens, n outputs, k "
     "inputs",
     "rate": "R: operations a second of the best large product on this device, measured",
@@ -73,22 +89,21 @@ AXIS_OF = {"memory": MEMORY, "arithmetic": ARITHMETIC}
 class Race:
     """Controls, charts and tables of the first part. Plain Python, no browser needed."""
 
-    def __init__(self, page: LessonPage) -> None:
+    keys = ("tokens", "figures", "shape", "format", "kernel")  # its fields
+
+    def __init__(self, page: LessonPage, live: Callable[[], bool]) -> None:
         self._page = page
         self.records: list[Record] = recorded()
         self.live: dict[tuple[tuple[int, int], str], Measurement] = {}
         self.shown: Measurement | None = None  # one shape, one format
-        self._offered_shapes: list[tuple[str, tuple[int, int]]] = []
-        self._offered_formats: list[str] = []
+        self._selected: tuple[Any, Measurement | None] = ((), None)
         self._shapes = _shape_names(p.shape for r in self.records for p in r.measurement.points)
         self._ceilings: Ceilings | None = None  # of this machine, once they were measured
         self._worker: Thread | None = None
         self._measuring = False
         self._stop = Event()
-        self._revealed = False
         self._build()
-        self._wire()
-        self._offer()
+        self._wire(live)
 
     # ---------------------------------------------------------------- what the learner chose
 
@@ -113,13 +128,13 @@ class Race:
     @property
     def batches(self) -> list[int]:
         assert self.shown is not None
-        return sorted({point.batch for point in self.shown.points})
+        return _batches(self.shown)
 
     @property
     def kernels(self) -> list[str]:
         """Those that were measured, the 16-bit product first."""
         assert self.shown is not None
-        return list(dict.fromkeys(point.kernel for point in self.shown.points))
+        return _kernels(self.shown)
 
     # ---------------------------------------------------------------- built once, then mutated
 
@@ -134,8 +149,10 @@ class Race:
         self.progress = Status()
         self.busy = stack(self.progress)
         show_only(self.busy, False)
-        self.guess_control = Choice("Before you drag: up to how many tokens is it faster than 16 "
-                                    "bits?", [GUESS])  # fmt: skip
+        self.prediction = Prediction(
+            "Before you drag: up to how many tokens is it faster than 16 bits?", [NEVER, BEYOND],
+            self._verdict, self._draw_speedups, tells=True,
+        )  # fmt: skip
         self.times = Chart("Time of one product", height=170)
         self.speedups = Chart("Times as fast as 16 bits", height=215)
         self.roofline = Chart("What memory and arithmetic allow", height=215)
@@ -151,11 +168,9 @@ class Race:
         self.equation = Equation(EQUATION, TERMS, aria="t is at least the larger of bytes over B "
                                  "and 2 m n k over R")  # fmt: skip
         self.table = Readout("The kernel")
-        self.absent = Readout()
+        self.absent = Readout("Kernel, and why it is not here")
         self.caption = Caption()
-        self.verdict = Caption()
-        self.verdict.add_class("qv-aside")
-        self.predict = section("Predict", self.guess_control, self.verdict)
+        self.code = Code()
         self.closer = stack(self.kernel_control)
         self.controls = [
             self.closer,
@@ -163,7 +178,7 @@ class Race:
             details("Shape and machine", self.shape_control, self.source_control),
             self.measure_button,
             self.busy,
-            self.predict,
+            self.prediction.box,
         ]
         self.main = [section("The race", self.origin, self.charts)]
         self.side = [
@@ -171,62 +186,91 @@ class Race:
             section("Not in this race", details("Which kernels, and why not", self.absent)),
         ]
 
-    def _wire(self) -> None:
-        framed = (self.times, self.speedups, self.roofline, self.table, self.caption, self.equation)
-        link(self.batch_control, "index", *((widget, "frame") for widget in framed))
+    def _wire(self, live: Callable[[], bool]) -> None:
+        tie_frames(
+            self.batch_control, self.times, self.speedups, self.roofline, self.table, self.caption,
+            self.equation, self.code,
+        )  # fmt: skip
         page = self._page
-        page.on_change(self.batch_control, "index", self._reveal)
-        page.on_change(self.source_control, "index", self._offer)
-        page.on_change(self.shape_control, "index", self._new_choice)
-        page.on_change(self.format_control, "index", self._new_choice)
-        page.on_change(self.kernel_control, "index", self._draw)
-        page.on_change(self.guess_control, "index", self._judge)
-        self.measure_button.on_click(page.handler(self.press))
+        page.add(
+            "figures", self.source_control, self.update, live=live,
+            names=lambda: ["here", *(one.name for one in self.records)],
+        )  # fmt: skip
+        page.add(
+            "shape", self.shape_control, self.update, live=live,
+            names=lambda: [f"{out}x{columns}" for _, (out, columns) in self._offered_shapes],
+        )  # fmt: skip
+        page.add(
+            "format", self.format_control, self.update, live=live,
+            names=lambda: self._offered_formats,
+        )  # fmt: skip
+        page.add("kernel", self.kernel_control, self.update, live=live)
+        page.add("tokens", self.batch_control, self.prediction.moved, looks=True, live=live)
+        page.on_change(self.prediction.control, "index", self.prediction.answer)
+        page.on_press(self.measure_button, self.press, deed="measure")
 
     # ---------------------------------------------------------------- what can be chosen
 
-    def _offer(self) -> None:
+    def fit(self) -> None:
         """Offer what the chosen source has: a record its own, this machine everything."""
-        with self._page.quietly():
-            titles = [f"recorded: {one.title}" for one in self.records]
-            at = self.source_control.index
-            if not self.source_control.options[1:] and titles:
-                at = 1  # a page that opens shows what there is
-            self.source_control.set_options([HERE, *titles], at)
-            record = self.record
-            if record is None:
-                self._offered_shapes = list(self._shapes.items())
-                self._offered_formats = list(FORMATS)
-            else:
-                points = record.measurement.points
-                shapes = dict.fromkeys(point.shape for point in points)
-                self._offered_shapes = [(self._named(shape), shape) for shape in shapes]
-                self._offered_formats = list(dict.fromkeys(point.format for point in points))
-            first = self._named(SHAPES[FIRST_SHAPE[0]][FIRST_SHAPE[1]])
-            names = [name for name, _ in self._offered_shapes]
-            chosen = self.shape_control.value
-            here = names.index(first) if chosen == "…" and first in names else None
-            self.shape_control.set_options(names, here)
-            self.format_control.set_options([FORMATS[f].title for f in self._offered_formats])
-        self._new_choice()
+        titles = [HERE, *(f"recorded: {one.title}" for one in self.records)]
+        if len(self.source_control.options) != len(titles):
+            self.source_control.set_options(titles, min(1, len(self.records)))
+        names = [name for name, _ in self._offered_shapes]
+        first = self._named(SHAPES[FIRST_SHAPE[0]][FIRST_SHAPE[1]])
+        opening = self.shape_control.value == "…" and first in names
+        self.shape_control.set_options(names, names.index(first) if opening else None)
+        self.format_control.set_options([FORMATS[f].title for f in self._offered_formats])
+        measured = self.compute()
+        if measured is not None:
+            self.batch_control.set_options([str(batch) for batch in _batches(measured)])
+            others = [name for name in _kernels(measured) if name != BASELINE]
+            self.kernel_control.set_options(others or [BASELINE])
+
+    @property
+    def _offered_shapes(self) -> list[tuple[str, tuple[int, int]]]:
+        record = self.record
+        if record is None:
+            return list(self._shapes.items())
+        shapes = dict.fromkeys(point.shape for point in record.measurement.points)
+        return [(self._named(shape), shape) for shape in shapes]
+
+    @property
+    def _offered_formats(self) -> list[str]:
+        record = self.record
+        if record is None:
+            return list(FORMATS)
+        return list(dict.fromkeys(point.format for point in record.measurement.points))
 
     def _named(self, shape: tuple[int, int]) -> str:
         """A shape with the first model's layer that has it."""
         return next(name for name, each in self._shapes.items() if each == shape)
 
-    def _new_choice(self) -> None:
-        mine, record = self.live.get((self.shape, self.format)), self.record
-        found = mine if record is None else record.measurement
-        self.shown = None if found is None else _only(found, self.shape, self.format)
-        self._show_all()
+    def update(self) -> None:
+        self._page.update(self)
+
+    def compute(self) -> Measurement | None:
+        """Of what was measured or recorded, the chosen shape and format; None: nothing yet."""
+        record = self.record
+        found = self.live.get((self.shape, self.format)) if record is None else record.measurement
+        if found is None:
+            return None
+        key = found, self.shape, self.format
+        if self._selected[0] != key:
+            self._selected = key, _only(found, self.shape, self.format)
+        return self._selected[1]
 
     # ---------------------------------------------------------------- drawing
 
-    def _show_all(self) -> None:
-        for widget in (self.charts, self.closer, self.predict):
-            show_only(widget, self.shown is not None)
+    def look(self) -> None:
+        """The browser shows any batch by itself."""
+
+    def draw(self, measured: Measurement | None) -> None:
+        another, self.shown = self.shown is not measured, measured
+        for widget in (self.charts, self.closer, self.prediction.box):
+            show_only(widget, measured is not None)
         self._say_origin()
-        if self.shown is None:
+        if measured is None:
             self.table.set_rows([], "The kernel")
             self.absent.set_rows(_reasons({k.kernel.name: k.reason for k in registry.available()
                                            if k.reason is not None}))  # fmt: skip
@@ -234,18 +278,15 @@ class Race:
                 f"“{MEASURE}” times every kernel that takes "
                 f"{FORMATS[self.format].title} beside 16-bit weights."
             )
-            self.verdict.set_texts("")
+            self.code.set_texts(self._snippet(None))
             self.equation.actives = []
             return
-        with self._page.quietly():
-            self.batch_control.set_options([str(batch) for batch in self.batches])
-            others = [name for name in self.kernels if name != BASELINE]
-            self.kernel_control.set_options(others or [BASELINE])
+        if another:
             ends = [NEVER, *(str(b) for b in self.batches[:-1]), BEYOND]
-            self.guess_control.set_options([GUESS, *ends], 0)
-        self._revealed = False
-        self.absent.set_rows(_reasons(self.shown.left_out))
-        self._draw()
+            with self._page.quietly():
+                self.prediction.reset(ends)
+        self.absent.set_rows(_reasons(measured.left_out))
+        self._draw_figures(measured)
 
     def _say_origin(self) -> None:
         record = self.record
@@ -253,19 +294,16 @@ class Race:
             about = record.measurement.machine
             self.origin.text = (
                 f"Recorded on {record.title} (torch {about.get('torch', '?')}), not measured here. "
-                f"What this machine does, only measuring tells. {_busy_words(record.measurement)}"
+                f"What this machine does, only measuring tells. {busy_words(record.measurement)}"
             ).strip()
         elif self.shown is None:
             self.origin.text = (
-                f"Not measured on this machine yet: press “{MEASURE}”. {_device_words()}"
+                f"Not measured on this machine yet: press “{MEASURE}”. {device_words()}"
             )
         else:
-            self.origin.text = f"Measured on {title(self.shown)}. {_busy_words(self.shown)}".strip()
+            self.origin.text = f"Measured on {title(self.shown)}. {busy_words(self.shown)}".strip()
 
-    def _draw(self) -> None:
-        shown = self.shown
-        if shown is None:
-            return
+    def _draw_figures(self, shown: Measurement) -> None:
         kernels, batches, chosen = self.kernels, self.batches, self.kernel
         self.times.height = 60 + 30 * len(kernels)
         self.times.set_figures(
@@ -279,43 +317,55 @@ class Race:
         )
         self._draw_table()
         self.caption.set_texts([self._sentence(batch) for batch in batches])
+        self.code.set_texts([self._snippet(batch) for batch in batches])
         points = points_of(shown, chosen)
         self.equation.actives = [
             AXIS_OF[shown.bound(points[b]).limit] if b in points else [] for b in batches
         ]
-        self._judge()
+        self.prediction.answer()
 
     def _draw_speedups(self) -> None:
-        assert self.shown is not None
-        figure = speedups(self.shown, self.kernels, self.batches, self.kernel, drawn=self._revealed)
+        """The curves are hidden until the learner has guessed or dragged."""
+        if self.shown is None:
+            return
+        drawn = self.prediction.revealed
+        figure = speedups(self.shown, self.kernels, self.batches, self.kernel, drawn=drawn)
         words = "Hidden until you have guessed or dragged."
-        if self._revealed:
+        if drawn:
             words = " ".join(str(one) for one in self.shown.crossovers())
         self.speedups.set_figures(figure, words)
 
-    def _reveal(self) -> None:
-        """The curves, once the learner has predicted or dragged: before, they give the answer."""
-        if self._revealed or self.shown is None:
-            return
-        self._revealed = True
-        self._draw_speedups()
-        self._judge()
-
-    def _judge(self) -> None:
-        if self.guess_control.index:
-            self._reveal()
-        if self.shown is None or not self._revealed or self.kernel == BASELINE:
-            self.verdict.set_texts("")
-            return
+    def _verdict(self, guess: int) -> str:
+        if self.shown is None or self.kernel == BASELINE:
+            return ""
         crossing = self.shown.crossover(self.kernel, self.format, self.shape)
         truth = NEVER if crossing.faster is None else str(crossing.faster)
         if crossing.slower is None and crossing.faster is not None:
             truth = BEYOND
-        guess = self.guess_control.value
-        said = "" if guess == GUESS else "Right. " if guess == truth else f"Not {guess}. "
+        answer = self.prediction.control.value
+        said = "" if answer == YOUR_GUESS else "Right. " if answer == truth else f"Not {answer}. "
         if said and (crossing.verdict == "within the spread" or crossing.gaps):
             said = "No guess is right or wrong here. "
-        self.verdict.set_texts(f"{said}{crossing}")
+        return f"{said}{crossing}"
+
+    def _snippet(self, batch: int | None) -> str:
+        """The library calls behind the figures at this moment."""
+        record = self.record
+        found = call(
+            "qviz.kernels.measure", self.shape, self.format, list(BATCHES), seconds=SECONDS
+        )
+        lines = ["import qviz", ""]
+        if record is not None:
+            lines[1:] = ["from qviz.kernels.records import recorded", ""]
+            found = f"next(r for r in recorded() if r.name == {record.name!r}).measurement"
+        lines.append(f"found = {found}")
+        if batch is not None:
+            chosen = call(
+                "found.select", kernel=self.kernel, shape=self.shape, format=self.format,
+                batch=batch,
+            )  # fmt: skip
+            lines += [f"point = {chosen}[0]", "point.time.median, found.speedup(point)"]
+        return str(Name("\n".join(lines)))
 
     # ---------------------------------------------------------------- words
 
@@ -324,7 +374,7 @@ class Race:
         points = points_of(self.shown, self.kernel)
         columns = [self._figures(points.get(batch)) for batch in self.batches]
         rows = [(name, [each[name] for each in columns]) for name in columns[0]]
-        rows.append(("inputs", [_activations(self.kernel)]))
+        rows.append(("inputs", [activations(self.kernel)]))
         self.table.set_rows(rows, self.kernel)
 
     def _figures(self, point: Point | None) -> dict[str, str]:
@@ -332,7 +382,7 @@ class Race:
         shown = self.shown
         assert shown is not None
         names = ("time", "10th–90th percentile", "16 bits take", "as fast as 16 bits", "weight",
-                 "in 16 bits", "of a copy's bandwidth", "of the best product's rate",
+                 "in 16 bits", "bandwidth B", "of it used", "of the best product's rate",
                  "memory asks for", "arithmetic asks for", "error of its arithmetic",
                  "… and of inputs, scales")  # fmt: skip
         if point is None:
@@ -340,18 +390,19 @@ class Race:
         beside, bound = shown.baseline(point), shown.bound(point)
         rate = shown.rate_share(point)
         texts = (
-            _time(point.time.median),
-            f"{_time(point.time.low)} – {_time(point.time.high)}",
-            _time(beside.time.median),
-            f"{_three(shown.speedup(point))}×",
+            duration(point.time.median),
+            f"{duration(point.time.low)} – {duration(point.time.high)}",
+            duration(beside.time.median),
+            f"{three(shown.speedup(point))}×",
             size(point.weight_bytes),
             size(beside.weight_bytes),
-            _percent(shown.bandwidth_share(point)),
-            "not known" if rate is None else _percent(rate),
-            _time(bound.memory),
-            "not known" if bound.arithmetic is None else _time(bound.arithmetic),
-            _percent(point.error),
-            _percent(point.total_error),
+            bandwidth_name(shown.ceilings),
+            share(point.bandwidth / shown.ceilings.bandwidth),
+            "not known" if rate is None else share(rate),
+            duration(bound.memory),
+            "not known" if bound.arithmetic is None else duration(bound.arithmetic),
+            share(point.error),
+            share(point.total_error),
         )
         return dict(zip(names, texts, strict=True))
 
@@ -363,18 +414,19 @@ class Race:
         if point is None:
             return f"{self.kernel} was not measured with {tokens}."
         beside = shown.baseline(point)
-        said = f"{_compared(point, beside, shown.speedup(point))}."
+        said = f"{compared(point, beside, shown.speedup(point))}."
         notes = dict.fromkeys(f" {p.kernel}: {p.note}." for p in (point, beside) if p.note)
+        said += why_so_fast(point, beside, shown.speedup(point), shown.bound(beside))
         return (
-            f"With {tokens}, {self.kernel} takes {_time(point.time.median)}: {said} "
-            f"{_bound_words(point, shown.bound(point))}{''.join(notes)}"
+            f"With {tokens}, {self.kernel} takes {duration(point.time.median)}: {said} "
+            f"{bound_words(point, shown.bound(point))}{''.join(notes)}"
         )
 
     def _times_in_words(self, batch: int) -> str:
         assert self.shown is not None
         found = {name: points_of(self.shown, name).get(batch) for name in self.kernels}
         listed = ", ".join(
-            f"{name} {_time(point.time.median)}"
+            f"{name} {duration(point.time.median)}"
             for name, point in found.items()
             if point is not None
         )
@@ -388,8 +440,8 @@ class Race:
             return f"{self.kernel} was not measured at batch {batch}."
         return (
             f"{self.kernel} at batch {batch}: {number(point.intensity, 3)} operations per byte, "
-            f"{number(point.rate / 1e9, 3)} billion operations per second; a copy or read moves "
-            f"{number(shown.ceilings.bandwidth / 1e9, 3)} billion bytes per second."
+            f"{number(point.rate / 1e9, 3)} billion operations per second; memory moves "
+            f"{number(shown.ceilings.bandwidth / 1e9, 3)} billion bytes per second at best."
         )
 
     # ---------------------------------------------------------------- measuring here
@@ -409,10 +461,10 @@ class Race:
             with self._page.quietly():
                 shape, format = self.shape, self.format
                 self.source_control.index = 0
-                self._offer()
+                self.fit()
                 self.shape_control.index = list(self._shapes).index(self._named(shape))
                 self.format_control.index = self._offered_formats.index(format)
-            self._new_choice()
+            self.update()
         self._stop.clear()
         self._measuring = True
         self.progress.busy("beginning to measure")
@@ -443,39 +495,31 @@ class Race:
                 shape, format, BATCHES, seconds=SECONDS, ceilings=self._ceilings,
                 progress=progress, stopped=self._stop.is_set,
             )  # fmt: skip
-        except Exception as error:
-            words = str(error) if isinstance(error, EXPECTED) else f"a defect of qviz: {error!r}"
-            self._finish(lambda: self._page.status.show_error(words))
-            if not isinstance(error, EXPECTED):
-                raise
+        except Exception as error:  # noqa: BLE001, said on the page and raised again by it
+            self._finish(partial(_again, error))
         else:
             self._finish(lambda: self._take(found, shape, format))
 
     def _finish(self, then: Callable[[], None]) -> None:
+        """In this thread nobody else would tell the learner what went wrong."""
         with self._page.one_at_a_time:
             show_only(self.busy, False)
             self.measure_button.label = MEASURE
             self._measuring = False
-            self._page.status.clear()
-            try:
-                then()
-            except Exception as error:  # in this thread nobody else would tell the learner
-                self._page.status.show_error(f"a defect of qviz: {error!r}")
-                raise
+            self._page.do(then)
 
     def _take(self, found: Measurement, shape: tuple[int, int], format: str) -> None:
         self._ceilings = found.ceilings  # they take seconds, and stay what they are
         if not found.points:
             whys = " ".join(f"{name}: {why}" for name, why in found.left_out.items())
-            self._page.status.show_error(
+            raise ValueError(
                 f"nothing could be measured. {whys}"
                 if found.complete
                 else "stopped before anything was measured"
             )
-            return
         self.live[shape, format] = found
         if self.record is None and (self.shape, self.format) == (shape, format):
-            self._new_choice()
+            self.update()
         else:  # the learner looks at something else meanwhile
             self.origin.text += (
                 f" Meanwhile {self._named(shape)}, {FORMATS[format].title}, was measured here: "
@@ -483,7 +527,7 @@ class Race:
             )
 
 
-# ---------------------------------------------------------------------- names and numbers
+# ---------------------------------------------------------------------- names
 
 
 def _name(model: str, layer: str) -> str:
@@ -518,6 +562,18 @@ def _only(measured: Measurement, shape: tuple[int, int], format: str) -> Measure
     return replace(measured, points=points, left_out=absent)
 
 
+def _batches(measured: Measurement) -> list[int]:
+    return sorted({point.batch for point in measured.points})
+
+
+def _kernels(measured: Measurement) -> list[str]:
+    return list(dict.fromkeys(point.kernel for point in measured.points))
+
+
+def _again(error: Exception) -> None:
+    raise error
+
+
 def _reasons(left_out: Mapping[str, str]) -> list[tuple[str, str]]:
     """Rows of a table: who is not there, and why. Names may break after a point, so that the table
     fits beside the charts; a reason that begins with the name does without it."""
@@ -525,91 +581,3 @@ def _reasons(left_out: Mapping[str, str]) -> list[tuple[str, str]]:
         (name.replace(".", ".\u200b"), why.removeprefix(f"{name} "))
         for name, why in left_out.items()
     ]
-
-
-def _activations(kernel: str) -> str:
-    known = registry.kernels().get(kernel)
-    return "not known" if known is None else known.activations
-
-
-def _device_words() -> str:
-    """What would be measured here, in a sentence."""
-    device = registry.default_device()
-    if device.type == "cuda":
-        return f"There is a GPU here, {machine(device)['device']}: its kernels are measured."
-    about = machine(device)
-    return (
-        f"There is no GPU here; the kernels of the processor ({about['processor']}, threads: "
-        f"{about['threads']}) are measured."
-    )
-
-
-def _busy_words(measured: Measurement) -> str:
-    """How far to trust it: other work on the machine, and whether it is complete."""
-    words = [] if measured.complete else ["Stopped early: what is missing was not measured."]
-    about = measured.machine
-    try:
-        load, cores = float(about["load before"]), int(about["cores"])
-    except (KeyError, ValueError):
-        return " ".join(words)
-    if load > cores / 4:
-        words.append(
-            f"In the minute before, the machine was busy (load {load:g} on {cores} cores), with "
-            f"other work or an earlier measuring: do not trust small differences."
-        )
-    return " ".join(words)
-
-
-def _compared(point: Point, beside: Point, speed: float) -> str:
-    """How it compares with 16-bit weights, without a full stop."""
-    said = f"{_three(max(speed, 1 / speed))} times as {'fast' if speed > 1 else 'slow'} as"
-    if point.time.overlaps(beside.time):
-        said = "within the spread as fast as"
-    if point.kernel == BASELINE:
-        said = "there is no other kernel to set beside these"
-    unsteady = dict.fromkeys(each.kernel for each in (point, beside) if _unsteady(each))
-    if unsteady:
-        said = (
-            f"{said} 16-bit weights, but the repeats of {' and of '.join(unsteady)} are more than "
-            f"a factor of 2 apart (something else ran?)"
-        )
-    else:
-        said += " 16-bit weights"
-    return said
-
-
-def _bound_words(point: Point, bound: Bound) -> str:
-    """What the device's ceilings ask for, and how the measured time compares."""
-    asked = f"Moving {size(point.moved_bytes)} asks for {_time(bound.memory)}"
-    if bound.arithmetic is not None:
-        asked += f", the arithmetic for {_time(bound.arithmetic)}"
-    times = _three(point.time.median / bound.seconds)
-    took = f"the kernel takes {times} times as long as it"
-    if point.time.median < bound.seconds:
-        took += ": the device can do more than what was measured as its best"
-    return f"{asked}, so {bound.limit} is the tighter bound; {took}."
-
-
-def _unsteady(point: Point) -> bool:
-    """Whether the 10th and the 90th percentile are more than a factor of 2 apart."""
-    return point.time.high > 2 * point.time.low
-
-
-def _time(seconds: float) -> str:
-    return f"{_three(1e3 * seconds)} ms" if seconds >= 1e-3 else f"{_three(1e6 * seconds)} µs"
-
-
-def size(count: float) -> str:
-    for power, unit in ((9, "GB"), (6, "MB"), (3, "kB")):
-        if count >= 10**power:
-            return f"{_three(count / 10**power)} {unit}"
-    return f"{number(count)} bytes"
-
-
-def _three(value: float) -> str:
-    """Three significant digits; all of the whole part where that has more."""
-    return number(value, max(3, len(str(int(abs(value))))))
-
-
-def _percent(share: float) -> str:
-    return f"{_three(100 * share)} %"

@@ -1,6 +1,8 @@
 """At work: a model writes with packed weights, beside the same model with 16-bit ones."""
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -8,7 +10,8 @@ from qviz.kernels import registry
 from qviz.kernels.alone import alone
 from qviz.kernels.formats import DEFAULT_FORMAT, FORMATS
 from qviz.kernels.registry import BASELINE
-from qviz.ui.views.kernels_race import size
+from qviz.ui.views.fields import WordsField
+from qviz.ui.views.kernels_words import size
 from qviz.ui.views.lesson_page import LessonPage
 from qviz.ui.widgets import (
     Button,
@@ -21,24 +24,39 @@ from qviz.ui.widgets import (
     details,
     figures_row,
     number,
+    percent,
     section,
+    show_only,
     stack,
 )
+
+if TYPE_CHECKING:
+    from qviz.kernels.packed_compare import Comparison
 
 PROMPT = "def read_file(path):\n"
 NEW_TOKENS, TOKENS, REPEATS = 48, 512, 3
 WORKING = "Quantizing, packing, and writing with both models …"
 
 
+@dataclass(frozen=True, eq=False)
+class Wrote:
+    """What the part shows: a comparison, and whose."""
+
+    comparison: "Comparison"
+    model: str
+    format: str
+    kernel: str
+
+
 class AtWork:
     """Controls, texts and tables of the third part."""
 
-    def __init__(self, page: LessonPage) -> None:
+    keys = ("packed", "kernels", "prompt")  # its fields
+
+    def __init__(self, page: LessonPage, live: Callable[[], bool]) -> None:
         self._page = page
         self._formats: dict[str, list[str]] = {}  # filled when the part is opened
-        self.comparison: Any = None  # the last Comparison
-        self._shown: tuple[str, str] | None = None  # its format and kernel
-        self._said = ""
+        self.shown: Wrote | None = None
         self.format_control = Choice("Weights stored as", ["…"])
         self.kernel_control = Choice("Multiplied by", ["…"])
         self.prompt_control = TextField("Prompt", PROMPT.strip())
@@ -58,63 +76,79 @@ class AtWork:
             self.write_button,
             details("Your own model", self.source_control),
         ]
+        texts_row = figures_row(
+            stack(Text("with packed weights", "h3"), self.packed_text),
+            stack(Text("with the same, dequantized", "h3"), self.reference_text),
+            wide=True,
+        )
         self.main = [
             section(
                 "What they write",
                 self.where,
-                figures_row(
-                    stack(Text("with packed weights", "h3"), self.packed_text),
-                    stack(Text("with the same, dequantized", "h3"),
-                          self.reference_text),
-                    wide=True,
-                ),
+                texts_row,
             ),
             section("", self.figures),
-        ]  # fmt: skip
+        ]
         self.side = [section("", self.logits), section("", self.memory)]
-        page.on_change(self.format_control, "index", self._offer_kernels)
-        page.on_change(self.kernel_control, "index", self._say_whose)
-        self.write_button.on_click(page.handler(self.write, WORKING))
-        self._empty()
+        # A section belongs to the part; what is in it stays away until there is something to show.
+        self.hidden_until_written = [texts_row, *self.main[1:], *self.side]
+        self._wire(live)
 
-    def open(self) -> None:
+    def _wire(self, live: Callable[[], bool]) -> None:
+        page = self._page
+        page.add(
+            "packed", self.format_control, self._choose, live=live,
+            names=lambda: list(self._formats) or ["…"],
+        )  # fmt: skip
+        page.add("kernels", self.kernel_control, self.look, live=live)
+        page.fields["prompt"] = WordsField("prompt", self.prompt_control, live=live)
+        page.on_press(
+            self.write_button, self.write, WORKING, field=self.prompt_control, deed="write"
+        )
+
+    def fit(self) -> None:
         """Find out which formats have a kernel here, the first time that the part is shown."""
-        if self._formats:
-            return
-        self._formats = _formats_with_kernels()
-        names = list(self._formats)
-        first = names.index(DEFAULT_FORMAT) if DEFAULT_FORMAT in names else 0
-        with self._page.quietly():
+        if not self._formats:
+            self._formats = _formats_with_kernels()
+            names = list(self._formats)
+            first = names.index(DEFAULT_FORMAT) if DEFAULT_FORMAT in names else 0
             self.format_control.set_options([FORMATS[name].title for name in names], first)
-        self._offer_kernels()
+        self.kernel_control.set_options(self._formats[self.format])
+
+    def _choose(self) -> None:
+        with self._page.quietly():
+            self.fit()
+        self.look()
 
     @property
     def format(self) -> str:
         return list(self._formats)[int(self.format_control.index)]
 
-    def _offer_kernels(self) -> None:
-        with self._page.quietly():
-            self.kernel_control.set_options(self._formats[self.format])
-        self._say_whose()
-
-    def _say_whose(self) -> None:
+    def look(self) -> None:
         """Which format and kernel the figures belong to, where others have been chosen since."""
-        if self._shown is None:
-            return
-        again = ""
-        if self._shown != (self.format, self.kernel_control.value):
-            again = f" For what you chose since, press “{self.write_button.label}” again."
-        self.where.text = f"{self._said}{again}"
-
-    def _empty(self) -> None:
-        self.where.text = (
-            f"The bundled model continues your prompt twice. {_device_words()} It loads the model "
-            f"into this page's Python, which then takes more memory."
-        )
-        self.caption.set_texts(f"Press “{self.write_button.label}”.")
+        shown = self.shown
+        if shown is None:
+            self.where.text = (
+                f"The bundled model continues your prompt twice. {_device_words()} It loads the "
+                f"model into this page's Python, which then takes more memory."
+            )
+            self.caption.set_texts(f"Press “{self.write_button.label}”.")
+        else:
+            found, again = shown.comparison, ""
+            if (shown.format, shown.kernel) != (self.format, self.kernel_control.value):
+                again = f" For what you chose since, press “{self.write_button.label}” again."
+            self.where.text = (
+                f"{shown.model}: {FORMATS[shown.format].title}, {' and '.join(found.kernels)} in "
+                f"{_name(found.dtype)}, measured here. {' '.join(found.notes)}"
+            ).strip() + again
+        for box in self.hidden_until_written:
+            show_only(box, shown is not None)
 
     def write(self) -> None:
         """Quantize, pack and compare; everything shown was computed by this press."""
+        self._page.update(self)
+
+    def compute(self) -> Wrote:
         from qviz.kernels.packed_compare import compare
         from qviz.kernels.packed_model import pack_model
         from qviz.models.load import load_model
@@ -140,28 +174,23 @@ class AtWork:
                 packed, prompt=prompt, quantized=quantized, max_tokens=TOKENS,
                 new_tokens=NEW_TOKENS, repeats=REPEATS,
             )  # fmt: skip
-        self.comparison = found
-        self._shown = (chosen, kernel)
-        self._show(model.name, format.title)
+        return Wrote(found, model.name, chosen, kernel)
 
-    def _show(self, name: str, stored: str) -> None:
-        found = self.comparison
+    def draw(self, shown: Wrote) -> None:
+        self.shown = shown
+        found = shown.comparison
         texts, logits = found.texts, found.logits
         self.packed_text.set_texts(texts.prompt + texts.packed)
         self.reference_text.set_texts(texts.prompt + texts.reference)
-        self._said = (
-            f"{name}: {stored}, {' and '.join(found.kernels)} in {_name(found.dtype)}, measured "
-            f"here. {' '.join(found.notes)}"
-        ).strip()
-        self._say_whose()
+        self.look()
         self.figures.set_rows([_figure(row) for row in found.rows], "Packed · 16 bits · in words")
         self.logits.set_rows(
             [
                 ("tokens compared", str(logits.tokens)),
                 ("largest difference of a logit", number(logits.max_abs, 3)),
-                ("difference of all, relative", f"{number(100 * logits.relative, 3)} %"),
+                ("difference of all, relative", percent(logits.relative)),
                 ("KL divergence", f"{number(logits.kl, 3)} nats"),
-                ("same next token", f"{number(100 * logits.same_top, 4)} %"),
+                ("same next token", percent(logits.same_top, 4)),
             ]
         )
         packed, dense = found.memory

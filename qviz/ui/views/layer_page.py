@@ -1,101 +1,105 @@
-"""What the lessons about one layer share: which layer it is, and how another one is opened.
+"""What the lessons about one layer share: which layer it is, and how another one is opened."""
 
-A lesson derives from LayerPage and says how a layer is shown (`_show`). When something fails,
-controls and pictures go back to what was last computed.
-"""
-
-from abc import ABC, abstractmethod
-from typing import Any
+from dataclasses import dataclass
+from urllib.parse import parse_qs
 
 import torch
 
 from qviz.core.check import unknown
 from qviz.models.checkpoint import list_layers, load_layer
+from qviz.ui.views.fields import ValueField
 from qviz.ui.views.lesson_page import LessonPage
-from qviz.ui.widgets import Button, Choice, TextField
+from qviz.ui.widgets import Button, Choice, TextField, from_address
 
 FIRST_LAYER = "model.layers.1.mlp.down_proj"
+OFFLINE = (None, "minilm")  # models that come with the package: a link may open them by itself
 
 
-class LayerPage(LessonPage, ABC):
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A layer that was read: weight [out, in] as the file has it."""
+
+    source: str | None
+    layer: str
+    weight: torch.Tensor
+
+
+class LayerPage(LessonPage):
     """A lesson on one linear layer of a model.
 
     first_layer    the layer to begin with, of a model that has it
     sources        what can be opened here, in words
-    kept           attributes that go back to their last good value when something fails;
-                   `source`, `layers` and `weight` always do
+    source, layer  what the controls ask for; `opened` is that layer
     """
 
     first_layer = FIRST_LAYER
     sources = "Hub id, folder or .safetensors file"
-    kept: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         super().__init__()
         self.source: str | None = None
         self.layers: list[str] = []
-        self.weight = torch.zeros(1, 1)
-        self._remembered: tuple[dict[str, Any], list[tuple[Any, list[str], int]]] | None = None
+        self._opened: Opened | None = None
+        self._pending: dict[str, str] = {}  # what a link asked for, of a model not agreed to yet
         self.layer_control = Choice("Layer", ["…"])
         self.source_control = TextField("Model", placeholder=self.sources)
         self.open_button = Button("Open it")
         self.bundled_button = Button("Back to the bundled model")
-        self.on_change(self.layer_control, "index", self._new_layer, busy="Reading the layer …")
-        open_own = self.handler(self._open_own, "Opening it …")
-        self.open_button.on_click(open_own)
-        self.source_control.on_submit(open_own)
-        self.bundled_button.on_click(self.handler(self.open, "Opening the bundled model …"))
+        self.fields["model"] = ValueField(
+            "model", self, "_names", text=lambda names: names[0] or "", take=self._take_source
+        )
+        self.add(
+            "layer", self.layer_control, busy="Reading the layer …",
+            names=lambda: self.layers or self.layer_control.options,  # before a model is open
+        )  # fmt: skip
+        opening = "Opening it …"
+        self.on_press(self.open_button, self._open_own, opening, field=self.source_control)
+        self.on_press(self.bundled_button, self._offer_source, "Opening the bundled model …")
+
+    # ---------------------------------------------------------------- which layer
 
     @property
     def layer(self) -> str:
         return self.layers[int(self.layer_control.index)]
 
-    @abstractmethod
-    def _show(self, weight: torch.Tensor) -> None:
-        """Show this weight of `source` and `layer`; what can fail comes before any picture."""
+    @property
+    def opened(self) -> Opened:
+        """The layer that the controls ask for, read once."""
+        last = None if self.shown is None else self.shown.opened
+        for found in (last, self._opened):
+            if found is not None and (found.source, found.layer) == (self.source, self.layer):
+                break
+        else:
+            found = Opened(self.source, self.layer, load_layer(self.source, self.layer))
+            self._opened = found
+        return found
 
-    def _controls(self) -> list[Any]:
-        """The controls with an index that go back with the pictures when something fails."""
-        return [self.layer_control]
+    @property
+    def _names(self) -> tuple[str | None, list[str]]:
+        return self.source, self.layers
 
-    def _keep(self) -> None:
-        """Remember what the pictures show, for when the next thing cannot be computed."""
-        self._remembered = (
-            {name: getattr(self, name) for name in ("source", "layers", "weight", *self.kept)},
-            [(control, list(control.options), control.index) for control in self._controls()],
-        )
+    @_names.setter
+    def _names(self, names: tuple[str | None, list[str]]) -> None:
+        self.source, self.layers = names
 
-    def _restore(self) -> None:
-        if self._remembered is None:
-            return
-        values, controls = self._remembered
-        for name, value in values.items():
-            setattr(self, name, value)
-        with self.quietly():
-            for control, options, index in controls:
-                control.set_options(options, index)
-
-    # ---------------------------------------------------------------- opening a model, a layer
+    # ---------------------------------------------------------------- opening a model
 
     def open(self, source: str | None = None, layer: str | None = None) -> None:
         """Show a layer of a model; if it cannot be read, everything stays as it was."""
+        self.whole(lambda: self._offer_source(source, layer))
+
+    def _offer_source(self, source: str | None = None, layer: str | None = None) -> None:
+        with self.quietly():
+            self._take_names(source, layer)
+        self.update()
+
+    def _take_names(self, source: str | None, layer: str | None = None) -> None:
         names = [info.name for info in list_layers(source)]
-        if not names:
-            raise ValueError(f"{source or 'the model'} has no linear layers to show")
         if layer is not None and layer not in names:
             raise ValueError(unknown("layer", layer, names))
         first = layer or (self.first_layer if self.first_layer in names else names[0])
-        weight = load_layer(source, first)
-        self.source = source
-        try:
-            with self.quietly():
-                self.layers = names
-                self.layer_control.set_options(short_names(names), names.index(first))
-            self._show(weight)
-        except Exception:
-            self._restore()
-            raise
-        self.status.clear()
+        self.source, self.layers = source, names
+        self.layer_control.set_options(short_names(names), names.index(first))
 
     def _open_own(self) -> None:
         source = str(self.source_control.value).strip()
@@ -103,10 +107,29 @@ class LayerPage(LessonPage, ABC):
             raise ValueError(f"type a {self.sources} first")
         if len(source) > 1000:
             raise ValueError(f"{len(source)} characters are too long for a Hub id or a path")
-        self.open(source)
+        if self._pending.get("model") == source:
+            self._go(self._pending)
+            self._pending = {}
+        else:
+            self._offer_source(source)
 
-    def _new_layer(self) -> None:
-        self._show(load_layer(self.source, self.layer))
+    def _take_source(self, text: str) -> None:
+        if (text or None) != self.source:
+            self._take_names(text or None)
+
+    def _on_address(self, text: str) -> None:
+        """From a link: somebody else's choice must not load a model before the learner agrees."""
+        asked = parse_qs(text).get("model", [""])[0]
+        if (asked or None) in (*OFFLINE, self.source):
+            super()._on_address(text)
+            return
+        with self.one_at_a_time:
+            self._pending = from_address(text)
+            self.source_control.value = asked
+            self.status.show_error(
+                f"this link is about {asked}, a model that does not come with the page. Its name "
+                f"stands under Your own layer: press “{self.open_button.label}” there to load it"
+            )
 
 
 def short_names(names: list[str]) -> list[str]:

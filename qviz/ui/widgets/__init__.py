@@ -1,11 +1,14 @@
 """Own anywidgets: a Python file and a JavaScript module each."""
 
-from qviz.core.words import number
+from qviz.core.words import counted, number, percent, signed
 
+from .address import Address, as_address, from_address
 from .base import Style, link, style
 from .charts import Chart, PlotlyLoader
 from .controls import Button, Choice, Slider, TextField, Toggle
 from .equation import Equation
+from .guide import Guide
+from .head import Head
 from .layout import (
     Disclosure,
     Text,
@@ -19,12 +22,15 @@ from .layout import (
 )
 from .matrix import MatrixView, link_matrices
 from .matrix_source import MatrixFrame
+from .path import Path
 from .readout import Caption, Code, Readout
 from .replay import Replay
 from .status import Status
+from .table import Table
 from .transport import Transport
 
 __all__ = [
+    "Address",
     "Button",
     "Caption",
     "Chart",
@@ -32,27 +38,36 @@ __all__ = [
     "Code",
     "Disclosure",
     "Equation",
+    "Guide",
+    "Head",
     "MatrixFrame",
     "MatrixView",
+    "Path",
     "PlotlyLoader",
     "Readout",
     "Replay",
     "Slider",
     "Status",
     "Style",
+    "Table",
     "Text",
     "TextField",
     "Toggle",
     "Transport",
+    "as_address",
     "column_of",
+    "counted",
     "details",
     "figures_row",
+    "from_address",
     "link",
     "link_matrices",
     "number",
     "page",
+    "percent",
     "section",
     "show_only",
+    "signed",
     "stack",
     "style",
 ]

@@ -2,7 +2,7 @@
 // and the slider rests for a moment; then one chart at a time, always its latest frame. While the
 // slider moves on, one chart a second is drawn, and the next only when the page has shown a frame.
 
-const REST = 80; // milliseconds without news after which the slider rests
+const REST = 30; // milliseconds without news after which the slider rests
 const PATIENCE = 1000; // milliseconds that charts wait at most, with news coming all the time
 
 const ARRAYS = {
@@ -91,25 +91,31 @@ export default widget(({ model, el, signal }) => {
     };
     return {
       layout: {
-        font: { family: getComputedStyle(el).fontFamily, size: 12, color: colour("var(--qv-soft)") },
+        font: { family: getComputedStyle(el).fontFamily, size: 12 * typeSize(), color: colour("var(--qv-soft)") },
         paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
         colorway: ["original", "error", "codes", "good", "now", "wait"].map((c) => colour(`var(--qv-${c})`)),
         margin: { l: 8, r: 10, t: 8, b: 8 }, xaxis: axis, yaxis: axis,
         legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { color: colour("var(--qv-ink)") } },
         hoverlabel: { bgcolor: colour("var(--qv-card)"), bordercolor: colour("var(--qv-edge)"), font: { color: colour("var(--qv-ink)") } },
-        hovermode: "closest", showlegend: false, separators: ". ",
+        hovermode: "closest", dragmode: false, showlegend: false, separators: ". ",
       },
     };
   };
   const config = { displayModeBar: false, responsive: false, doubleClick: "reset", showTips: false };
 
+  const typeSize = () => Number(getComputedStyle(el).getPropertyValue("--qv-size")) || 1;
+  /** Taller on wide pages, where charts are wider too, and where the type is larger. */
+  const height = () => {
+    const page = el.closest(".qv-root")?.clientWidth ?? 0;
+    return Math.round(model.get("height") * clamp(page / 1240, 1, 1.35) * Math.max(1, typeSize() * 0.9));
+  };
   const frame = () => clamp(model.get("frame"), 0, Math.max(0, figures.length - 1));
   async function draw() {
     if (!Plotly || signal.aborted || !figures.length || el.clientWidth < 2) return;
     const f = frame();
     const figure = resolveColours(figures[f], colour);
     const layout = {
-      ...figure.layout, template: template(), width: el.clientWidth, height: model.get("height"),
+      ...figure.layout, template: template(), width: el.clientWidth, height: height(),
       autosize: false, datarevision: `${model.get("version")}-${f}`,
     };
     try {
@@ -179,7 +185,7 @@ export default widget(({ model, el, signal }) => {
     const view = model.get("buffers");
     const raw = bytes(view);
     figures = unpack(JSON.parse(model.get("figures")), raw.slice().buffer);
-    plot.style.height = `${model.get("height")}px`;
+    plot.style.height = `${height()}px`;
     describe();
     schedule();
   };
@@ -198,6 +204,7 @@ export default widget(({ model, el, signal }) => {
   const sizes = new ResizeObserver(() => {
     if (el.clientWidth !== width) {
       width = el.clientWidth;
+      plot.style.height = `${height()}px`;
       schedule();
     }
   });

@@ -36,6 +36,9 @@ export default widget(({ model, el, signal }) => {
       node.classList.toggle("qv-lit", on.has(node.dataset.term));
       node.classList.toggle("qv-hot", node.dataset.term === model.get("hovered"));
     }
+    const formulas = [...box.children];
+    const some = model.get("calm") && formulas.some((one) => one.querySelector(".qv-lit"));
+    for (const one of formulas) one.style.display = some && !one.querySelector(".qv-lit") ? "none" : "";
     rich(meaning, model.get("terms")[model.get("hovered")] ?? "");
     painted(el, frame);
   };
@@ -45,6 +48,7 @@ export default widget(({ model, el, signal }) => {
     for (const child of parsed.body.children) {
       const made = copy(child);
       if (!made) continue;
+      made.setAttribute("role", "math");
       if (model.get("aria")) made.setAttribute("aria-label", model.get("aria"));
       box.append(made);
     }
@@ -52,7 +56,8 @@ export default widget(({ model, el, signal }) => {
       const text = model.get("terms")[node.dataset.term];
       if (!text) continue;
       node.setAttribute("tabindex", known().indexOf(node) === 0 ? "0" : "-1");
-      node.setAttribute("aria-describedby", meaning.id);
+      node.setAttribute("role", "note"); // a stop for the keyboard needs a role and a name
+      node.setAttribute("aria-label", text);
     }
     meaning.hidden = !Object.keys(model.get("terms")).length;
     light();
@@ -83,6 +88,6 @@ export default widget(({ model, el, signal }) => {
     next.focus();
   }, { signal });
   watch(model, signal, ["mathml", "terms", "aria"], build);
-  watch(model, signal, ["active", "actives", "frame", "hovered"], light);
+  watch(model, signal, ["active", "actives", "frame", "hovered", "calm"], light);
   build();
 });

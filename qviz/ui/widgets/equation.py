@@ -28,6 +28,7 @@ class Equation(BrowserWidget):
     actives = traitlets.List(traitlets.List(traitlets.Unicode())).tag(sync=True)
     frame = traitlets.Int(0).tag(sync=True)
     hovered = traitlets.Unicode().tag(sync=True)
+    calm = traitlets.Bool(False).tag(sync=True)  # show only the formulas that light up
     aria = traitlets.Unicode().tag(sync=True)
 
     def __init__(
@@ -38,8 +39,10 @@ class Equation(BrowserWidget):
         *,
         aria: str = "",
         actives: Sequence[Sequence[str]] = (),
+        calm: bool = False,
     ) -> None:
-        """`aria` is the formula in words. Raises ValueError for a term that is not in `mathml`."""
+        """`aria` is the formula in words. `calm`: of several formulas, show those in which a term
+        lights up, or all while none does. Raises ValueError for a term that is not in `mathml`."""
         meanings = {str(k): str(v) for k, v in (terms or {}).items()}
         marked = set(re.findall(r'data-term="([^"]*)"', mathml))
         for name in {*meanings, *active, *(t for step in actives for t in step)}:
@@ -53,4 +56,5 @@ class Equation(BrowserWidget):
             active=list(active),
             aria=aria,
             actives=[list(step) for step in actives],
+            calm=calm,
         )

@@ -93,48 +93,44 @@ def column_of(whole: Widget, name: str) -> ipywidgets.Box:
 
 
 def page(
-    title: str,
-    subtitle: str | Widget = "",
+    title: str = "",
+    *,
+    head: Widget | None = None,
+    guide: Widget | None = None,
+    lead: Widget | None = None,
     controls: Sequence[Widget] = (),
     main: Sequence[Widget] = (),
     side: Sequence[Widget] = (),
     caption: Widget | None = None,
-    foot: Widget | Sequence[Widget] | None = None,
-    *,
-    lead: Widget | None = None,
+    wide: Sequence[Widget] = (),
+    foot: Sequence[Widget] = (),
     controls_heading: str = "You choose",
 ) -> ipywidgets.Box:
     """One screen of a lesson.
 
-    Below the title three columns: `controls` (one card), `main` and `side` (each a column of
-    sections; what is no section gets a card of its own), then `caption` and `foot` over the full
-    width. In a box narrower than 900 pixels all of it is stacked in this order.
+    Below the head (or a plain title) and the guide three columns: `controls` (one card), `main`
+    and `side` (each a column of sections; what is no section gets a card of its own), `caption`
+    below `main`, then `wide` (what opens across the page) and `foot` over the full width. In a box
+    narrower than 900 pixels all of it is stacked in this order.
 
     `lead` is the one control the page is about. It stands above `controls`, and where the page is
     stacked it stays on the screen while the pictures scroll by under it.
     """
-    head: list[Widget] = [Text(title, "h1", names="qv-page")]
-    if isinstance(subtitle, str):
-        if subtitle:
-            line = Text(subtitle)
-            line.add_class("qv-subtitle")
-            head.append(line)
-    else:
-        subtitle.add_class("qv-subtitle")
-        head.append(subtitle)
-    parts: list[Widget] = [_box(head, "qv-head")]
+    parts: list[Widget] = [_box([head or Text(title, "h1", names="qv-page")], "qv-head")]
+    if guide is not None:
+        parts.append(_box([guide], "qv-guide-row"))
     if lead is not None:
         parts.append(_box([_box([lead], "qv-card")], "qv-col", "qv-lead"))
     if controls:
         parts.append(_box([section(controls_heading, *controls)], "qv-col", "qv-controls"))
-    parts.append(_box(_cards(main), "qv-col", "qv-main"))
+    said = [] if caption is None else [_box([caption], "qv-caption-row")]
+    parts.append(_box([*_cards(main), *said], "qv-col", "qv-main"))
     if side:
         parts.append(_box(_cards(side), "qv-col", "qv-side"))
-    if caption is not None:
-        parts.append(_box([caption], "qv-caption-row"))
-    if foot is not None:
-        below = [foot] if isinstance(foot, ipywidgets.Widget) else list(foot)
-        parts.append(_box(below, "qv-foot", "qv-stack"))
+    if wide:
+        parts.append(_box(wide, "qv-wide"))
+    if foot:
+        parts.append(_box(foot, "qv-foot", "qv-stack"))
     absent = [name for name, there in (("side", side), ("controls", controls or lead)) if not there]
     grid = _box(parts, "qv-page", *(f"qv-no-{name}" for name in absent))
     return _box([grid, style()], "qv-root")

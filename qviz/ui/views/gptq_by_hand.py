@@ -1,0 +1,188 @@
+"""GPTQ by hand: one row, three weights, every number in sight, on the steps' bar of the lesson.
+
+All numbers are those of `qviz.study.gptq_by_hand`, which takes them from the real function; here
+they are put into tables, one for each moment of the walk.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from qviz.study.gptq_by_hand import BITS, INPUTS, WEIGHTS, ByHand, Moment, by_hand
+from qviz.study.gptq_by_hand_words import sentence
+from qviz.ui.views.fields import WordsField
+from qviz.ui.views.frame import tie_frames
+from qviz.ui.views.gptq_words import BY_HAND_LIT, EQUATION, SPOKEN, TERMS
+from qviz.ui.views.lesson_page import COMPUTING, LessonPage
+from qviz.ui.views.snippet import call
+from qviz.ui.widgets import (
+    Button,
+    Equation,
+    Slider,
+    Table,
+    TextField,
+    Transport,
+    details,
+    figures_row,
+    number,
+    section,
+)
+
+BITS_OFFERED = (2, 3, 4)
+DIGITS = 10  # beyond which a difference of float64 is rounding, and 0.4 reads as 0.4
+
+
+class ByHandPart:
+    """Controls, tables and steps of the part. `shown` is the walk."""
+
+    keys = ("row", "inputs", "width")  # its fields
+
+    def __init__(self, page: LessonPage, transport: Transport) -> None:
+        self._page, self._transport = page, transport
+        self.shown: ByHand | None = None
+        live = self.is_open
+        self.weights_control = TextField("Weights of the row", _row_text(WEIGHTS))
+        self.inputs_control = TextField(
+            "Inputs, a token each", "; ".join(_row_text(token) for token in INPUTS)
+        )
+        page.fields["row"] = WordsField("row", self.weights_control, live=live)
+        page.fields["inputs"] = WordsField("inputs", self.inputs_control, live=live)
+        self.bits_control = page.add(
+            "width",
+            Slider("Bits per code", [str(b) for b in BITS_OFFERED], BITS_OFFERED.index(BITS)),
+            self.update, busy=COMPUTING, live=live,
+        )  # fmt: skip
+        self.again_button = Button("Work it out")
+        page.on_press(self.again_button, self.update, COMPUTING, field=self.weights_control)
+        self.inputs_control.on_submit(page.handler(self.update, COMPUTING))
+        self.row_table = Table("The row")
+        self.output_table = Table("What the outputs are off by")
+        self.hessian_table = Table("H: how inputs move together")
+        self.factor_table = Table("U: who can compensate for whom")
+        self.equation = Equation(EQUATION, TERMS, [], aria=SPOKEN, calm=True)
+        tie_frames(
+            transport, self.row_table, self.output_table, self.hessian_table, self.factor_table,
+            self.equation,
+        )  # fmt: skip
+        self.controls = [
+            self.bits_control,
+            details("Other numbers", self.weights_control, self.inputs_control, self.again_button),
+        ]
+        self.main = [
+            section("Three weights, by hand", self.row_table, self.output_table),
+            section(
+                "What the inputs say",
+                figures_row(self.hessian_table, self.factor_table, wide=True),
+            ),
+        ]
+        self.side = [section("What happens here", self.equation)]
+
+    def is_open(self) -> bool:
+        return bool(self._page.current is self)
+
+    def update(self) -> None:
+        self._page.update(self)
+
+    def compute(self) -> ByHand:
+        tokens = [_numbers(part, "inputs") for part in self.inputs_control.value.split(";")]
+        row = _numbers(self.weights_control.value, "weights")
+        return by_hand(row, tokens, bits=BITS_OFFERED[int(self.bits_control.index)])
+
+    def look(self) -> None:
+        """Nothing here depends on where one looks: tables and words are sent ahead."""
+
+    def draw(self, walk: ByHand) -> None:
+        moments = walk.moments
+        columns = [f"column {j}" for j in range(len(walk.weights))]
+        with self._page.quietly():
+            on_bar = self._page._on_bar is self  # type: ignore[attr-defined]
+            self._page._on_bar = self  # type: ignore[attr-defined]
+            self._transport.set_steps(
+                len(moments),
+                None if on_bar else 0,
+                events={"column": [i for i, m in enumerate(moments) if m.kind == "round"]},
+                captions=[sentence(walk, moment) for moment in moments],
+            )
+        self.row_table.set_rows([*columns, "Σ(w − ŵ)²"], [_row(walk, m) for m in moments])
+        self.output_table.set_rows(
+            ["inputs x", "x·w as trained", "off by now", "off by, rounded to nearest"],
+            [_outputs(walk, m) for m in moments],
+        )
+        options = {"bits": walk.bits}
+        made = call("by_hand", walk.weights, walk.inputs, **options)
+        self._page.code.set_texts(  # type: ignore[attr-defined]
+            f"from qviz.study.gptq_by_hand import by_hand\n\nwalk = {made}\n"
+            f"walk.gptq.weights, walk.gptq.output_error, walk.nearest.output_error"
+        )
+        self.hessian_table.set_rows(columns, [_matrix(walk.hessian, m, "H") for m in moments])
+        self.factor_table.set_rows(columns, [_matrix(walk.factor, m, "U") for m in moments])
+        self.equation.actives = [BY_HAND_LIT[moment.kind] for moment in moments]
+
+
+def _n(value: float) -> str:
+    return number(round(value, DIGITS))
+
+
+def _row_text(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def _numbers(text: str, what: str) -> list[float]:
+    try:
+        return [float(part.replace("−", "-")) for part in text.replace(",", " ").split()]
+    except ValueError as error:
+        raise ValueError(
+            f"{what} are numbers with commas between them, such as {_row_text(WEIGHTS)}; got "
+            f"{text.strip()!r}"
+        ) from error
+
+
+def _row(walk: ByHand, moment: Moment) -> list[Any]:
+    """The row as given, as it is at this moment, and as rounding to nearest leaves it."""
+    lit = [] if moment.step is None else [moment.step]
+    if moment.kind == "compensate" and moment.step is not None:
+        lit = list(range(moment.step + 1, len(walk.weights)))
+    gap = sum((a - b) ** 2 for a, b in zip(moment.weights, walk.weights, strict=True))
+    rows: list[Any] = [
+        ("as trained", [*map(_n, walk.weights), ""], [], "original"),
+        ("now", [*map(_n, moment.weights), _n(gap)], lit, "now"),
+    ]
+    if moment.kind not in ("inputs", "factor"):
+        near = walk.nearest
+        rows.append(
+            ("rounded to nearest", [*map(_n, near.weights), _n(near.weight_error)], [], "wait")
+        )
+    return rows
+
+
+def _outputs(walk: ByHand, moment: Moment) -> list[Any]:
+    """Each token's inputs and x·w, and what it is off by now and with rounding to nearest."""
+    early = moment.kind in ("inputs", "factor")
+    rows: list[Any] = []
+    squares = 0.0
+    for i, x in enumerate(walk.inputs):
+        true, now = (
+            sum(a * b for a, b in zip(x, row, strict=True))
+            for row in (walk.weights, moment.weights)
+        )
+        squares += (now - true) ** 2
+        near = "" if early else _n(walk.nearest.misses[i])
+        rows.append((f"token {i}", [_row_text(x), _n(true), _n(now - true), near], []))
+    mean = _n(squares / len(walk.inputs))
+    near = "" if early else _n(walk.nearest.output_error)
+    return [*rows, ("mean of squares", ["", "", mean, near], [2], "error")]
+
+
+def _matrix(matrix: Sequence[Sequence[float]], moment: Moment, name: str) -> list[Any]:
+    """A row for each column; what the moment uses lights up."""
+    rows = []
+    for j, values in enumerate(matrix):
+        lit: list[int] = []
+        if name == "H" and moment.kind == "inputs":
+            pair = int(moment.facts["first"]), int(moment.facts["second"])
+            lit = [pair[1]] if j == pair[0] else [pair[0]] if j == pair[1] else []
+        if name == "U" and moment.step == j:
+            lit = {"divide": [j], "compensate": list(range(j + 1, len(values)))}.get(
+                moment.kind, []
+            )
+        rows.append((f"column {j}", [_n(value) for value in values], lit))
+    return rows

@@ -1,0 +1,276 @@
+"""Every lesson in a real Chromium, from warm kernels, behind a prefix and with a token: links,
+keyboard, names, the guide, the projector.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from driver import Tab, eventually, running
+
+from qviz.ui.views.lessons import LESSONS, Lesson
+
+pytestmark = pytest.mark.browser
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+PREFIX, TOKEN = "/user/ann/", "a-token-of-the-test"
+PREFIXED = f"""
+import sys
+from pathlib import Path
+from qviz.server import ServeOptions, app
+
+plain = app.voila_config
+
+def prefixed(options):
+    config = plain(options)
+    config.Voila.base_url = {PREFIX!r}
+    return config
+
+app.voila_config = prefixed
+rendered = app.WarmKernels.get_rendered_notebook
+
+async def told(self, notebook_name, **more):
+    answer = await rendered(self, notebook_name, **more)
+    print("from a warm kernel:", notebook_name, flush=True)
+    return answer
+
+app.WarmKernels.get_rendered_notebook = told
+app.serve(
+    ServeOptions(
+        notebooks=Path(sys.argv[1]), port=0, host="127.0.0.1", browser=False, token={TOKEN!r},
+        pool=1, fill_cache=False,
+    ),
+    lambda text: print(text, flush=True),
+)
+"""
+READY = "body[data-qviz-ready]"
+#: Lesson → a link, and words that then stand on the page.
+LINKS = {
+    "bit_width": ("layer=model.layers.0.self_attn.q_proj&scale=group+of+32&bits=3&weight=7%2C+9",
+                  ["3 bits: 8 levels for each group of 32", "7, 9", "layers.0.self_attn.q_proj"]),
+    "gptq": ("part=a+real+layer&beside=act_order&step=512",
+             ["Step 512, column 512", "Second run: Act-order", "both runs have rounded"]),
+    "memory_and_speed": ("part=inside&multiplied=triton.nf4&stored=nf4-g64&rows=16&step=3",
+                         ["this is number 0", "its level", "step of the program 3 /"]),
+}  # fmt: skip
+PARTS = {"gptq": ["part=a+real+layer"], "memory_and_speed": ["part=inside", "part=model"]}
+
+
+@pytest.fixture(scope="module")
+def server(browser: Any) -> Iterator[tuple[str, list[str]]]:
+    """Its address, and what it prints."""
+    arguments = [sys.executable, "-c", PREFIXED, str(NOTEBOOKS)]
+    with running(arguments, rf"(http://127\.0\.0\.1:\d+){PREFIX}") as (match, lines):
+        yield f"{match.group(1)}{PREFIX}", lines
+
+
+@pytest.fixture(scope="module")
+def base(server: tuple[str, list[str]]) -> str:
+    return server[0]
+
+
+@pytest.fixture(scope="module")
+def tab(base: str, open_tab: Callable[..., Tab]) -> Iterator[Tab]:
+    """One tab for all lessons, which has been let in by the token."""
+    tab = open_tab(permissions=["clipboard-read", "clipboard-write"])
+    tab.open(f"{base}?token={TOKEN}", READY)
+    yield tab
+    tab.assert_clean()
+
+
+@pytest.fixture(scope="module", params=LESSONS, ids=lambda lesson: lesson.slug)
+def lesson(request: pytest.FixtureRequest) -> Lesson:
+    return request.param
+
+
+def address(tab: Tab) -> str:
+    return str(tab.page.evaluate("location.hash.slice(1)"))
+
+
+def go(tab: Tab, base: str, lesson: Lesson, link: str = "") -> Any:
+    """To a state of the lesson's page, which is opened where it is not."""
+    where, said = f"{base}voila/render/{lesson.notebook}", "document.body.dataset.qvAddress"
+    if tab.page.url.partition("#")[0] != where:
+        tab.page.goto("about:blank")
+        tab.open(f"{where}#{link}", f"{READY} .qv-page", 90)
+    else:
+        tab.page.evaluate("link => { location.hash = link; }", link)
+    tab.until(f"link => ({said} ?? '') === link", link, seconds=60)
+    return tab.page
+
+
+def test_a_link_opens_its_state_from_a_warm_kernel_behind_a_prefix(
+    tab: Tab, server: tuple[str, list[str]], lesson: Lesson
+) -> None:
+    link, words = LINKS[lesson.slug]
+    base, printed = server
+
+    def warm() -> bool:
+        """Opened until a warm kernel was there to take."""
+        tab.page.goto("about:blank")
+        where = f"{base}voila/render/{lesson.notebook}#{link}"
+        tab.open(where, f"{READY} .qv-page", 90)
+        return f"from a warm kernel: {lesson.notebook}\n" in printed
+
+    eventually(warm, 150)
+    tab.until("link => document.body.dataset.qvAddress === link", link, seconds=60)
+    assert urlsplit(tab.page.url).path == f"{PREFIX}voila/render/{lesson.notebook}"
+    for word in words:
+        eventually(lambda word=word: word in all_text(tab), 20)
+    assert tab.page.title() == f"{lesson.title} · qviz"
+
+
+def all_text(tab: Tab) -> str:
+    return str(
+        tab.page.evaluate(
+            "document.body.innerText + [...document.querySelectorAll('select')]"
+            ".map((s) => s.selectedOptions[0]?.text).join(' ')"
+        )
+    )
+
+
+def test_the_address_follows_the_page_and_the_page_the_address(
+    tab: Tab, base: str, lesson: Lesson
+) -> None:
+    page = go(tab, base, lesson)
+    assert address(tab) == ""
+    link, words = LINKS[lesson.slug]
+    page.evaluate("link => { location.hash = link; }", link)  # as Back does, or who edits it
+    tab.until("link => document.body.dataset.qvAddress === link", link, seconds=60)
+    eventually(lambda: words[0] in all_text(tab), 20)
+    page.reload()
+    page.wait_for_selector(f"{READY} .qv-page", timeout=90_000)
+    tab.until("link => document.body.dataset.qvAddress === link", link, seconds=60)
+    page.evaluate("location.hash = 'no_such_name=1'")
+    alert = page.get_by_role("alert").filter(has_text="in the address")
+    alert.wait_for(timeout=20_000)
+    eventually(lambda: address(tab) == link)  # nothing changed, and the address says so
+    page.evaluate("location.hash = ''")
+    eventually(lambda: page.evaluate("document.body.dataset.qvAddress") == "", 30)
+
+
+def test_the_copied_link_carries_the_state_and_no_token(
+    tab: Tab, base: str, lesson: Lesson
+) -> None:
+    page = go(tab, base, lesson)
+    link = LINKS[lesson.slug][0]
+    page.goto("about:blank")
+    page.goto(f"{base}voila/render/{lesson.notebook}?token={TOKEN}#{link}")
+    page.wait_for_selector(f"{READY} .qv-page", timeout=90_000)
+    tab.until("link => document.body.dataset.qvAddress === link", link, seconds=60)
+    page.get_by_role("button", name="Copy link").click()
+    page.get_by_role("button", name="Copied").wait_for()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied == f"{base}voila/render/{lesson.notebook}#{link}"
+
+
+def test_the_guide_sets_the_page_and_remembers(tab: Tab, base: str, lesson: Lesson) -> None:
+    page = go(tab, base, lesson)
+    steps = page.locator(".qv-guide button")
+    steps.nth(0).click()
+    page.wait_for_selector(".qv-guide button[aria-current=step]")
+    assert page.locator(".qv-watch").inner_text()
+    if lesson.slug == "gptq":
+        page.get_by_role("button", name="To the end").click()
+    else:
+        page.locator(".qv-lead input").focus()
+        page.keyboard.press("Home" if lesson.slug == "bit_width" else "End")
+    done = ".qv-guide li:first-child .qv-done"
+    page.wait_for_selector(done, timeout=20_000)
+    page.reload()
+    page.wait_for_selector(done, timeout=90_000)
+    page.goto(f"{base}voila/render/00_start.ipynb")
+    card = page.locator(".qv-path a", has_text=lesson.title)
+    card.wait_for(timeout=60_000)
+    assert "visited" in card.inner_text() and "1 tried" in card.inner_text()
+
+
+def test_keyboard_stops_come_in_order_with_names_and_in_sight(
+    tab: Tab, base: str, lesson: Lesson
+) -> None:
+    """Through everything by Tab: forwards down the document, named, not under a bar."""
+    for part in ["", *PARTS.get(lesson.slug, [])]:
+        page = go(tab, base, lesson, part)
+        page.wait_for_timeout(1000)
+        page.evaluate("document.activeElement?.blur(); scrollTo(0, 0)")
+        seen = page.evaluate("window.qvStops = []")
+        for _ in range(150):
+            page.keyboard.press("Tab")
+            stop = page.evaluate(STOP)
+            if stop is None or stop["again"]:
+                break
+            seen.append(stop)
+        assert len(seen) > 12
+        assert [s["html"] for s in seen if not s["name"]] == []
+        assert [s["html"] for s in seen if not s["after"]] == []
+        assert [s["html"] for s in seen if s["hidden"]] == []
+
+
+STOP = """() => {
+  const el = document.activeElement;
+  if (!el || el === document.body) return null;
+  const again = window.qvStops.includes(el);
+  const last = window.qvStops.at(-1);
+  window.qvStops.push(el);
+  const by = (el.getAttribute('aria-labelledby') ?? '').split(' ')
+    .map((id) => document.getElementById(id)?.textContent ?? '').join(' ');
+  const name = el.getAttribute('aria-label') || by.trim() || el.labels?.[0]?.textContent
+    || (el.matches('a, button, summary') ? el.textContent : '') || el.title;
+  const box = el.getBoundingClientRect();
+  const [x, y] = [box.left + box.width / 2, box.top + Math.min(box.height, 30) / 2];
+  const top = document.elementFromPoint(x, y);
+  const radio = el.matches('[type=radio]');
+  return { again, name: (name ?? '').trim(), html: el.outerHTML.slice(0, 160),
+    after: !last || Boolean(last.compareDocumentPosition(el) & 4),
+    hidden: !(y >= 0 && y <= innerHeight) || !(top && (el.contains(top) || top.contains(el)
+      || (radio && el.parentElement.contains(top)))) };
+}"""
+
+
+def test_axe_finds_nothing(tab: Tab, base: str, lesson: Lesson) -> None:
+    """In each part, light and dark."""
+    package = pytest.importorskip(
+        "axe_playwright_python", reason="axe-playwright-python, which carries axe, is not installed"
+    )
+    axe = (Path(package.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+    for part in ["", *PARTS.get(lesson.slug, [])]:
+        page = go(tab, base, lesson, part)
+        page.wait_for_timeout(1500)
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            page.wait_for_timeout(500)
+            page.evaluate(axe)
+            found = page.evaluate(
+                "axe.run(document, { resultTypes: ['violations'] }).then((r) => r.violations"
+                ".map((v) => [v.id, v.impact, v.nodes.map((n) => n.html.slice(0, 120))]))"
+            )
+            assert found == [], (part, scheme)
+        page.emulate_media(color_scheme="light")
+
+
+def test_for_a_projector(tab: Tab, base: str, lesson: Lesson) -> None:
+    page = go(tab, base, lesson)
+    size = "parseFloat(getComputedStyle(document.querySelector('.qv-title h1')).fontSize)"
+    before = page.evaluate(size)
+    page.get_by_role("button", name="Present").click()
+    assert page.evaluate(size) > 1.2 * before
+    assert not page.locator(".qv-controls").is_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+    page.get_by_role("button", name="Present").click()
+    assert page.locator(".qv-controls").is_visible()
+    assert page.evaluate(size) == before
+
+
+def test_pictures_grow_with_the_page(tab: Tab, base: str, lesson: Lesson) -> None:
+    page = go(tab, base, lesson, PARTS.get(lesson.slug, [""])[0] if lesson.number == 7 else "")
+    wide = "() => Math.max(...[...document.querySelectorAll('.qv-stage, .qv-plot')]" \
+           ".map((e) => e.clientWidth))"  # fmt: skip
+    small = page.evaluate(wide)
+    page.set_viewport_size({"width": 1920, "height": 1080})
+    eventually(lambda: page.evaluate(wide) > 1.25 * small)
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.wait_for_timeout(300)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.set_viewport_size({"width": 1280, "height": 800})

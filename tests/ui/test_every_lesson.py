@@ -1,0 +1,432 @@
+"""What every lesson must keep, of those in the course and of one made for this test.
+
+It opens; each control makes its round through a link; a bad source, a bad link and a failing
+computation leave the page as it was, trait by trait; its code runs and gives what is on screen;
+each step of its guide can be done; whatever can be reached has a name, and each picture says in
+words what it shows.
+"""
+
+import importlib
+import inspect
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ipywidgets
+import pytest
+import torch
+import toy_lesson
+from toy_lesson import TOY
+
+from qviz.ui.views.fields import CellField, OptionField, StepField, ToggleField
+from qviz.ui.views.layer_page import LayerPage
+from qviz.ui.views.lessons import COURSE, GALLERY_NOTEBOOK, LESSONS, THEMES, Lesson, neighbours
+from qviz.ui.widgets import (
+    Button,
+    Caption,
+    Chart,
+    Choice,
+    Code,
+    Disclosure,
+    Equation,
+    MatrixView,
+    Readout,
+    Slider,
+    Status,
+    Table,
+    TextField,
+    Toggle,
+    Transport,
+    as_address,
+    from_address,
+)
+
+ALL = [*LESSONS, TOY]
+#: Lesson → (state of a link, what its code has to give there).
+Check = Callable[[Any, dict[str, Any]], None]
+
+
+def _bit_width(page: Any, names: dict[str, Any]) -> None:
+    q = page.shown.tensors[page.bits_control.index]
+    assert torch.equal(names["q"].codes, q.codes)
+    assert q.bits_per_weight == names["q"].bits_per_weight
+
+
+def _gptq(page: Any, names: dict[str, Any]) -> None:
+    if page.part == "by hand":
+        assert names["walk"].gptq == page.hand.shown.gptq
+        return
+    assert torch.equal(names["walk"].result.codes, page.shown.first.result.codes)
+    assert names["walk"].error[-1] == page.shown.first.error[-1]
+
+
+def _kernels(page: Any, names: dict[str, Any]) -> None:
+    at = page.race.batch_control.index
+    assert names["found"].speedup(names["point"]) == page.race.shown.speedup(names["point"])
+    assert names["point"].batch == page.race.batches[at]
+
+
+def _toy(page: Any, names: dict[str, Any]) -> None:
+    assert torch.equal(names["error"], page.shown.error)
+
+
+CODE: dict[str, list[tuple[dict[str, str], Check]]] = {
+    "bit_width": [
+        ({"bits": "3"}, _bit_width),
+        ({"bits": "2", "levels": "asymmetric", "scale": "row", "dtype": "float32"}, _bit_width),
+    ],
+    "gptq": [
+        ({}, _gptq),
+        ({"part": "a real layer", "layer": "model.layers.0.self_attn.o_proj"}, _gptq),
+        ({"layer": "model.layers.0.self_attn.o_proj", "tokens": "64", "order": "act-order",
+          "judge": "the calibration text"}, _gptq),
+    ],
+    "memory_and_speed": [({"tokens": "16"}, _kernels)],
+    "toy": [({"bits": "2"}, _toy)],
+}  # fmt: skip
+#: States in which the parts of a lesson are open, besides the one it opens in.
+PARTS: dict[str, list[dict[str, str]]] = {
+    "gptq": [{"part": "a real layer", "layer": "model.layers.0.self_attn.o_proj"}],
+    "memory_and_speed": [{"part": "inside"}, {"part": "model"}],
+}
+
+
+@pytest.fixture(scope="module")
+def pages() -> dict[str, Any]:
+    return {}
+
+
+@pytest.fixture(params=ALL, ids=lambda lesson: lesson.slug)
+def page(request: pytest.FixtureRequest, pages: dict[str, Any]) -> Any:
+    lesson: Lesson = request.param
+    if lesson.slug not in pages:
+        pages[lesson.slug] = getattr(importlib.import_module(lesson.module), lesson.view)()
+    found = pages[lesson.slug]
+    found.go({})
+    found.guide.active = -1
+    found._step = None
+    return found
+
+
+def states(page: Any) -> list[dict[str, str]]:
+    return [{}, *PARTS.get(page.lesson.slug, [])]
+
+
+def widgets(root: Any) -> Iterator[Any]:
+    """Every widget of a page."""
+    yield root
+    for child in getattr(root, "children", ()):
+        yield from widgets(child)
+
+
+def on_screen(page: Any) -> dict[str, Any]:
+    """All that the browser is told, but for counters and the line that says what went wrong."""
+    state = {}
+    for i, widget in enumerate(widgets(page.widget)):
+        if isinstance(widget, Status):
+            continue
+        for name, value in widget.get_state().items():
+            if name == "readout":  # which has a counter of its own
+                value = {k: v for k, v in value.items() if k != "version"}
+            if name not in ("version", "runs", "answered", "busy") and not name.startswith("_view"):
+                state[f"{i} {type(widget).__name__}.{name}"] = bytes(value) if isinstance(
+                    value, (bytes, memoryview)) else value  # fmt: skip
+    return state
+
+
+def assert_unchanged(before: dict[str, Any], page: Any) -> None:
+    after = on_screen(page)
+    assert before.keys() == after.keys()
+    different = [name for name in before if before[name] != after[name]]
+    assert not different
+
+
+# ------------------------------------------------------------------------------------ the course
+
+
+def test_the_course() -> None:
+    assert [one.number for one in COURSE] == list(range(1, 16))
+    assert len({one.slug for one in COURSE}) == 15
+    assert {one.theme for one in COURSE} == set(THEMES)
+    for one in COURSE:
+        assert one.title and one.question.endswith("?")
+        assert bool(one.view) == bool(one.promise) == one.exists
+    assert neighbours(LESSONS[0]) == (None, LESSONS[1])
+    assert neighbours(LESSONS[-1]) == (LESSONS[-2], None)
+    assert set(CODE) == {one.slug for one in ALL}, "each lesson has code whose result is checked"
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.slug)
+def test_importing_one_lesson_imports_no_other(lesson: Lesson) -> None:
+    others = [one.module for one in LESSONS if one is not lesson]
+    script = (
+        f"import sys; from qviz.ui.views import {lesson.view}; "
+        f"print([m for m in {others!r} if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_new_lesson_is_short() -> None:
+    assert len(inspect.getsource(toy_lesson).splitlines()) < 70
+    assert len(inspect.getsource(toy_lesson.ToyLesson).splitlines()) < 60
+
+
+# ------------------------------------------------------------------------------------ one lesson
+
+
+def test_it_opens_with_its_name_and_its_neighbours(page: Any) -> None:
+    lesson, head = page.lesson, page.head
+    assert page.status.text == ""
+    assert head.title == f"{lesson.number} · {lesson.title}" and head.question == lesson.question
+    assert head.gallery == GALLERY_NOTEBOOK
+    before, after = neighbours(lesson)
+    assert (head.before, head.after) == (before.slug if before else "", after.slug if after else "")
+    assert [one["number"] for one in head.course] == list(range(1, 16))
+    assert page.state == {} and page.address.state == ""
+
+
+def values_of(field: Any) -> list[str]:
+    """Other values that a field can take now: the next and the last."""
+    if isinstance(field, OptionField):
+        others = [name for name in field.names if name != field.text and name != "kept"]
+        return others[:1] + others[-1:] if not field.control.disabled else []
+    if isinstance(field, ToggleField):
+        return ["on" if field.text == "off" else "off"]
+    if isinstance(field, StepField):
+        return ["1", str(field.control.n - 1)]
+    if isinstance(field, CellField):
+        rows, columns = field.control.shape
+        return [f"{rows - 1}, {columns - 1}"]
+    return []
+
+
+#: Names whose value decides what others can be: each goes alone, the others together.
+DECIDING = {
+    "part",
+    "layer",
+    "levels",
+    "text",
+    "figures",
+    "shape",
+    "format",
+    "multiplied",
+    "scale",
+    "rows",
+}
+
+
+def test_each_control_makes_its_round_through_a_link(page: Any) -> None:
+    tried = set()
+    for base in states(page):
+        page.go(base)
+        plans = {k: values_of(f) for k, f in page.fields.items() if f.live() and k not in base}
+        together = {k: values for k, values in plans.items() if values and k not in DECIDING}
+        rounds = [{k: v} for k in plans.keys() & DECIDING for v in dict.fromkeys(plans[k])]
+        rounds += [{k: values[at] for k, values in together.items()} for at in (0, -1)]
+        for state in rounds:
+            page.go({**base, **state})
+            whole, link = page.whole_state, page.address.state
+            assert {k: whole[k] for k in state} == state
+            page.go(base)
+            page._on_address(link)  # as the browser asks for it
+            assert page.status.text == ""
+            assert page.whole_state == whole
+            tried |= set(state)
+    can = {k for k, f in page.fields.items() if getattr(f, "control", None) is not None}
+    assert can - tried <= {"row", "inputs", "prompt"}  # words: each in the test of its lesson
+
+
+def test_every_control_is_in_the_address(page: Any) -> None:
+    """Or is known to be left out: guesses are each learner's own, and models and texts to be
+    opened are typed in before they count."""
+    controls = {id(f.control) for f in page.fields.values() if hasattr(f, "control")}
+    left_out = {"Model", "Your own text", *(
+        [] if page.prediction is None else [page.prediction.control.label])}  # fmt: skip
+    for widget in widgets(page.widget):
+        if isinstance(widget, (Slider, Choice, Toggle, TextField, Transport)):
+            assert id(widget) in controls or widget.label in left_out, widget.label
+
+
+def test_names_and_values_with_any_characters_survive_a_link() -> None:
+    state = {"layer": "model.layers.0.mlp.experts.gate_up_proj[3]", "text": "ä & b=c #1 + 50 %",
+             "層": "重み"}  # fmt: skip
+    link = as_address(state)
+    assert from_address(link) == from_address(f"#{link}") == state
+    assert not set(link) & set('[] #"<>')
+    with pytest.raises(ValueError, match="name=value"):
+        from_address("nonsense")
+
+
+def test_a_bad_link_is_said_and_changes_nothing(page: Any) -> None:
+    before = on_screen(page)
+    key = next(k for k, f in page.fields.items() if isinstance(f, OptionField) and f.live())
+    for link in ("nonsense", "no_such_name=1", f"{key}=no+such+value", "%ff=1"):
+        page._on_address(link)
+        assert page.status.kind == "error" and "address" in page.status.text, link
+        assert_unchanged(before, page)
+
+
+def test_a_bad_source_is_said_and_changes_nothing(page: Any, tmp_path: Any) -> None:
+    if not isinstance(page, LayerPage):
+        pytest.skip("this lesson opens no layer of the learner's")
+    for base in states(page):
+        page.go(base)
+        page.source_control.value = ""
+        before = on_screen(page)
+        for source in ("", str(tmp_path), str(tmp_path / "nowhere")):
+            page.source_control.value = source
+            page.open_button.click()
+            assert page.status.kind == "error" and page.status.text
+            page.source_control.value = ""
+            assert_unchanged(before, page)
+
+
+@contextmanager
+def failing(owner: Any, name: str, error: Exception, after: bool) -> Iterator[None]:
+    """The first call of a method fails, before it does anything or after it has."""
+    true, calls = getattr(owner, name), []
+
+    def broken(*args: Any, **options: Any) -> Any:
+        calls.append(name)
+        if len(calls) > 1:
+            return true(*args, **options)
+        if after:
+            true(*args, **options)
+        raise error
+
+    setattr(owner, name, broken)
+    try:
+        yield
+    finally:
+        delattr(owner, name)
+    assert calls
+
+
+@pytest.mark.parametrize(("name", "after"), [("compute", False), ("compute", True), ("draw", True)])
+def test_a_failing_computation_restores_what_was_shown(page: Any, name: str, after: bool) -> None:
+    for base in states(page):
+        if base == {"part": "model"}:
+            continue  # nothing is computed there before a button is pressed
+        page.go(base)
+        key, field = next(
+            (k, f) for k, f in page.fields.items()
+            if isinstance(f, OptionField) and not f.looks and f.live() and k not in base
+            and k not in ("layer", "part") and len(f.names) > 1
+        )  # fmt: skip
+        before, shown = on_screen(page), page.current.shown
+        with failing(page.current, name, ValueError("made up"), after):
+            field.set(next(n for n in field.names if n != field.text))
+        assert page.status.kind == "error" and "made up" in page.status.text
+        assert page.current.shown is shown, key
+        assert_unchanged(before, page)
+        with failing(page.current, name, KeyError("made up"), after), pytest.raises(KeyError):
+            field.set(next(n for n in field.names if n != field.text))
+        assert "defect" in page.status.text
+        assert_unchanged(before, page)
+
+
+def test_its_code_runs_and_gives_what_is_on_screen(page: Any, capsys: Any) -> None:
+    for state, check in CODE[page.lesson.slug]:
+        page.go(state)
+        code = next(w for w in widgets(page.widget) if isinstance(w, Code) and
+                    w.label == "Python code")  # fmt: skip
+        lead = {"bit_width": "bits", "memory_and_speed": "tokens"}.get(page.lesson.slug)
+        at = 0 if lead is None else page.fields[lead].control.index  # whose frame it shows
+        names: dict[str, Any] = {}
+        exec(code.texts[at], names)
+        check(page, names)
+
+
+def test_all_that_can_be_reached_has_a_name(page: Any) -> None:
+    for base in states(page):
+        page.go(base)
+        for widget in widgets(page.widget):
+            if isinstance(widget, (Slider, Choice, Toggle, TextField, Button, Transport, Code)):
+                assert widget.label, type(widget).__name__
+            if isinstance(widget, Disclosure):
+                assert widget.summary
+            if isinstance(widget, Equation):
+                assert widget.aria
+            if isinstance(widget, (Readout, Table)) and (
+                getattr(widget, "rows", None) or getattr(widget, "frames", None)
+            ):
+                assert widget.label
+
+
+def test_each_picture_says_what_it_shows(page: Any) -> None:
+    for base in states(page):
+        page.go(base)
+        for widget in widgets(page.widget):
+            if isinstance(widget, (MatrixView, Chart)) and visible(page.widget, widget):
+                assert widget.label
+                assert widget.summaries and all(text.strip() for text in widget.summaries)
+            if isinstance(widget, Caption) and visible(page.widget, widget):
+                assert isinstance(widget.texts, list)
+
+
+def visible(root: Any, widget: Any) -> bool:
+    """Whether no box around it is taken out of the page."""
+    if root is widget:
+        return True
+    if "qv-gone" in getattr(root, "_dom_classes", ()):
+        return False
+    return any(visible(child, widget) for child in getattr(root, "children", ()))
+
+
+def test_no_two_controls_of_a_part_have_one_name(page: Any) -> None:
+    for base in states(page):
+        page.go(base)
+        labels = [
+            w.label
+            for w in widgets(page.widget)
+            if isinstance(w, (Slider, Choice, Toggle, TextField)) and visible(page.widget, w)
+        ]
+        assert len(labels) == len(set(labels)), labels
+
+
+# ------------------------------------------------------------------------------------ the guide
+
+
+def test_each_step_of_the_guide_can_be_done(page: Any) -> None:
+    assert page.guide_steps
+    for i, step in enumerate(page.guide_steps):
+        page.guide.done = [False] * len(page.guide_steps)
+        page.guide.click(i)
+        assert page.status.kind == "", (step.title, page.status.text)
+        assert page.guide.active == i
+        for key, value in step.start.items():
+            assert page.whole_state[key] == value
+        assert not page.guide.done[i], f"“{step.title}” is done before the learner did it"
+        for key, goal in step.done.items():
+            field = page.fields[key]
+            offered = getattr(field, "names", [])
+            field.set(goal.example(page._began.get(key, ""), offered))
+        if "measure" in step.deeds:
+            page.race.wait(1)  # none is under way
+            pytest.MonkeyPatch().setattr("qviz.ui.views.kernels_race.SECONDS", 0.002)
+        for deed in step.deeds:
+            page.deeds[deed].click()
+            if deed == "measure":
+                page.race.wait(120)
+        assert page.status.kind == "", (step.title, page.status.text)
+        assert page.guide.done[i], f"“{step.title}” was done and is not ticked"
+
+
+def test_words_of_the_guide_name_what_is_on_the_page(page: Any) -> None:
+    """What stands in quotation marks is a control, a button or an option of one."""
+    for i, step in enumerate(page.guide_steps):
+        page.guide.click(i)
+        said = set()
+        for widget in widgets(page.widget):
+            for name in ("label", "summary", "text"):
+                said.add(getattr(widget, name, ""))
+            said |= set(getattr(widget, "options", ()))
+            said |= {"One step forward", "now"} if isinstance(widget, Transport) else set()
+        for quoted in step.watch.split("“")[1:]:
+            assert quoted.partition("”")[0] in said, (step.title, quoted)
+        assert isinstance(page.widget, ipywidgets.Box)
