@@ -104,9 +104,10 @@ def _positions(model: nn.Module) -> int | None:
     if not counts:
         return None
     for name, module in model.named_modules():
-        table = isinstance(module, nn.Embedding) and "position" in name.rpartition(".")[2]
-        if table and module.padding_idx is not None and module.num_embeddings == counts[0]:
-            return counts[0] - int(module.padding_idx) - 1
+        padding = getattr(module, "padding_idx", None)  # I-BERT's table is no nn.Embedding
+        table = getattr(module, "weight", None) if "position" in name.rpartition(".")[2] else None
+        if isinstance(padding, int) and table is not None and len(table) == counts[0]:
+            return counts[0] - padding - 1
     return counts[0]
 
 

@@ -30,7 +30,7 @@ from qviz.models.checkpoint import (
 from qviz.models.experts import separate_experts
 from qviz.models.layers import LoadedModel, linear_layers
 from qviz.models.names import origins_of
-from qviz.models.reading import sees_only_before
+from qviz.models.reading import sees_after
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -88,7 +88,7 @@ def load_model(
     model.requires_grad_(False)
     kind = architecture.kind
     loaded = LoadedModel(model.eval().to(device), tokenizer, checkpoint.name, kind, missing, unused)
-    if kind == "decoder" and not sees_only_before(loaded):
+    if kind == "decoder" and sees_after(loaded):
         # A class with a language model's head, and yet (BERT without is_decoder, XLNet) every token
         # sees those after it: a perplexity would be a number without meaning.
         return replace(loaded, kind="encoder")

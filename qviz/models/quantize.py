@@ -425,6 +425,8 @@ class Product(nn.Linear):
         self.quantized = quantized
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.numel() == 0:  # an expert to which no token is routed
+            return x.new_empty(*x.shape[:-1], self.out_features)
         y = self.quantized(x).to(x.dtype)
         return y if self.bias is None else y + self.bias
 
