@@ -168,6 +168,15 @@ def test_split_rows_and_more_than_one_tile(device):
     agrees(kernel, q, inputs(80, 1408, torch.float16), device)
 
 
+def test_split_rows_of_fp8(device):
+    """22 tiles of a row shared out among four programs."""
+    kernel = there("triton.fp8_w8a16", device)
+    q = qviz.quantize(weight(70, 1408), "fp8")
+    config = tk.dot_configs(tk.FP8_DOT, 20)[0]
+    assert tk.splits(config, 70, 20, 22, torch.device("cpu")) == 4
+    agrees(kernel, q, inputs(20, 1408, torch.bfloat16), device)
+
+
 def test_how_a_row_is_shared_out():
     """As many programs as asked for, a power of two; each keeps four tiles, and no more than 16."""
     cpu = torch.device("cpu")  # which stands for an H100 with 132 multiprocessors
