@@ -136,6 +136,15 @@ def processors(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
+@cache
+def widest(device: torch.device) -> int:
+    """Tokens of a program at most: with 128 the sums need more registers than a thread of a GPU
+    before Hopper has, whose tensor cores want the weights of two products in registers, too."""
+    if device.type != "cuda":
+        return 128
+    return 128 if torch.cuda.get_device_capability(device) >= (9, 0) else 64
+
+
 # ---------------------------------------------------------------------- which configuration
 
 # For each range of tokens, the few that were fastest on an H100 with 8192×28672 and 4096×4096
@@ -190,9 +199,9 @@ def gemv_configs(rows: int, units: int, options: GemvOptions) -> list[Config]:
     return [Config({"BLOCK_ROWS": r, "BLOCK_CHUNKS": c}, w, s) for r, c, w, s in cut]
 
 
-def dot_configs(options: DotOptions, tokens: int) -> list[Config]:
-    """Configurations of a product with this many tokens, 8 to 128 of them a program."""
-    block = min(max(power_above(tokens), 8), 128)
+def dot_configs(options: DotOptions, tokens: int, most: int) -> list[Config]:
+    """Configurations of a product with this many tokens, 8 to `most` of them a program."""
+    block = min(max(power_above(tokens), 8), most)
     return [
         Config({"BLOCK_TOKENS": block, "BLOCK_ROWS": r}, w, s, p) for r, w, s, p in options[block]
     ]
@@ -336,10 +345,9 @@ class FourBit(TritonKernel):
         options = TABLE_DOT if packed.options["table"] else AFFINE_DOT
         constants = {n: v for n, v in four_bit_constants(packed).items() if n not in _TILES}
         fixed, layout = four_bit_tensors(packed), packed.options["layout"]
-        return split_dot(
-            packed, "four_bit_dot", dot_configs(options, x.shape[0]), constants, fixed,
-            layout.tiles, x, y,
-        )  # fmt: skip
+        configs = dot_configs(options, x.shape[0], widest(packed.device))
+        name, tiles = "four_bit_dot", layout.tiles
+        return split_dot(packed, name, configs, constants, fixed, tiles, x, y)
 
 
 _TILES = ("WIDTH", "ALIGNED")  # what four_bit_dot takes for granted
@@ -635,7 +643,7 @@ class Fp8A16(TritonKernel):
         constants = {"COLUMNS": columns, "SCALES": packed.options["scales"]}
         wide = x.dtype == torch.float32
         if tokens > 1 and not wide and tokens <= FUSED:
-            configs = dot_configs(FP8_DOT, tokens)
+            configs = dot_configs(FP8_DOT, tokens, widest(packed.device))
             tiles = words.shape[0]
             return split_dot(
                 packed, "fp8_wide_dot", configs, constants, (words, scale), tiles, x, y

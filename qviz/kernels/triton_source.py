@@ -535,8 +535,14 @@ def four_bit_dot(
     here = tl.minimum(row, rows - 1)  # a row that exists; the others are not stored
     total = tl.full((BLOCK_ROWS, BLOCK_TOKENS), 0.0, tl.float32)
 
-    last = tl.minimum((part + 1) * steps, tiles)
-    for tile in tl.range(part * steps, last, num_stages=STAGES):
+    for step in tl.range(0, steps, num_stages=STAGES):
+        # The last part may run out of tiles: then its inputs are 0, and so is what they add.
+        tile = part * steps + step
+        given = tokens
+        if tiles % SPLIT != 0:
+            given = tl.where(tile < tiles, tokens, 0)
+            tile = tl.minimum(tile, tiles - 1)
+
         # [words] 64 bytes of each row, and those of the next row follow.
         word = tile * (rows * 16) + here[:, None] * 16 + tl.arange(0, 16)[None, :]
         words = tl.load(words_ptr + word, eviction_policy="evict_first")
@@ -545,7 +551,7 @@ def four_bit_dot(
         column = tile * 128 + tl.arange(0, 128)
         x = tl.load(
             x_ptr + token[None, :] * COLUMNS + column[:, None],  # [columns, tokens]
-            mask=(token < tokens)[None, :],
+            mask=(token < given)[None, :],
             other=0.0,
             eviction_policy="evict_last",
         )
@@ -969,14 +975,20 @@ def fp8_wide_dot(
     steps: tl.constexpr = (tiles + SPLIT - 1) // SPLIT
     scale = tl.load(scale_ptr + (here if SCALES == "row" else here * 0)).to(tl.float32)
     total = tl.full((BLOCK_ROWS, BLOCK_TOKENS), 0.0, tl.float32)
-    last = tl.minimum((part + 1) * steps, tiles)
-    for tile in tl.range(part * steps, last, num_stages=STAGES):
+    for step in tl.range(0, steps, num_stages=STAGES):
+        # The last part may run out of tiles: then its inputs are 0, and so is what they add.
+        tile = part * steps + step
+        given = tokens
+        if tiles % SPLIT != 0:
+            given = tl.where(tile < tiles, tokens, 0)
+            tile = tl.minimum(tile, tiles - 1)
+
         word = tile * (rows * 16) + here[:, None] * 16 + tl.arange(0, 16)[None, :]
         words = tl.load(words_ptr + word, eviction_policy="evict_first")
         column = tile * 64 + tl.arange(0, 64)
         x = tl.load(
             x_ptr + token[None, :] * COLUMNS + column[:, None],
-            mask=(column < COLUMNS)[:, None] & (token < tokens)[None, :],
+            mask=(column < COLUMNS)[:, None] & (token < given)[None, :],
             other=0.0,
             eviction_policy="evict_last",
         )

@@ -163,9 +163,29 @@ def test_split_rows_and_more_than_one_tile(device):
     kernel = there("triton.w4a16", device)
     q = qviz.quantize(weight(70, 1408), bits=4, group_size=64, symmetric=False)
     packed = kernel.pack(q, device, torch.float16)
-    config = tk.dot_configs(tk.AFFINE_DOT, 80)[0]
+    config = tk.dot_configs(tk.AFFINE_DOT, 80, 128)[0]
     assert tk.splits(config, 70, 80, packed.options["layout"].tiles, torch.device("cpu")) == 2
     agrees(kernel, q, inputs(80, 1408, torch.float16), device)
+
+
+@pytest.mark.parametrize(("capability", "tokens"), [((8, 0), 64), ((8, 9), 64), ((9, 0), 128)])
+def test_older_gpus_take_fewer_tokens_to_a_program(capability, tokens, monkeypatch):
+    tk.widest.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    most = tk.widest(torch.device("cuda", 0))
+    tk.widest.cache_clear()
+    assert most == tokens
+    block = tk.dot_configs(tk.AFFINE_DOT, 256, most)[0].blocks["BLOCK_TOKENS"]
+    assert block == tokens
+
+
+def test_split_rows_of_fp8(device):
+    """22 tiles of a row shared out among four programs."""
+    kernel = there("triton.fp8_w8a16", device)
+    q = qviz.quantize(weight(70, 1408), "fp8")
+    config = tk.dot_configs(tk.FP8_DOT, 20, 128)[0]
+    assert tk.splits(config, 70, 20, 22, torch.device("cpu")) == 4
+    agrees(kernel, q, inputs(20, 1408, torch.bfloat16), device)
 
 
 def test_how_a_row_is_shared_out():
@@ -178,7 +198,7 @@ def test_how_a_row_is_shared_out():
     assert tk.splits(few, 2**20, 4, 224, cpu) == 1
     # What was fastest on an H100: 8192 rows in 8 parts for 4 tokens, in 4 for 64, whole for 256.
     for tokens, parts in ((4, 8), (16, 8), (32, 4), (64, 4), (128, 2), (256, 1)):
-        config = tk.dot_configs(tk.AFFINE_DOT, tokens)[0 if tokens < 256 else 1]
+        config = tk.dot_configs(tk.AFFINE_DOT, tokens, 128)[0 if tokens < 256 else 1]
         assert tk.splits(config, 8192, tokens, 224, cpu) == parts
     for tiles in range(1, 40):  # every tile belongs to one part
         split = tk.splits(few, 64, 4, tiles, cpu)
@@ -512,8 +532,9 @@ class Launch:
     grid: tuple
 
 
-def launches(kernel, q, tokens, dtype):
-    """Every launch that a product plans, of every configuration."""
+def launches(kernel, q, tokens, dtype, widest=128):
+    """Every launch that a product plans, of every configuration, with up to so many tokens to a
+    program."""
     found = []
 
     def launcher(device, name, config, constants, grid):
@@ -527,6 +548,7 @@ def launches(kernel, q, tokens, dtype):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tk, "launcher", launcher)
         patch.setattr(tk, "fastest", fastest)
+        patch.setattr(tk, "widest", lambda device: widest)
         packed = kernel.pack(q, "cpu", dtype)
         x = torch.zeros(tokens, q.shape[1], dtype=dtype)
         kernel._plan(packed, x, y := x.new_empty(tokens, q.shape[0]))(x, y)
@@ -735,7 +757,7 @@ def test_every_configuration_compiles(format, dtype, tokens, compiler):
     if dtype not in kernel.dtypes:
         pytest.skip(f"{name} takes no {dtype}")
     for capability in capabilities(name):
-        for launch in launches(kernel, q, tokens, dtype):
+        for launch in launches(kernel, q, tokens, dtype, 128 if capability >= 90 else 64):
             stack = spilled(compiled(launch, capability), compiler)
             # A register or two that ptxas sets aside before a loop of products of matrices.
             allowed = 16 if launch.name.endswith("_dot") else 0
