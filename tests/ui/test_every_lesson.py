@@ -44,6 +44,7 @@ from qviz.ui.widgets import (
 )
 
 ALL = [*LESSONS, TOY]
+SMALL = "model.layers.0.self_attn.k_proj"
 #: Lesson → (state of a link, what its code has to give there).
 Check = Callable[[Any, dict[str, Any]], None]
 
@@ -79,8 +80,8 @@ CODE: dict[str, list[tuple[dict[str, str], Check]]] = {
     ],
     "gptq": [
         ({}, _gptq),
-        ({"part": "a real layer", "layer": "model.layers.0.self_attn.o_proj"}, _gptq),
-        ({"layer": "model.layers.0.self_attn.o_proj", "tokens": "64", "order": "act-order",
+        ({"part": "a real layer", "layer": SMALL}, _gptq),
+        ({"layer": SMALL, "tokens": "64", "order": "act-order",
           "judge": "the calibration text"}, _gptq),
     ],
     "memory_and_speed": [({"tokens": "16"}, _kernels)],
@@ -88,7 +89,7 @@ CODE: dict[str, list[tuple[dict[str, str], Check]]] = {
 }  # fmt: skip
 #: States in which the parts of a lesson are open, besides the one it opens in.
 PARTS: dict[str, list[dict[str, str]]] = {
-    "gptq": [{"part": "a real layer", "layer": "model.layers.0.self_attn.o_proj"}],
+    "gptq": [{"part": "a real layer", "layer": SMALL}],
     "memory_and_speed": [{"part": "inside"}, {"part": "model"}],
 }
 
@@ -111,7 +112,9 @@ def page(request: pytest.FixtureRequest, pages: dict[str, Any]) -> Any:
 
 
 def states(page: Any) -> list[dict[str, str]]:
-    return [{}, *PARTS.get(page.lesson.slug, [])]
+    """The page as it opens, but on a small layer, and its other parts."""
+    first = {"layer": SMALL} if page.lesson.slug in ("bit_width", "toy") else {}
+    return [first, *PARTS.get(page.lesson.slug, [])]
 
 
 def widgets(root: Any) -> Iterator[Any]:

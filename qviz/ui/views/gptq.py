@@ -146,7 +146,8 @@ class GptqLesson(LayerPage):
         self._left_out = ""
         self._cell = (0, 0)  # row and column of the weight
         self._following = True  # the cell moves on with the steps
-        self._on_bar: Any = None  # the layer, or the part, whose steps the bar has
+        self._on_bar: Any = ""  # the layer, or the part, whose steps the bar has
+        self._asked_of: Any = ""  # the layer that the prediction is about
         self._build_controls()
         self._build_views()
         self.widget = self._page()
@@ -441,7 +442,7 @@ class GptqLesson(LayerPage):
             last is None or first is not last.first or second is not last.second
         ):
             self.pictures.draw_pair(first, second)
-        self._draw_bar(shown, None if last is None else last.opened)
+        self._draw_bar(shown)
         self.pictures.show_pair(second is not None)
         show_only(self._column, second is None)
         show_only(self._comparison, second is not None)
@@ -453,15 +454,15 @@ class GptqLesson(LayerPage):
         assert self.prediction is not None
         self.prediction.answer()
 
-    def _draw_bar(self, shown: Shown, before: Opened | None) -> None:
+    def _draw_bar(self, shown: Shown) -> None:
         """The steps of the run. Another layer begins anew, and is a new question."""
         first = shown.first
-        same = before is shown.opened and self.attempt is None
         with self.quietly():
-            at = min(self.step, first.n) if same and self._on_bar is self else 0
+            at = min(self.step, first.n) if self._on_bar is shown.opened else 0
             self.transport.set_steps(first.n + 1, at, events=first.events())
-            self._on_bar = self
-            if not same:
+            self._on_bar = shown.opened
+            if self._asked_of is not shown.opened:
+                self._asked_of = shown.opened
                 self._cell = (first.rows // 7, int(first.perm[self.step]))
                 self._following = True
                 if self.attempt is None:
