@@ -385,7 +385,7 @@ def test_the_learners_own_function_stands_beside_the_true_run():
     assert page._cell == (report.first.row, report.first.column)
     assert report.summary in page.diagnosis.texts[0]
     assert {"GPTQ", "yours"} <= set(errors(page))
-    assert "qv-gone" not in page._pair._dom_classes
+    assert "qv-gone" not in page.pictures.pair._dom_classes
     page.pictures.pair_views[1].frame = 256
     page.pictures.pair_views[1].cursor = [report.first.row, report.first.column]
     truth, row, column = page.shown.first, report.first.row, report.first.column
