@@ -169,7 +169,7 @@ CONTRASTS: tuple[Contrast, ...] = (
     ),
     Contrast(
         "double_division", "Divided twice", "failure",
-        "The error is divided by U_jj, and the row of U again.",
+        "The error is divided by U_{jj}, and the row of U again.",
         change.misprint("double_division"), change.correct_fits, say.misprint,
     ),
     Contrast(

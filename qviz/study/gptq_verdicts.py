@@ -361,7 +361,7 @@ def dead_channel(first: Walk, second: Walk) -> str:
 
 
 _MISPRINTS = {
-    "double_division": "Divide by U_jj once; dividing twice also makes the codes depend on the "
+    "double_division": "Divide by U_{jj} once; dividing twice also makes the codes depend on the "
     "scale of H, which a correct run does not notice",
     "no_update": "Use row j of U, or update H⁻¹ after every column: those that are rounded can no "
     "longer compensate anything",

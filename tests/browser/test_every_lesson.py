@@ -254,12 +254,19 @@ def test_for_a_projector(tab: Tab, base: str, lesson: Lesson) -> None:
     page = go(tab, base, lesson)
     size = "parseFloat(getComputedStyle(document.querySelector('.qv-title h1')).fontSize)"
     before = page.evaluate(size)
+    tick = "parseFloat([...document.querySelectorAll('.xtick text')]" \
+           ".find((e) => e.getClientRects().length)?.style.fontSize ?? 'NaN')"  # fmt: skip
+    ticks = page.evaluate(tick)
     page.get_by_role("button", name="Present").click()
     assert page.evaluate(size) > 1.2 * before
-    assert not page.locator(".qv-controls").is_visible()
+    below = "document.querySelector('.qv-controls').getBoundingClientRect().top >= " \
+            "document.querySelector('.qv-main').getBoundingClientRect().bottom"  # fmt: skip
+    assert page.evaluate(below)
+    if ticks == ticks:  # where there is a chart
+        eventually(lambda: page.evaluate(tick) > 1.2 * ticks)
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280
     page.get_by_role("button", name="Present").click()
-    assert page.locator(".qv-controls").is_visible()
+    assert not page.evaluate(below)
     assert page.evaluate(size) == before
 
 

@@ -170,7 +170,9 @@ def test_moments_light_their_terms(tab):
     ]:
         tab.page.get_by_role("radio", name=name, exact=True).check(force=True)
         tab.until(
-            "t => document.querySelector(`.qv-math [data-term=${t}]`).matches('.qv-lit')", term
+            "t => [...document.querySelectorAll(`.qv-math [data-term=${t}].qv-lit`)]"
+            ".some((e) => e.getClientRects().length)",
+            term,
         )
     eventually(lambda: "weights that wait move" in caption(tab))
 

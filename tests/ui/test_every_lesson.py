@@ -44,6 +44,7 @@ from qviz.ui.widgets import (
 )
 
 ALL = [*LESSONS, TOY]
+SMALL = "model.layers.0.self_attn.k_proj"
 #: Lesson → (state of a link, what its code has to give there).
 Check = Callable[[Any, dict[str, Any]], None]
 
@@ -79,8 +80,8 @@ CODE: dict[str, list[tuple[dict[str, str], Check]]] = {
     ],
     "gptq": [
         ({}, _gptq),
-        ({"part": "a real layer", "layer": "model.layers.0.self_attn.o_proj"}, _gptq),
-        ({"layer": "model.layers.0.self_attn.o_proj", "tokens": "64", "order": "act-order",
+        ({"part": "a real layer", "layer": SMALL}, _gptq),
+        ({"layer": SMALL, "tokens": "64", "order": "act-order",
           "judge": "the calibration text"}, _gptq),
     ],
     "memory_and_speed": [({"tokens": "16"}, _kernels)],
@@ -88,8 +89,12 @@ CODE: dict[str, list[tuple[dict[str, str], Check]]] = {
 }  # fmt: skip
 #: States in which the parts of a lesson are open, besides the one it opens in.
 PARTS: dict[str, list[dict[str, str]]] = {
-    "gptq": [{"part": "a real layer", "layer": "model.layers.0.self_attn.o_proj"}],
-    "memory_and_speed": [{"part": "inside"}, {"part": "model"}],
+    "gptq": [{"part": "a real layer", "layer": SMALL}],
+    "memory_and_speed": [
+        {"part": "race", "format": "int8"},
+        {"part": "inside"},
+        {"part": "model"},
+    ],
 }
 
 
@@ -111,7 +116,9 @@ def page(request: pytest.FixtureRequest, pages: dict[str, Any]) -> Any:
 
 
 def states(page: Any) -> list[dict[str, str]]:
-    return [{}, *PARTS.get(page.lesson.slug, [])]
+    """The page as it opens, but on a small layer, and its other parts."""
+    first = {"layer": SMALL} if page.lesson.slug in ("bit_width", "toy") else {}
+    return [first, *PARTS.get(page.lesson.slug, [])]
 
 
 def widgets(root: Any) -> Iterator[Any]:
@@ -221,7 +228,8 @@ DECIDING = {
 
 
 def test_each_control_makes_its_round_through_a_link(page: Any) -> None:
-    tried = set()
+    tried: set[str] = set()
+    alone: set[str] = set()  # what never had but one value to choose from
     for base in states(page):
         page.go(base)
         plans = {k: values_of(f) for k, f in page.fields.items() if f.live() and k not in base}
@@ -236,9 +244,12 @@ def test_each_control_makes_its_round_through_a_link(page: Any) -> None:
             page._on_address(link)  # as the browser asks for it
             assert page.status.text == ""
             assert page.whole_state == whole
-            tried |= set(state)
+            tried |= {*base, *state}
+        alone |= {k for k, values in plans.items() if not values}
     can = {k for k, f in page.fields.items() if getattr(f, "control", None) is not None}
-    assert can - tried <= {"row", "inputs", "prompt"}  # words: each in the test of its lesson
+    words = {"row", "inputs", "prompt"}  # each in the test of its lesson
+    assert can <= tried | alone | words
+    assert len(tried) > len(alone)
 
 
 def test_every_control_is_in_the_address(page: Any) -> None:

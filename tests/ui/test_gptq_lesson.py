@@ -124,7 +124,7 @@ def test_each_moment_says_the_numbers_of_its_step(lesson):
     assert f"{story.diagonal:.3g}" in said["divide"]
     assert "the 115 weights that wait move" in said["pass on"]
     assert f"w/s + z = {number(story.position)}" in said["round"]
-    table = rows(lesson.cell_table)
+    table = rows(lesson.story.table)
     assert table["its turn"] == "step 140, now"
     assert table["code q"].startswith(str(story.code))
     lesson.transport.index = 256
@@ -156,18 +156,18 @@ def test_the_cell_follows_the_steps_until_it_is_held(lesson):
     assert lesson._cell[1] == 10
     lesson.pictures.now_view.cursor = [7, 200]
     assert lesson._cell == (7, 200)
-    assert rows(lesson.cell_table)["row, column"] == "7, 200"
-    assert rows(lesson.cell_table)["its turn"] == "step 200, waiting"
+    assert rows(lesson.story.table)["row, column"] == "7, 200"
+    assert rows(lesson.story.table)["its turn"] == "step 200, waiting"
     lesson.pictures.now_view.pinned = True
     for step in (0, 1, 100, 200):
         lesson.transport.index = step
-        said = rows(lesson.cell_table)[f"now, moved {step}×"]
+        said = rows(lesson.story.table)[f"now, moved {step}×"]
         now = float(lesson.shown.first.now(step)[7, 200])
         assert float(said.replace("−", "-")) == pytest.approx(now, rel=1e-3, abs=1e-6)
     lesson.transport.index = 210
-    assert rows(lesson.cell_table)["now, rounded"] == rows(lesson.cell_table)["ŵ"]
+    assert rows(lesson.story.table)["now, rounded"] == rows(lesson.story.table)["ŵ"]
     assert lesson._cell == (7, 200)
-    assert rows(lesson.cell_table)["its turn"] == "step 200, done"
+    assert rows(lesson.story.table)["its turn"] == "step 200, done"
     lesson.pictures.now_view.pinned = False
     lesson.transport.index = 211
     assert lesson._cell == (7, 211)
@@ -208,7 +208,7 @@ def test_a_second_run_stands_beside_the_first(lesson):
     apart = (a.result.dequantize()[:, both] - b.result.dequantize()[:, both]).abs() / step
     share = (apart > 0.499).double().mean()
     assert f"{100 * share:.3g} % differ by s/2" in lesson.transport.caption
-    assert lesson.compared.text == "Second run: Act-order"
+    assert lesson.beside.title.text == "Second run: Act-order"
     choose(lesson.controls.beside, NOTHING)
     assert lesson.shown.second is None
     assert "qv-gone" in lesson.pictures.pair._dom_classes
@@ -221,7 +221,7 @@ def test_every_contrast_can_be_chosen(lesson, name):
     contrast(lesson, name)
     assert lesson.status.kind == "", lesson.status.text
     assert lesson.shown.second is not None
-    assert lesson.diagnosis.texts[0]
+    assert lesson.beside.diagnosis.texts[0]
     assert lesson.controls.beside_name == name
 
 
@@ -231,8 +231,8 @@ def test_other_settings_leave_the_page_at_its_step_and_weight(lesson):
     lesson.pictures.now_view.pinned = True
     choose(lesson.controls.bits, "2")
     assert lesson.step == 70
-    assert rows(lesson.cell_table)["row, column"] == "9, 90"
-    assert "of 0 … 3" in rows(lesson.cell_table)["code q"]
+    assert rows(lesson.story.table)["row, column"] == "9, 90"
+    assert "of 0 … 3" in rows(lesson.story.table)["code q"]
     choose(lesson.layer_control, "layers.0.self_attn.k_proj")
     assert lesson.step == 0
 
@@ -244,7 +244,7 @@ def test_a_run_can_be_kept_and_compared_with(lesson):
     choose(lesson.controls.bits, "5")
     assert lesson.shown.second is kept
     assert lesson.shown.first.options["bits"] == 5
-    assert "Bits 5 beside 3." in lesson.diagnosis.texts[0]
+    assert "Bits 5 beside 3." in lesson.beside.diagnosis.texts[0]
 
 
 def test_tokens_and_texts(lesson):
@@ -275,12 +275,12 @@ def test_own_text(lesson):
 
 def test_the_kept_run_says_all_that_is_different(lesson):
     lesson.hold_button.click()
-    assert "the same so far" in lesson.diagnosis.texts[0]
+    assert "the same so far" in lesson.beside.diagnosis.texts[0]
     lesson.controls.damp.index, lesson.controls.order.index = 0, 1
     lesson.controls.unit.index = 0
     choose(lesson.controls.tokens, "64")
     choose(lesson.controls.judge, SAME_TEXT)
-    said = lesson.diagnosis.texts[0]
+    said = lesson.beside.diagnosis.texts[0]
     assert "act-order on beside off" in said
     assert "amping 0 % beside 1 %" in said
     assert "cale per row beside group of 128" in said
@@ -383,9 +383,9 @@ def test_the_learners_own_function_stands_beside_the_true_run():
     page = GptqLesson(attempt=report)
     assert page.step == report.first.step
     assert page._cell == (report.first.row, report.first.column)
-    assert report.summary in page.diagnosis.texts[0]
+    assert report.summary in page.beside.diagnosis.texts[0]
     assert {"GPTQ", "yours"} <= set(errors(page))
-    assert "qv-gone" not in page._pair._dom_classes
+    assert "qv-gone" not in page.pictures.pair._dom_classes
     page.pictures.pair_views[1].frame = 256
     page.pictures.pair_views[1].cursor = [report.first.row, report.first.column]
     truth, row, column = page.shown.first, report.first.row, report.first.column

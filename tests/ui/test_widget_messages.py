@@ -524,9 +524,9 @@ def test_page_puts_everything_into_its_place() -> None:
     grid = box.children[0]
     assert "qv-page" in grid._dom_classes
     classes = [child._dom_classes for child in grid.children]
-    assert [c[0] for c in classes] == ["qv-head", "qv-col", "qv-col", "qv-col", "qv-caption-row"]
+    assert [c[0] for c in classes] == ["qv-head", "qv-col", "qv-col", "qv-col"]
     main = grid.children[2].children
-    assert [c._dom_classes[0] for c in main] == ["qv-card", "qv-card"]
+    assert [c._dom_classes[0] for c in main] == ["qv-card", "qv-card", "qv-caption-row"]
     assert main[1] is card
     bare = page("T").children[0]
     assert {"qv-no-side", "qv-no-controls"} <= set(bare._dom_classes)

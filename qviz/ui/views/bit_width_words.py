@@ -101,7 +101,7 @@ def _clipping(q: QuantizedTensor, unit: str, split: metrics.ErrorSplit) -> str:
     if split.clipping <= 0:
         return ""
     share = split.clipping / split.total
-    amount = percent(share) if share >= 1e-4 else "less than 0.01 %"
+    amount = percent(share) if share >= 1e-4 else "Less than 0.01 %"
     text = f"{amount} of the squared error is clipping"
     if not isinstance(q.grid, Affine) or not q.info["symmetric"]:
         return f"{text}. "

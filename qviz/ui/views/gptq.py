@@ -17,10 +17,10 @@ from qviz.exercises.report import StepReport
 from qviz.study.gptq_contrasts import CONTRASTS, Contrast, contrasts_for
 from qviz.study.gptq_plan import Plan
 from qviz.study.gptq_walk import Walk
-from qviz.ui.figures.gptq import exchange
 from qviz.ui.views.cost import cost_rows
 from qviz.ui.views.fields import CellField, StepField, ValueField
 from qviz.ui.views.frame import compose, tie_frames
+from qviz.ui.views.gptq_beside import SecondRun, WeightStory
 from qviz.ui.views.gptq_by_hand import ByHandPart
 from qviz.ui.views.gptq_controls import (
     KEPT,
@@ -35,17 +35,15 @@ from qviz.ui.views.gptq_words import (
     A_LAYER,
     BY_HAND,
     EQUATION,
+    GUESSES,
     GUIDE,
     LIT,
-    MISPRINTS,
     MOMENTS,
     SPOKEN,
     TERMS,
     adapted,
-    brief_rows,
+    guess_judged,
     sentence,
-    side_by_side,
-    story_rows,
     told,
 )
 from qviz.ui.views.guide_steps import Step
@@ -55,8 +53,6 @@ from qviz.ui.views.prediction import Prediction
 from qviz.ui.views.snippet import Name, call
 from qviz.ui.widgets import (
     Button,
-    Caption,
-    Chart,
     Choice,
     Code,
     Equation,
@@ -69,7 +65,6 @@ from qviz.ui.widgets import (
     details,
     figures_row,
     from_address,
-    number,
     percent,
     section,
     show_only,
@@ -81,8 +76,6 @@ SHOWN = 1 << 22  # weights; of a larger layer its first rows are shown, which de
 RUN_FIELDS = ("bits", "scale", "order", "levels", "found", "range", "damp", "block", "dtype",
               "text", "tokens", "judge")  # fmt: skip
 LONG = 1500  # characters; a longer text of the learner's own is too long for a link
-GUESSES = ((1.0, "more than all of it"), (0.75, "three quarters or more"), (0.5, "half or more"),
-           (0.25, "a quarter or more"), (0.0, "less than a quarter"))  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +139,8 @@ class GptqLesson(LayerPage):
         self._left_out = ""
         self._cell = (0, 0)  # row and column of the weight
         self._following = True  # the cell moves on with the steps
-        self._on_bar: Any = None  # the layer, or the part, whose steps the bar has
+        self._on_bar: Any = ""  # the layer, or the part, whose steps the bar has
+        self._asked_of: Any = ""  # the layer that the prediction is about
         self._build_controls()
         self._build_views()
         self.widget = self._page()
@@ -242,7 +236,7 @@ class GptqLesson(LayerPage):
         self.prediction = Prediction(
             "Before you step: how much of round-to-nearest's output error will GPTQ leave?",
             [words for _, words in GUESSES],
-            self._verdict,
+            lambda guess: guess_judged(self._now.first, guess),
             self._draw_errors,
         )
         self.on_change(self.prediction.control, "index", self.prediction.answer)
@@ -257,21 +251,13 @@ class GptqLesson(LayerPage):
         for view in (p.now_view, p.pair_views[0]):
             for trait in ("cursor", "pinned"):
                 self.on_change(view, trait, lambda view=view: self._point(view))  # type: ignore[misc]
-        self.exchange_chart = Chart("The chosen weight: received and passed on", height=130)
         self.equation = Equation(
             EQUATION, TERMS, [], aria=SPOKEN, actives=[LIT[name] for name in MOMENTS], calm=True
         )
         tie_frames(self.moment_control, self.equation)
-        self.brief_table = Readout("The chosen weight")
-        self.cell_table = Readout("From beginning to end")
+        self.story, self.beside = WeightStory(), SecondRun()
         self.cost_table = Readout("What the bits cost")
         self.note = Text("", role="wait")
-        self.diagnosis = Caption()
-        self.diagnosis.add_class("qv-aside")
-        self.compared = Text("", "h3")  # which second run is shown
-        wrong = next(iter(MISPRINTS.values()))
-        self.misprint = Equation(wrong[0], {"wrong": wrong[1]}, ["wrong"], aria="the wrong line")
-        self.misprinted = stack(Text("The line as it is misprinted", "h3"), self.misprint)
         self.code = Code()
 
     def _page(self) -> Any:
@@ -290,17 +276,16 @@ class GptqLesson(LayerPage):
             more, data,
         ]  # fmt: skip
         self._column = stack(Text(p.column_chart.label, "h3"), p.column_chart)
-        self._comparison = stack(self.compared, self.diagnosis, self.misprinted)
         charts = figures_row(
-            stack(Text(p.errors.label, "h3"), p.errors), self._column, self._comparison, wide=True
+            stack(Text(p.errors.label, "h3"), p.errors), self._column, self.beside.box, wide=True
         )
         layer = [section("The layer now", self.note, p.single, p.pair, charts)]
         side = [
             section("What happens here", self.moment_control, self.equation),
             section(
                 "",
-                self.brief_table,
-                details("Its whole story", self.cell_table, self.exchange_chart),
+                self.story.brief_table,
+                self.story.whole,
                 details("What the bits cost", self.cost_table),
             ),
         ]
@@ -441,10 +426,10 @@ class GptqLesson(LayerPage):
             last is None or first is not last.first or second is not last.second
         ):
             self.pictures.draw_pair(first, second)
-        self._draw_bar(shown, None if last is None else last.opened)
+        self._draw_bar(shown)
         self.pictures.show_pair(second is not None)
         show_only(self._column, second is None)
-        show_only(self._comparison, second is not None)
+        show_only(self.beside.box, second is not None)
         self.cost_table.set_rows(cost_rows([first.result]))
         self.shown = shown  # what follows depends on where one looks, and is drawn with every step
         self._draw_words(shown)
@@ -453,15 +438,15 @@ class GptqLesson(LayerPage):
         assert self.prediction is not None
         self.prediction.answer()
 
-    def _draw_bar(self, shown: Shown, before: Opened | None) -> None:
+    def _draw_bar(self, shown: Shown) -> None:
         """The steps of the run. Another layer begins anew, and is a new question."""
         first = shown.first
-        same = before is shown.opened and self.attempt is None
         with self.quietly():
-            at = min(self.step, first.n) if same and self._on_bar is self else 0
+            at = min(self.step, first.n) if self._on_bar is shown.opened else 0
             self.transport.set_steps(first.n + 1, at, events=first.events())
-            self._on_bar = self
-            if not same:
+            self._on_bar = shown.opened
+            if self._asked_of is not shown.opened:
+                self._asked_of = shown.opened
                 self._cell = (first.rows // 7, int(first.perm[self.step]))
                 self._following = True
                 if self.attempt is None:
@@ -474,7 +459,7 @@ class GptqLesson(LayerPage):
         self.pictures.draw_errors(shown.first, shown.second, revealed=self.prediction.revealed)
 
     def _draw_words(self, shown: Shown) -> None:
-        first, second, contrast = shown.first, shown.second, shown.contrast
+        first, second = shown.first, shown.second
         parts = adapted(first)
         if first.rows < shown.rows:
             parts.insert(0, (
@@ -486,22 +471,10 @@ class GptqLesson(LayerPage):
             parts.append(f"“{title}” does not apply with these settings; no second run is shown.")
         self.note.text = " ".join(parts)
         if self.attempt is not None:
-            self.compared.text = "Where they part"
-            self.diagnosis.set_texts(self.attempt.summary)
-            show_only(self.misprinted, False)
+            self.beside.say("Where they part", self.attempt.summary)
             return
-        variant = None
-        if isinstance(second, Walk) and contrast is not None and shown.plan is not None:
-            self.compared.text = f"Second run: {contrast.named(shown.plan)}"
-            self.diagnosis.set_texts(f"{contrast.why} {contrast.diagnose(first, second)}")
-            variant = second.options["variant"]
-        elif isinstance(second, Walk):
-            self.compared.text = "Second run: the one you kept"
-            self.diagnosis.set_texts(side_by_side(first, second))
-        show_only(self.misprinted, variant is not None)
-        if variant is not None:
-            self.misprint.mathml, meaning = MISPRINTS[variant]
-            self.misprint.terms = {"wrong": meaning}
+        if isinstance(second, Walk) and shown.plan is not None:
+            self.beside.draw(first, second, shown.contrast, shown.plan)
         self.code.set_texts(self._snippet(shown))
 
     def _snippet(self, shown: Shown) -> str:
@@ -592,37 +565,11 @@ class GptqLesson(LayerPage):
             self._draw_cell()
 
     def _draw_cell(self) -> None:
-        first = self._now.first
-        story = first.story(*self._cell)
-        rows = story_rows(first, story, self.step)
-        label = "The chosen weight" + (", first run" if self._now.second is not None else "")
-        self.brief_table.set_rows(brief_rows(rows, self.moment_control.value), label)
-        self.cell_table.set_rows(rows)
-        self.exchange_chart.set_figures(
-            exchange(story.incoming, story.outgoing),
-            summary=(
-                f"Weight {story.row}, {story.column}: moved by {number(story.compensation, 3)} in "
-                f"all; its error {number(story.error, 3)} moves {len(story.outgoing)} columns"
-            ),
-        )
-
-    def _verdict(self, guess: int) -> str:
-        """The prediction against the run, and what to ask next."""
-        first = self._now.first
-        left, all_of_it = float(first.error[-1]), float(first.rtn_error[-1])
-        if all_of_it == 0:
-            return "Rounding to nearest loses nothing here: nothing to guess."
-        share = left / all_of_it
-        right = next(i for i, (low, _) in enumerate(GUESSES) if share >= low)
-        why = (
-            "Try calibration text of 16 tokens, or of another kind: does it still win?"
-            if share < 1
-            else "Which of its settings makes it lose? Look at the tokens and the text first."
-        )
-        return (
-            f"{'Right' if right == guess else 'Not quite'}: GPTQ leaves {percent(left)} where "
-            f"round-to-nearest leaves {percent(all_of_it)}, that is {percent(share)} of it. {why}"
-        )
+        now = self._now
+        self.story.draw(
+            now.first, self._cell, self.step, self.moment_control.value,
+            of_two=now.second is not None,
+        )  # fmt: skip
 
 
 def _same(one: Plan | None, other: Plan) -> bool:

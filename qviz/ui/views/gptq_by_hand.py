@@ -22,7 +22,6 @@ from qviz.ui.widgets import (
     TextField,
     Transport,
     details,
-    figures_row,
     number,
     section,
 )
@@ -67,14 +66,11 @@ class ByHandPart:
             self.bits_control,
             details("Other numbers", self.weights_control, self.inputs_control, self.again_button),
         ]
-        self.main = [
-            section("Three weights, by hand", self.row_table, self.output_table),
-            section(
-                "What the inputs say",
-                figures_row(self.hessian_table, self.factor_table, wide=True),
-            ),
+        self.main = [section("Three weights, by hand", self.row_table, self.output_table)]
+        self.side = [
+            section("What happens here", self.equation),
+            section("What the inputs say", self.hessian_table, self.factor_table),
         ]
-        self.side = [section("What happens here", self.equation)]
 
     def is_open(self) -> bool:
         return bool(self._page.current is self)

@@ -169,6 +169,9 @@ GUIDE = (
     ),
 )
 
+GUESSES = ((1.0, "more than all of it"), (0.75, "three quarters or more"), (0.5, "half or more"),
+           (0.25, "a quarter or more"), (0.0, "less than a quarter"))  # fmt: skip
+
 Row = tuple[str, str, str]
 
 
@@ -400,3 +403,21 @@ def told(report: StepReport) -> list[Any]:
             role="wait",
         ),
     ]
+
+
+def guess_judged(walk: Walk, guess: int) -> str:
+    """The prediction, one of GUESSES, against the run, and what to ask next."""
+    left, all_of_it = float(walk.error[-1]), float(walk.rtn_error[-1])
+    if all_of_it == 0:
+        return "Rounding to nearest loses nothing here: nothing to guess."
+    share = left / all_of_it
+    right = next(i for i, (low, _) in enumerate(GUESSES) if share >= low)
+    why = (
+        "Try calibration text of 16 tokens, or of another kind: does it still win?"
+        if share < 1
+        else "Which of its settings makes it lose? Look at the tokens and the text first."
+    )
+    return (
+        f"{'Right' if right == guess else 'Not quite'}: GPTQ leaves {percent(left)} where "
+        f"round-to-nearest leaves {percent(all_of_it)}, that is {percent(share)} of it. {why}"
+    )

@@ -192,6 +192,10 @@ class Race:
             self.equation, self.code,
         )  # fmt: skip
         page = self._page
+
+        def measured() -> bool:
+            return live() and self.compute() is not None
+
         page.add(
             "figures", self.source_control, self.update, live=live,
             names=lambda: ["here", *(one.name for one in self.records)],
@@ -204,8 +208,9 @@ class Race:
             "format", self.format_control, self.update, live=live,
             names=lambda: self._offered_formats,
         )  # fmt: skip
-        page.add("kernel", self.kernel_control, self.update, live=live)
-        page.add("tokens", self.batch_control, self.prediction.moved, looks=True, live=live)
+        # Before anything was measured there is no kernel and no batch to choose.
+        page.add("kernel", self.kernel_control, self.update, live=measured)
+        page.add("tokens", self.batch_control, self.prediction.moved, looks=True, live=measured)
         page.on_change(self.prediction.control, "index", self.prediction.answer)
         page.on_press(self.measure_button, self.press, deed="measure")
 

@@ -2,7 +2,7 @@
 // and the slider rests for a moment; then one chart at a time, always its latest frame. While the
 // slider moves on, one chart a second is drawn, and the next only when the page has shown a frame.
 
-const REST = 30; // milliseconds without news after which the slider rests
+const REST = 45; // milliseconds without news after which the slider rests
 const PATIENCE = 1000; // milliseconds that charts wait at most, with news coming all the time
 
 const ARRAYS = {
@@ -30,6 +30,14 @@ function resolveColours(value, colour) {
   if (Array.isArray(value)) return value.map((v) => resolveColours(v, colour));
   if (value === null || typeof value !== "object" || ArrayBuffer.isView(value)) return value;
   return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, resolveColours(v, colour)]));
+}
+
+/** All type sizes of a figure times `by`. */
+function enlarge(value, by) {
+  if (by === 1 || value === null || typeof value !== "object" || ArrayBuffer.isView(value)) return value;
+  if (Array.isArray(value)) return value.map((v) => enlarge(v, by));
+  const grown = ([k, v]) => (/font$/.test(k) && v?.size ? { ...v, size: v.size * by } : enlarge(v, by));
+  return Object.fromEntries(Object.entries(value).map((entry) => [entry[0], grown(entry)]));
 }
 
 const queue = (globalThis.qvCharts ??= { jobs: new Map(), timer: 0, news: 0, drawn: 0 });
@@ -113,7 +121,7 @@ export default widget(({ model, el, signal }) => {
   async function draw() {
     if (!Plotly || signal.aborted || !figures.length || el.clientWidth < 2) return;
     const f = frame();
-    const figure = resolveColours(figures[f], colour);
+    const figure = enlarge(resolveColours(figures[f], colour), typeSize());
     const layout = {
       ...figure.layout, template: template(), width: el.clientWidth, height: height(),
       autosize: false, datarevision: `${model.get("version")}-${f}`,
