@@ -10,6 +10,7 @@ import pytest
 from driver import CHROMIUM_ARGUMENTS, SERVER, Tab, require_chromium, running
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """All of them in one process: a second Chromium on the same cores would only slow both."""
     for item in items:
