@@ -6,8 +6,6 @@ VENV := .venv
 PEERS := .venv-peers
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
-# One process for each core, but no more than four: those of browser tests share one (their group).
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 RECIPE := pyproject.toml constraints.txt
 PEER_BENCHES = bench/time_gguf.py bench/time_hqq.py bench/kernels.py bench/kernels_correctness.py \
 	bench/packed_model.py
@@ -31,10 +29,10 @@ lab: $(VENV)/.installed  ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab --ServerApp.root_dir=notebooks $(ARGS)
 
 test: $(VENV)/.installed-test  ## run the tests (ARGS="-k gptq -x …")
-	@$(PYTEST) $(ARGS)
+	@$(BIN)/python tools/run_tests.py $(ARGS)
 
 test-all: $(VENV)/.installed-test  ## run the slow tests as well
-	@$(PYTEST) -m "slow or not slow" $(ARGS)
+	@$(BIN)/python tools/run_tests.py --slow $(ARGS)
 
 check: $(VENV)/.installed-dev  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -10,14 +10,6 @@ import pytest
 from driver import CHROMIUM_ARGUMENTS, SERVER, Tab, require_chromium, running
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All of them in one process: a second Chromium on the same cores would only slow both."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("browser"))
-
-
 @pytest.fixture(scope="session")
 def serve_notebooks() -> Callable[[Path], Any]:
     """Context manager: folder of notebooks → base URL of a server that shows them."""
