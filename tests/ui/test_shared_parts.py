@@ -1,5 +1,7 @@
 """What lessons share: who shares a scale, code printed from a call, a prediction, goals."""
 
+from keyword import iskeyword
+
 import pytest
 import torch
 from hypothesis import given
@@ -39,7 +41,7 @@ def test_the_choice_stays_where_it_can():
 
 @given(
     st.dictionaries(
-        st.from_regex(r"[a-z]{1,12}", fullmatch=True),
+        st.from_regex(r"[a-z]{1,12}", fullmatch=True).filter(lambda name: not iskeyword(name)),
         st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=40),
                   st.floats(allow_nan=False, allow_infinity=False)),
         max_size=12,
