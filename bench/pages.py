@@ -294,7 +294,7 @@ def open_once(
     network.on("Network.loadingFinished", lambda e: count("http", e["encodedDataLength"]))
     start = time.perf_counter()
     page.goto(f"http://127.0.0.1:{port}/voila/render/{notebook}.ipynb", timeout=120_000)
-    page.wait_for_selector(".qv-range", timeout=120_000)
+    page.wait_for_selector(".qv-range:visible", timeout=120_000)  # folded ones come first
     painted = "[data-qv-painted] canvas, .qv-chart .js-plotly-plot"
     page.wait_for_selector(painted, timeout=120_000, state="attached")
     ready = time.perf_counter() - start
