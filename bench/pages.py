@@ -295,7 +295,8 @@ def open_once(
     start = time.perf_counter()
     page.goto(f"http://127.0.0.1:{port}/voila/render/{notebook}.ipynb", timeout=120_000)
     page.wait_for_selector(".qv-range:visible", timeout=120_000)  # folded ones come first
-    painted = "[data-qv-painted] canvas, .qv-chart .js-plotly-plot"
+    # a picture, a chart, or (GPTQ by hand) a table of numbers
+    painted = "[data-qv-painted] canvas, .qv-chart .js-plotly-plot, .qv-main td"
     page.wait_for_selector(painted, timeout=120_000, state="attached")
     ready = time.perf_counter() - start
     page.wait_for_timeout(4000)
