@@ -36,7 +36,21 @@ _PRODUCTS = {
 }
 
 
-class ExpertStack(nn.Module):
+class _Factor:
+    """What torch asks before it multiplies by it: the experts of a stack, either way round."""
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        return _multiply_all(func, args, kwargs or {})
+
+
+class ExpertStack(_Factor, nn.Module):
     """The matrices of all experts, each an nn.Linear, where the model expects one parameter.
 
     What the model's code does with the parameter runs those layers: F.linear(x, stack[e]),
@@ -98,18 +112,8 @@ class ExpertStack(nn.Module):
     def extra_repr(self) -> str:
         return f"{len(self)} experts, stored as {list(self.shape)}"
 
-    @classmethod
-    def __torch_function__(
-        cls,
-        func: Callable[..., Any],
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        return _multiply_all(func, args, kwargs or {})
 
-
-class _Turned:
+class _Turned(_Factor):
     """A stack of experts with the two axes of each matrix exchanged."""
 
     def __init__(self, stack: ExpertStack) -> None:
@@ -117,16 +121,6 @@ class _Turned:
 
     def stacked(self) -> torch.Tensor:
         return self.stack.stacked().transpose(1, 2)
-
-    @classmethod
-    def __torch_function__(
-        cls,
-        func: Callable[..., Any],
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        return _multiply_all(func, args, kwargs or {})
 
 
 def _multiply_all(
