@@ -2,6 +2,7 @@
 
 from html import escape
 from typing import Any
+from urllib.parse import urlsplit
 
 from jupyter_server.auth.login import LoginFormHandler
 from jupyter_server.base.handlers import JupyterHandler
@@ -20,7 +21,31 @@ from qviz.server.warm import given
 CONNECT_SECONDS = 60.0
 
 
-class StartPageHandler(JupyterHandler):  # type: ignore[misc]
+class InFrame(JupyterHandler):  # type: ignore[misc]
+    """Inside the page of a site that was not named with --embed there is a link, and no kernel.
+
+    Its browser would show neither the page nor why, and keep the token's cookie to itself.
+    """
+
+    async def prepare(self, *args: Any, **kwargs: Any) -> None:
+        sent = self.request.headers
+        framed = sent.get("Sec-Fetch-Dest") in ("iframe", "frame", "embed", "object")
+        around = urlsplit(sent.get("Referer", ""))
+        # A site may keep its name to itself; the browser holds pages to frame-ancestors anyway.
+        names = self.settings["embed"]
+        named = bool(names) and f"{around.scheme}://{around.netloc}" in ("://", *names)
+        if framed and sent.get("Sec-Fetch-Site") == "cross-site" and not named:
+            page = self.settings["voila_jinja2_env"].get_template("framed.html")
+            self.set_header(
+                "Content-Security-Policy",
+                "default-src 'none'; style-src 'unsafe-inline'; img-src data:",
+            )
+            self.finish(page.render(address=self.request.uri))
+            return
+        await super().prepare(*args, **kwargs)
+
+
+class StartPageHandler(InFrame):
     """`/` leads to the gallery; the token, if the address had one, is by then in a cookie."""
 
     @authenticated  # type: ignore[untyped-decorator]
@@ -28,7 +53,7 @@ class StartPageHandler(JupyterHandler):  # type: ignore[misc]
         self.redirect(url_path_join(self.base_url, "voila", "render", START_PAGE))
 
 
-class PageHandler(TornadoVoilaHandler):  # type: ignore[misc]
+class PageHandler(InFrame, TornadoVoilaHandler):  # type: ignore[misc]
     """A notebook as a page; what goes wrong half-way is said on the page, in words.
 
     A page that is left while it is being prepared ends its kernel; so does one that has not

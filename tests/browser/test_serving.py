@@ -7,6 +7,8 @@ import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,21 @@ def cuttable_proxy(target: int) -> Iterator[CuttableProxy]:
         proxy.cut()
         proxy.listening.shutdown(socket.SHUT_RDWR)
         proxy.listening.close()
+
+
+@contextmanager
+def files_served(folder: Path) -> Iterator[int]:
+    """Another site: a folder, on a port of its own."""
+    handler = partial(QuietFiles, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        yield int(other.server_address[1])
+        other.shutdown()
+
+
+class QuietFiles(SimpleHTTPRequestHandler):
+    def log_message(self, *args: Any) -> None:
+        """Nothing in the test's output."""
 
 
 READY = "body[data-qviz-ready]"
@@ -270,3 +287,32 @@ def test_a_stopped_server_is_said(
     with serve_notebooks(tmp_path) as url:
         tab.open(f"{url}/voila/render/01_widgets.ipynb", READY)
     tab.page.get_by_text("The server does not answer").wait_for(timeout=20_000)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_page_inside_another_site(
+    serve_notebooks: Callable[..., Any], tmp_path: Path, open_tab: Callable[..., Tab], named: bool
+) -> None:
+    """As a link that opens a tab, or, where the site was named to the server, as the lesson."""
+    write_notebooks(tmp_path / "pages", {"01_widgets": WIDGETS})
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    with (
+        files_served(outside) as port,
+        serve_notebooks(
+            tmp_path / "pages", embed=[f"http://localhost:{port}"] if named else []
+        ) as url,
+    ):
+        frame = f'<iframe src="{url}/voila/render/01_widgets.ipynb" width=900 height=600></iframe>'
+        (outside / "index.html").write_text(frame)
+        tab = open_tab()
+        tab.page.goto(f"http://localhost:{port}/index.html")
+        inside = tab.page.frame_locator("iframe")
+        if named:
+            inside.locator("[role=slider]").focus(timeout=30_000)
+            tab.page.keyboard.press("ArrowRight")
+            inside.get_by_text("3 bits").wait_for()
+        else:
+            with tab.context.expect_page() as opened:
+                inside.get_by_role("link", name="Open it").click()
+            opened.value.wait_for_selector(READY, timeout=30_000)

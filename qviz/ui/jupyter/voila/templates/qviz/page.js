@@ -19,15 +19,25 @@ window.qvizPage = (() => {
     const notice = document.createElement("p");
     notice.className = "qv-notice";
     notice.textContent = text;
-    const again = document.createElement("button");
-    again.type = "button";
-    again.textContent = "Start again";
-    again.onclick = () => location.reload();
-    notice.append(again);
+    notice.append(about === "frame" ? ownTab() : startAgain());
     byId("qv-alarm").replaceChildren(notice);
     byId("loading")?.remove();
     byId("qv-cells")?.classList.remove("qv-waiting");
     notice.scrollIntoView({ block: "nearest" });
+  }
+
+  function startAgain() {
+    const again = document.createElement("button");
+    again.type = "button";
+    again.textContent = "Start again";
+    again.onclick = () => location.reload(); // the address holds what was chosen
+    return again;
+  }
+
+  function ownTab() {
+    const link = document.createElement("a");
+    Object.assign(link, { href: location.href, target: "_blank", textContent: "Open it in a tab" });
+    return link;
   }
 
   async function withdraw() {
@@ -52,6 +62,9 @@ window.qvizPage = (() => {
 
   // Ready means: every widget that the notebook shows has drawn its first element.
   function cellsSent() {
+    if (window !== window.top && !/\b_xsrf=/.test(document.cookie)) {
+      return alarm("Your browser keeps no cookies of pages that are shown inside another site, and this lesson needs one. ", "frame");
+    }
     prepareGoodbye();
     const root = byId("qv-cells");
     const WIDGET = "application/vnd.jupyter.widget-view+json";
