@@ -46,10 +46,6 @@ def run(name, plan, texts):
     return second, plan.walk(), second.walk()
 
 
-def numbers(text):
-    return [float(x) for x in re.findall(r"\d+\.?\d*(?:e-?\d+)?", text)]
-
-
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_every_contrast_runs_on_a_real_layer_and_says_its_figures(options):
     w, c = qviz.load_layer(None, LAYER)[:96], qviz.load_calibration(None, LAYER)
