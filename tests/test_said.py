@@ -1,4 +1,4 @@
-"""The check of words is checked itself: each kind of fault must fail and name what has no source."""
+"""The check of words is checked itself: each kind of fault must fail, and name its number."""
 
 import math
 
