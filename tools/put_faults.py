@@ -50,6 +50,7 @@ EQUIVALENT: dict[str, str] = {}
 NOT_COPIED = shutil.ignore_patterns(
     ".git", ".venv*", "__pycache__", ".*_cache", ".hypothesis", ".binder-venv", "dist", "build"
 )
+EXAMPLES = "tests/test_docstrings.py"
 MOST_TESTS = 6  # files of tests for one module: the nearest
 MOST_SECONDS = 100  # that these may take together without a fault
 
@@ -71,21 +72,19 @@ class Outcome:
 
 
 def imported(path: Path, root: Path) -> set[str]:
-    """The files below root that a file imports by name, at any depth of its functions."""
-    found = set()
+    """The files below root that a file imports at any depth of its functions, or names as a
+    string, to be imported when it is needed."""
+    names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        else:
-            continue
-        for name in names:
-            for base in (root, root / "tests"):
-                file = base / (name.replace(".", "/") + ".py")
-                if file.is_file():
-                    found.add(str(file.relative_to(root)))
-    return found
+            names.update([node.module, *(f"{node.module}.{alias.name}" for alias in node.names)])
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names.update([node.value] if re.fullmatch(r"\w+(\.\w+)+", node.value) else [])
+    places = [name.replace(".", "/") + end for name in names for end in (".py", "/__init__.py")]
+    files = [base / place for place in places for base in (root, root / "tests")]
+    return {str(file.relative_to(root)) for file in files if file.is_file()}
 
 
 def test_map(root: Path, files: Iterable[str]) -> dict[str, list[str]]:
@@ -109,15 +108,13 @@ def test_map(root: Path, files: Iterable[str]) -> dict[str, list[str]]:
     return found
 
 
-def examples(path: Path, file: str) -> list[str]:
-    """The tests of a module's docstrings."""
-    module = file.removesuffix(".py").replace("/", ".")
-    named = ast.FunctionDef | ast.ClassDef
-    return [
-        f"tests/test_docstrings.py::test_the_example_runs[{module}.{node.name}]"
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
-        if isinstance(node, named) and ">>>" in (ast.get_docstring(node) or "")
-    ]
+def examples(copy: "Copy", files: Iterable[str]) -> dict[str, list[str]]:
+    """Module → the tests that run its docstrings' examples."""
+    if not (copy.root / EXAMPLES).is_file():
+        return {file: [] for file in files}
+    listed = copy.run([EXAMPLES], 600, "--collect-only")[1].splitlines()
+    modules = {file: file.removesuffix(".py").replace("/", ".") for file in files}
+    return {file: [t for t in listed if f"[{name}." in t] for file, name in modules.items()}
 
 
 # ------------------------------------------------------------------------------------ running tests
@@ -309,7 +306,7 @@ def put_in(copy: Copy, chosen: Sequence[Fault]) -> list[Outcome]:
     for file in files:
         text = (copy.root / file).read_text(encoding="utf-8")
         copy.put(file, ast.unparse(ast.parse(text)))
-    documented = {file: examples(copy.root / file, file) for file in files}
+    documented = examples(copy, files)
     seconds = measured(copy, [*wanted, *(e for some in documented.values() for e in some)])
     outcomes = []
     for i, fault in enumerate(chosen, 1):
