@@ -137,6 +137,21 @@ def _holds_numbers(text: str, expected: Mapping[str, object], digits: int) -> No
     )
 
 
+def cut(text: str, *marks: str) -> list[str]:
+    """What stands before, between and after the marks; AssertionError where one is not there, in
+    this order. For a sentence that says "up from" twice.
+
+    >>> cut("3 %, up from 2 %, at 4 bits", ", at ")
+    ['3 %, up from 2 %', '4 bits']
+    """
+    parts, rest = [], text
+    for mark in marks:
+        before, found, rest = rest.partition(mark)
+        assert found, f"{mark!r} does not follow in:\n{text}"
+        parts.append(before)
+    return [*parts, rest]
+
+
 def points(text: object, phrases: str, way: float | bool) -> None:
     """AssertionError unless, of these phrases, the text says the one for `way` and no other.
 

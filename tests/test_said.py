@@ -5,7 +5,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from said import holds, numbers_in, points
+from said import cut, holds, numbers_in, points
 
 from qviz.core.words import number, percent, signed
 
@@ -120,3 +120,9 @@ def test_a_direction_without_a_source_is_named():
     with pytest.raises(AssertionError, match="is not in"):
         holds("Take tokens", fixed=("more tokens",))
     holds("the uppermost slowdown")  # parts of words point nowhere
+
+
+def test_a_text_is_cut_where_its_marks_follow_one_another():
+    assert cut("a, at b: c", ", at ", ": ") == ["a", "b", "c"]
+    with pytest.raises(AssertionError, match="', at ' does not follow"):
+        cut("a: b, c", ": ", ", at ")
