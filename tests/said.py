@@ -111,10 +111,12 @@ def holds(
 
     >>> holds("5 %, up from 3 %", new=0.05, old=0.03, ways={"up from/down from": 0.05 - 0.03})
     """
-    plain = _plain(text)
-    for phrase in fixed:
-        assert _plain(phrase) in plain, f"{phrase!r} is not in:\n{plain}"
-        plain = plain.replace(_plain(phrase), " ⋯ ")
+    plain = numbered = _plain(text)
+    for phrase in map(_plain, fixed):
+        assert phrase in plain, f"{phrase!r} is not in:\n{plain}"
+        plain = plain.replace(phrase, " ⋯ ")
+        if numbers_in(phrase):
+            numbered = numbered.replace(phrase, " ⋯ ")
     for phrases, way in (ways or {}).items():
         points(plain, phrases, way)
     claimed = plain
@@ -122,7 +124,7 @@ def holds(
         claimed = re.sub(_whole(phrase), " ⋯ ", claimed) if phrase else claimed
     loose = re.findall("|".join(map(_whole, POINTERS)), claimed, re.IGNORECASE)
     assert not loose, f"directions without a source: {loose} in:\n{plain}"
-    _holds_numbers(plain, expected, digits)
+    _holds_numbers(numbered, expected, digits)
 
 
 def _holds_numbers(text: str, expected: Mapping[str, object], digits: int) -> None:
