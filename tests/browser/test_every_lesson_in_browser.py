@@ -144,6 +144,11 @@ def test_the_address_follows_the_page_and_the_page_the_address(
     page.reload()
     page.wait_for_selector(f"{READY} .qv-page", timeout=90_000)
     tab.until("link => document.body.dataset.qvAddress === link", link, seconds=60)
+    page.goto(f"{base}voila/render/00_start.ipynb")
+    page.go_back()  # what was done is not lost
+    page.wait_for_selector(f"{READY} .qv-page", timeout=90_000)
+    tab.until("link => document.body.dataset.qvAddress === link", link, seconds=60)
+    eventually(lambda: words[0] in all_text(tab), 20)
     page.evaluate("location.hash = 'no_such_name=1'")
     alert = page.get_by_role("alert").filter(has_text="in the address")
     alert.wait_for(timeout=20_000)
