@@ -111,11 +111,13 @@ export default widget(({ model, el, signal }) => {
   };
   const config = { displayModeBar: false, responsive: false, doubleClick: "reset", showTips: false };
 
-  const typeSize = () => Number(getComputedStyle(el).getPropertyValue("--qv-size")) || 1;
-  /** Taller on wide pages, where charts are wider too, and where the type is larger. */
+  const setting = (name) => Number(getComputedStyle(el).getPropertyValue(name)) || 1;
+  const typeSize = () => setting("--qv-size");
+  /** Taller on wide pages, where charts are wider too, and as a projector's view has room; but not
+   *  so low that there is only room for the axes. */
   const height = () => {
     const page = el.closest(".qv-root")?.clientWidth ?? 0;
-    return Math.round(model.get("height") * clamp(page / 1240, 1, 1.35) * Math.max(1, typeSize() * 0.9));
+    return Math.round(model.get("height") * clamp(page / 1240, 1, 1.35) * Math.max(setting("--qv-tall"), 0.75));
   };
   const frame = () => clamp(model.get("frame"), 0, Math.max(0, figures.length - 1));
   async function draw() {
@@ -208,15 +210,16 @@ export default widget(({ model, el, signal }) => {
     colours = new Map();
     schedule();
   });
-  let width = 0;
-  const sizes = new ResizeObserver(() => {
-    if (el.clientWidth !== width) {
-      width = el.clientWidth;
-      plot.style.height = `${height()}px`;
-      schedule();
-    }
-  });
+  let [width, tall] = [0, 0];
+  const resize = () => {
+    if (el.clientWidth === width && height() === tall) return;
+    [width, tall] = [el.clientWidth, height()];
+    plot.style.height = `${tall}px`;
+    schedule();
+  };
+  const sizes = new ResizeObserver(resize);
   sizes.observe(el);
+  addEventListener("qv-tall", resize, { signal });
   signal.addEventListener("abort", () => {
     sizes.disconnect();
     queue.jobs.delete(key);

@@ -62,7 +62,7 @@ export default widget(({ model, el, signal }) => {
     const { stage } = view.page;
     const [rows, cols] = get("shape");
     const aspect = get("aspect") || clamp(cols / Math.max(1, rows), 1, 4 / 3);
-    stage.style.aspectRatio = `${aspect}`;
+    stage.style.aspectRatio = `${aspect} / var(--qv-tall, 1)`;
     view.dpr = Math.min(3, globalThis.devicePixelRatio || 1);
     const [w, h] = [Math.round(stage.clientWidth * view.dpr), Math.round(stage.clientHeight * view.dpr)];
     if ((w === view.W && h === view.H) || w < 2 || h < 2) return;
