@@ -252,7 +252,7 @@ def test_axe_finds_nothing(tab: Tab, base: str, lesson: Lesson) -> None:
 
 @pytest.mark.parametrize("size", [(1280, 800), (1920, 1080)], ids=lambda size: str(size[0]))
 def test_for_a_projector(tab: Tab, base: str, lesson: Lesson, size: tuple[int, int]) -> None:
-    """Larger type; pictures, caption and lead in one view; controls folded, a click or keys away."""
+    """Larger type; pictures, caption, lead in one view; controls folded, a click or keys away."""
     for part in ["", *PARTS.get(lesson.slug, [])]:
         page = go(tab, base, lesson, part)
         page.set_viewport_size({"width": size[0], "height": size[1]})
@@ -298,7 +298,7 @@ OUT_OF_VIEW = """() => {
   const seen = (e) => e.getClientRects().length > 0;
   const bar = [...document.querySelectorAll('.qv-transport')].find(seen);
   const end = bar ? bar.getBoundingClientRect().top : innerHeight;
-  const what = '.qv-lead, .qv-main .qv-stage, .qv-main .qv-plot, .qv-caption-row, .qv-main .qv-numbers';
+  const what = '.qv-lead, .qv-caption-row, .qv-main :is(.qv-stage, .qv-plot, .qv-numbers)';
   const all = [...document.querySelectorAll(what)].filter(seen);
   const out = all.filter((e) => {
     const { top, bottom, height } = e.getBoundingClientRect();

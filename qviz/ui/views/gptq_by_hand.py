@@ -67,7 +67,9 @@ class ByHandPart:
             self.bits_control,
             details("Other numbers", self.weights_control, self.inputs_control, self.again_button),
         ]
-        self.main = [section("Three weights, by hand", figures_row(self.row_table, self.output_table))]
+        self.main = [
+            section("Three weights, by hand", figures_row(self.row_table, self.output_table))
+        ]
         self.side = [
             section("What happens here", self.equation),
             section("What the inputs say", self.hessian_table, self.factor_table),
