@@ -331,6 +331,5 @@ def test_pictures_grow_with_the_page(tab: Tab, base: str, lesson: Lesson) -> Non
     page.set_viewport_size({"width": 1920, "height": 1080})
     eventually(lambda: page.evaluate(wide) > 1.25 * small)
     page.set_viewport_size({"width": 390, "height": 844})
-    page.wait_for_timeout(300)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    eventually(lambda: page.evaluate("document.documentElement.scrollWidth") <= 390)
     page.set_viewport_size({"width": 1280, "height": 800})

@@ -70,6 +70,14 @@ class PartedLesson(LessonPage):
 
     part_control: Any
     parts: Mapping[str, Any]
+    # where the page is a part itself
+    lead: Any = None
+    controls: Sequence[Any] = ()
+    main: Sequence[Any] = ()
+    side: Sequence[Any] = ()
+    caption: Any = None
+    foot: Any = None
+    has_code = True
 
     def add_parts(self, *names: str) -> None:
         """The control for the parts of these names; the parts themselves follow in `parts`."""
@@ -85,6 +93,10 @@ class PartedLesson(LessonPage):
     @property
     def current(self) -> Any:
         return self.parts[self.part]
+
+    def keys_of(self, part: Any) -> Sequence[str]:
+        """The names of a part's fields."""
+        return part.keys  # type: ignore[no-any-return]
 
     def fit(self) -> None:
         if self.current is not self:
@@ -106,7 +118,9 @@ class PartedLesson(LessonPage):
     def _go(self, state: Mapping[str, str]) -> None:
         """A link that names no part is about the one that its names belong to."""
         if "part" not in state:
-            named = [name for name, part in self.parts.items() if set(state) & set(part.keys)]
+            named = [
+                name for name, part in self.parts.items() if set(state) & set(self.keys_of(part))
+            ]
             state = {**({"part": named[0]} if named else {}), **state}
         super()._go(state)
 
@@ -120,22 +134,19 @@ class PartedLesson(LessonPage):
         for name, part in self.parts.items():
             boxes = {"controls": stack(*part.controls)}
             for slot in ("lead", "caption", "foot"):
-                if getattr(part, slot) is not None:
+                if slot not in frame and getattr(part, slot) is not None:
                     boxes[slot] = stack(getattr(part, slot))
             for slot, box in boxes.items():
                 slots[slot].append(box)
             self._of_part[name] = [*boxes.values(), *part.main, *part.side]
         parts = self.parts.values()
         for slot in ("lead", "caption", "foot"):
-            if slots[slot]:
-                frame.setdefault(slot, stack(*slots[slot]))
-        whole = compose(
-            self,
-            controls=[self.part_control, *slots["controls"]],
-            main=[box for part in parts for box in part.main],
-            side=[box for part in parts for box in part.side],
-            **frame,
-        )
+            if slots[slot] and slot not in frame:
+                frame[slot] = stack(*slots[slot])
+        frame.setdefault("controls", [self.part_control, *slots["controls"]])
+        main = [box for part in parts for box in part.main]
+        side = [box for part in parts for box in part.side]
+        whole = compose(self, main=main, side=side, **frame)
         if slots["lead"]:
             self._columns.append((column_of(whole, "qv-lead"), lambda p: p.lead is not None))
         if slots["caption"]:
