@@ -1,9 +1,13 @@
-// Charts take their time (tens of milliseconds each), so they wait until the canvases have painted
-// and the slider rests for a moment; then one chart at a time, always its latest frame. While the
-// slider moves on, one chart a second is drawn, and the next only when the page has shown a frame.
+// Charts take their time (tens of milliseconds each), so they wait until the canvases have painted.
+// While the slider moves they wait until it rests, too: then one chart a second is drawn, and the next
+// only when the page has shown a frame. After a single change all are drawn at once, unless the
+// learner does something meanwhile.
 
-const REST = 45; // milliseconds without news after which the slider rests
+const MOVING = 100; // milliseconds: changes that follow each other sooner are a movement
+const ONE = 8; // milliseconds within which all charts hear of one change
+const REST = 45; // milliseconds without news after which a moving slider rests
 const PATIENCE = 1000; // milliseconds that charts wait at most, with news coming all the time
+const AT_ONCE = 60; // milliseconds for which charts may hold up the page
 
 const ARRAYS = {
   i1: Int8Array, u1: Uint8Array, i2: Int16Array, u2: Uint16Array,
@@ -40,27 +44,37 @@ function enlarge(value, by) {
   return Object.fromEntries(Object.entries(value).map((entry) => [entry[0], grown(entry)]));
 }
 
-const queue = (globalThis.qvCharts ??= { jobs: new Map(), timer: 0, news: 0, drawn: 0 });
+const queue = (globalThis.qvCharts ??= { jobs: new Map(), timer: 0, news: -1e9, busy: 0, drawn: 0, moving: false });
 function later(key, job) {
-  queue.news = performance.now();
-  if (!queue.jobs.size) queue.drawn = queue.news; // nothing waited until now
+  const now = performance.now();
+  const since = now - queue.news;
+  if (since > ONE) queue.moving = since - queue.busy < MOVING; // drawing may have held it up
+  queue.news = now;
+  queue.busy = 0;
+  if (!queue.jobs.size) queue.drawn = now; // nothing waited until now
   queue.jobs.set(key, job);
   wait();
 }
 function wait() {
   clearTimeout(queue.timer);
-  const due = Math.min(queue.news + REST, queue.drawn + PATIENCE);
+  const due = queue.moving ? Math.min(queue.news + REST, queue.drawn + PATIENCE) : 0;
   const rest = Math.max(0, due - performance.now());
-  queue.timer = setTimeout(() => requestAnimationFrame(() => setTimeout(runOne)), rest);
+  queue.timer = setTimeout(() => requestAnimationFrame(() => setTimeout(run)), rest);
 }
-async function runOne() {
-  const [entry] = queue.jobs;
-  if (!entry) return;
-  queue.jobs.delete(entry[0]);
+/** Whether there is something else to do; browsers that cannot tell have it always. */
+const wanted = () => navigator.scheduling?.isInputPending?.() ?? true;
+async function run() {
+  const begun = performance.now();
   try {
-    await entry[1]();
+    do {
+      const [entry] = queue.jobs;
+      if (!entry) return;
+      queue.jobs.delete(entry[0]);
+      await entry[1]();
+    } while (!queue.moving && !wanted() && performance.now() - begun < AT_ONCE);
   } finally {
     queue.drawn = performance.now();
+    queue.busy += queue.drawn - begun;
     if (queue.jobs.size) wait();
   }
 }
