@@ -208,7 +208,8 @@ class GptqLesson(PartedLesson, LayerPage):
         c, p = self.run, self.pictures
         more = details(
             "More settings",
-            c.order, c.scheme, c.static, c.range, c.damp, c.block, c.dtype, p.stretch_control,
+            c.order, c.scheme, c.static, c.range, c.damp, c.block, c.dtype, p.factor_control,
+            p.stretch_control,
         )  # fmt: skip
         data = details(
             "Calibration text",
