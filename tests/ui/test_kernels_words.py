@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_up import KERNEL, measurement, point
 from said import cut, holds, points
 
 from qviz.kernels.ceilings import Ceilings
 from qviz.kernels.records import Record
 from qviz.kernels.registry import BASELINE
-from qviz.kernels.results import Bound, Measurement, Point
+from qviz.kernels.results import Bound
 from qviz.kernels.timing import Timing
 from qviz.ui.views import KernelsLesson, kernels_race, kernels_words, kernels_work
 from qviz.ui.views.kernels_words import (
@@ -26,20 +27,6 @@ from qviz.ui.views.kernels_words import (
     three,
     why_so_fast,
 )
-
-SHAPE, FORMAT = (512, 1024), "int4-g128"
-KERNEL = "torch.int4"
-
-
-def point(kernel=KERNEL, median=1e-3, spread=(0.9, 1.2), weight_bytes=300_000, batch=1, **more):
-    moved = weight_bytes + 2 * batch * sum(SHAPE)
-    return Point(
-        kernel=kernel, format=FORMAT, shape=SHAPE, batch=batch, dtype="bfloat16",
-        time=Timing(median, spread[0] * median, spread[1] * median, 9), weight_bytes=weight_bytes,
-        moved_bytes=moved, flops=2 * batch * SHAPE[0] * SHAPE[1], error=0.00213, total_error=0.0341,
-        copies=3, launch=None, arithmetic="bfloat16", **more,
-    )  # fmt: skip
-
 
 times = st.floats(2e-6, 0.5)
 spreads = st.sampled_from([(0.95, 1.05), (0.5, 1.5), (0.3, 2.0)])
@@ -145,13 +132,6 @@ def test_scattered_repeats_are_a_factor_of_two_apart():
 
 
 # ---------------------------------------------------------------------- machines
-
-
-def measurement(points_=(), complete=True, **machine) -> Measurement:
-    about = {"device": "CPU", "processor": "Test 9000", "cores": "8", "threads": "4",
-             "torch": "2.13", "date": "2026-01-31T00:00:00+00:00", **machine}  # fmt: skip
-    ceilings = Ceilings(2e10, 3e10, {"bfloat16": 2e11}, 1 << 20)
-    return Measurement(about, ceilings, tuple(points_), {}, complete)
 
 
 @given(st.floats(0.0, 9.0), st.integers(1, 64), st.booleans())
