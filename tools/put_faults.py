@@ -54,7 +54,7 @@ NOT_COPIED = shutil.ignore_patterns(
 EXAMPLES = "tests/test_docstrings.py"
 NO_TESTS = 5  # pytest's exit status where a file has none that are to run
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["numpy", "torch", "plotly.graph_objects", "anywidget"])
+FORKS.set_forkserver_preload(["torch", "plotly.graph_objects", "anywidget", "pytest"])
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the process that the others are forked from
 MOST_TESTS = 4  # files of tests for one module: the nearest
 MOST_SECONDS = 60  # that these may take together without a fault
@@ -191,9 +191,21 @@ def child(command: list[str], root: Path, cache: Path, said: str) -> None:
     os.chdir(root)
     import pytest
 
-    status = int(pytest.main(command))
+    status = int(pytest.main(command, [FirstFailure()]))
     sys.stdout.flush()
     os._exit(status)  # threads that a test has left behind would be waited for
+
+
+class FirstFailure:
+    """A plugin of pytest: an example that fails is enough, a smaller one takes minutes to find."""
+
+    def pytest_configure(self) -> None:
+        """After the settings that the tests bring along."""
+        from hypothesis import Phase, settings
+
+        phases = (Phase.explicit, Phase.generate)
+        settings.register_profile("first failure", settings(), phases=phases, database=None)
+        settings.load_profile("first failure")
 
 
 class Tests:
@@ -258,17 +270,26 @@ def try_one(copy: Copy, fault: Fault, tests: Sequence[str], limit: float) -> Out
     with copy.having(fault.file, fault.source):
         for some in [list(tests), *documented]:
             status, text = copy.run(some, limit, "--hypothesis-seed=0")
-            failed = re.search(r"^(?:FAILED|ERROR) (\S+)", text, re.MULTILINE)
-            if status is None:
-                noticed = f"not done in {limit:.0f} s"
-            elif status not in (0, NO_TESTS):
-                noticed = failed[1] if failed else f"pytest ended with {status}"
+            noticed = verdict(status, text, limit)
             if noticed:
                 break
     return Outcome(
         fault.file, fault.line, fault.kind, fault.before, fault.after, noticed,
         round(time.monotonic() - began, 1),
     )  # fmt: skip
+
+
+def verdict(status: int | None, text: str, limit: float) -> str:
+    """What noticed a fault; nothing did where it is empty. A run that ends otherwise is no news of
+    the fault: SystemExit with what it said."""
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", text, re.MULTILINE)
+    if status is None:
+        return f"not done in {limit:.0f} s"
+    if status in (0, NO_TESTS):
+        return ""
+    if failed is None and status > 0:
+        raise SystemExit(f"pytest ended with {status} and without a failing test:\n{text[-4000:]}")
+    return failed[1] if failed else f"ended by signal {-status}"
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
