@@ -101,6 +101,28 @@ REFUSALS = [
      "its values: take weight.to_dense()"),
     (lambda: as_matrix(torch.ones(2, 2).bool()), "weight has dtype torch.bool; expected one of "
      "float32, bfloat16, float16, float64. Pass weight.float()"),
+    (lambda: as_matrix(torch.ones(2, 2).to(torch.float8_e5m2)), "weight has dtype "
+     "torch.float8_e5m2; expected one of float32, bfloat16, float16, float64. Weights in 8 bits "
+     "are stored in units of a scale, which a cast alone would drop: pass weight.float() * scale, the "
+     "scale being that of each weight's tensor, row or block (weight_scale or weight_scale_inv in "
+     "a checkpoint)"),
+    (lambda: as_matrix(torch.ones(2, 2).int()), "weight has dtype torch.int32; expected one of "
+     "float32, bfloat16, float16, float64. Integers are mostly the codes of a quantizer, whose "
+     "scales are stored beside them: have its own library dequantize them. If they are the weights "
+     "themselves, pass weight.float()"),
+    (lambda: as_matrix(np.ones((2, 2), "i4")), "weight has NumPy dtype int32; expected one of "
+     "float32, float16, float64. Integers are mostly the codes of a quantizer, whose scales are "
+     "stored beside them: have its own library dequantize them. If they are the weights "
+     'themselves, pass weight.astype("float32")'),
+    (lambda: as_matrix(torch.ones(2, 2) * 1j), "weight has dtype torch.complex64; expected one of "
+     "float32, bfloat16, float16, float64. Pass its real and its imaginary part one by one, "
+     "weight.real and weight.imag"),
+    (lambda: as_matrix(torch.nn.Linear(2, 3)), "weight must be a torch tensor or a NumPy array, "
+     "got Linear: pass its weight, layer.weight"),
+    (lambda: as_matrix(torch.nn.ReLU()), "weight must be a torch tensor or a NumPy array, got "
+     "ReLU: pass the weight of one layer, or the model to qviz.quantize_model"),
+    (lambda: as_matrix(Layer.weight), "weight must be a torch tensor or a NumPy array, got "
+     "QuantizedTensor, which is quantized already: pass its values, weight.dequantize()"),
     (lambda: require_finite(torch.tensor([[1.0, 2.0], [torch.nan, -torch.inf]]), "it"),
      "it has 2 value(s) that are not finite, the first is nan at [1, 0]. Quantization needs finite "
      "numbers: load it again, or set them to 0 with torch.nan_to_num(it, 0, 0, 0)"),

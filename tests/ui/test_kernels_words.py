@@ -1,8 +1,10 @@
 """What the kernels lesson says of measurements, held against measurements that are made up."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from made_up import KERNEL, measurement, point
@@ -156,8 +158,6 @@ def test_an_unknown_load_says_nothing_of_it(about, complete):
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
 def test_the_device_is_named(monkeypatch, kind):
-    import torch
-
     monkeypatch.setattr(kernels_words.registry, "default_device", lambda: torch.device(kind))
     about = {"device": "GPU X", "processor": "Test 9000", "threads": "3"}
     monkeypatch.setattr(kernels_words, "machine", lambda device: about)
@@ -282,27 +282,20 @@ def test_each_guess_is_judged(monkeypatch, speeds, truth):
 # ---------------------------------------------------------------------- at work
 
 
-class Found:
+def comparison(ratio: float, at: int | None) -> SimpleNamespace:
     """What the words of a comparison are made of."""
-
-    def __init__(self, ratio: float, at: int | None) -> None:
-        class Memory:
-            def __init__(self, total: int) -> None:
-                self.total = total
-
-        class Texts:
-            parts_at, new_tokens = at, 48
-
-        self.memory, self.texts = (Memory(1_000_000), Memory(int(1_000_000 * ratio))), Texts
-        self.rows = [
-            {"what": "read the prompt", "in words": "wrong"},
-            {"what": "decode, a token", "in words": "the pace"},
-        ]
+    memory = [SimpleNamespace(total=1_000_000), SimpleNamespace(total=int(1_000_000 * ratio))]
+    rows = [
+        {"what": "read the prompt", "in words": "wrong"},
+        {"what": "decode, a token", "in words": "the pace"},
+    ]
+    texts = SimpleNamespace(parts_at=at, new_tokens=48)
+    return SimpleNamespace(memory=memory, texts=texts, rows=rows)
 
 
 @given(st.floats(1.1, 8.0), st.one_of(st.none(), st.integers(0, 47)))
 def test_the_comparison_of_two_models_in_words(ratio, at):
-    text = kernels_work._verdict(Found(ratio, at))
+    text = kernels_work._verdict(comparison(ratio, at))
     expected = {"ratio": (int(1e6 * ratio) / 1e6, "times fewer bytes")}
     expected |= {"of": (48, "tokens")} if at is None else {"at": (at + 1, "of"), "of": 48}
     same = {"are the same for all/part at new token": at is None}
@@ -321,3 +314,74 @@ def test_the_comparison_of_two_models_in_words(ratio, at):
 )  # fmt: skip
 def test_a_row_of_a_comparison_has_the_packed_figure_first(row, said):
     assert kernels_work._figure(row) == (row["what"], said)
+
+
+def test_formats_are_offered_with_the_kernels_that_can_work(monkeypatch):
+    """Neither the 16-bit product nor a kernel that is only interpreted can be chosen."""
+    named = ((BASELINE, False), ("works", False), ("slow", True))
+    found = [SimpleNamespace(name=name, interpreted=slow) for name, slow in named]
+    monkeypatch.setattr(
+        kernels_work.registry, "usable",
+        lambda q, device: found if q.grid.bits == 8 else found[::2],
+    )  # fmt: skip
+    offered = kernels_work._formats_with_kernels()
+    assert "int8" in offered and "int4-g128" not in offered
+    assert all(names == ["works"] for names in offered.values())
+
+
+def test_what_two_models_wrote_is_put_under_its_name():
+    """Figures, logits and memory of a comparison, the packed one's first."""
+
+    parts = {"weights": 1000, "rest": 234}
+    sixteen = {"weights": 4000, "rest": 567}
+    row = {"what": "decode, bytes", "packed": 1e6, "16 bits": 4e6, "in words": "4× fewer"}
+    found = SimpleNamespace(
+        texts=SimpleNamespace(
+            prompt="p", packed="acked", reference="lain", parts_at=3, new_tokens=48
+        ),
+        logits=SimpleNamespace(
+            tokens=511, max_abs=0.12345, relative=0.0234, kl=3.21e-4, same_top=0.98765
+        ),
+        memory=(
+            SimpleNamespace(parts=parts, sixteen_bit=sixteen, total=1234),
+            SimpleNamespace(total=4567),
+        ),
+        rows=[row],
+        kernels=["torch.int8"],
+        notes=["A note."],
+        dtype=torch.bfloat16,
+    )
+    lesson = KernelsLesson()
+    lesson.part_control.index = 2
+    part = lesson.work
+    chosen = part.kernel_control.value
+    part.draw(kernels_work.Wrote(found, "tiny", part.format, chosen))
+    assert part.packed_text.texts == ["packed"] and part.reference_text.texts == ["plain"]
+    rows = {row["label"]: row["texts"][0] for row in part.logits.rows}
+    wanted = {
+        "tokens compared": 511, "largest difference of a logit": 0.12345,
+        "difference of all, relative": 0.0234, "KL divergence": (3.21e-4, "nats"),
+        "same next token": 0.98765,
+    }  # fmt: skip
+    assert list(rows) == list(wanted)
+    for label, value in wanted.items():
+        holds(rows[label], value=value)
+    assert rows["same next token"] == "98.77 %"
+    held = {row["label"]: row["texts"][0] for row in part.memory.rows}
+    assert held == {"weights": "1,000 · 4,000", "rest": "234 · 567", "total": "1,234 · 4,567"}
+    assert part.memory.label == "Bytes held · in 16 bits"
+    assert part.figures.label == "Packed · 16 bits · in words"
+    assert part.where.text.startswith("tiny: ")
+    assert "torch.int8 in bfloat16, measured here. A note." in part.where.text
+    assert "For what you chose since" not in part.where.text
+    part.draw(kernels_work.Wrote(found, "tiny", part.format, "another kernel"))
+    assert part.where.text.endswith(f"press “{part.write_button.label}” again.")
+
+
+def test_charts_and_tables_are_named_by_what_they_show(race):
+    assert race.times.label == "Time of one product"
+    assert race.speedups.label == "Times as fast as 16 bits"
+    assert race.roofline.label == "What memory and arithmetic allow"
+    assert race.table.label == KERNEL
+    assert race.equation.aria == "t is at least the larger of bytes over B and 2 m n k over R"
+    assert "Recorded on Test 9000 (torch 2.13), not measured here." in race.origin.text
