@@ -71,11 +71,20 @@ def test_each_kind_of_fault_can_be_made(code, kind, faulty):
     "code",
     [
         "assert a < b", "import os", "'''Slower, a docstring.'''", "return a or b",
-        "return isinstance(a, b)", "x: 'list[int]' = a", "return '<mi>first</mi>'",
+        "return isinstance(a, b)", "return i in (a, b)", "x: 'list[int]' = a",
+        "return '<mi>first</mi>'",
     ],
 )  # fmt: skip
 def test_what_nobody_reads_or_computes_is_left_alone(code):
     assert made(code) == set()
+
+
+def test_what_changes_nothing_is_named_with_its_reason_and_is_a_fault_that_can_be_made():
+    for name, reason in TOOLS["EQUIVALENT"].items():
+        file = name.partition(": ")[0]
+        text = (ROOT / file).read_text(encoding="utf-8")
+        assert name in {fault.name for fault in faults_in(file, text)}, name
+        assert len(reason) > 10
 
 
 def test_prose_outside_functions_is_left_alone():

@@ -114,7 +114,10 @@ def _nodes(node: ast.AST, inside: bool) -> Iterator[tuple[ast.AST, bool]]:
             continue
         for child in value if isinstance(value, list) else [value]:
             if isinstance(child, ast.AST) and not _is_prose(child):
-                yield from _nodes(child, within)
+                found = _nodes(child, within)
+                if name == "comparators" and isinstance(child, ast.Tuple):
+                    next(found)  # `x in (a, b)`: their order says nothing
+                yield from found
 
 
 def _is_prose(node: ast.AST) -> bool:

@@ -103,9 +103,9 @@ REFUSALS = [
      "float32, bfloat16, float16, float64. Pass weight.float()"),
     (lambda: as_matrix(torch.ones(2, 2).to(torch.float8_e5m2)), "weight has dtype "
      "torch.float8_e5m2; expected one of float32, bfloat16, float16, float64. Weights in 8 bits "
-     "are stored in units of a scale, which a cast alone would drop: pass weight.float() * scale, the "
-     "scale being that of each weight's tensor, row or block (weight_scale or weight_scale_inv in "
-     "a checkpoint)"),
+     "are stored in units of a scale, which a cast alone would drop: pass weight.float() * scale, "
+     "the scale being that of each weight's tensor, row or block (weight_scale or weight_scale_inv "
+     "in a checkpoint)"),
     (lambda: as_matrix(torch.ones(2, 2).int()), "weight has dtype torch.int32; expected one of "
      "float32, bfloat16, float16, float64. Integers are mostly the codes of a quantizer, whose "
      "scales are stored beside them: have its own library dequantize them. If they are the weights "

@@ -194,6 +194,13 @@ def test_one_weights_arithmetic(made, row, column):
         holds(table["error ÷ s"][i], digits=2, steps=(x - back) / scale)
 
 
+def test_levels_that_are_not_equally_spaced_are_refused():
+    weight = torch.randn(4, 64)
+    with pytest.raises(TypeError) as refused:
+        affine_rows(weight, [quantize(weight, "nf4")], 0, 0)
+    assert str(refused.value) == "these rows show equally spaced levels, not Codebook"
+
+
 def plain_range(words: str, low: float, high: float) -> float:
     """What a recipe's words say that the range is."""
     return {
