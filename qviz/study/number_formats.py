@@ -179,8 +179,8 @@ Run(start=4.0, spacing=2.0, count=2))
     if name == "nf4":
         return tuple(Run(level, 0.0, 1) for level in _nf4_levels())
     f = _format(name)
-    if f.is_integer:
-        return (Run(f.min_finite, 1.0, 1 << f.bits),)
+    if f.is_integer:  # in two, so that what is counted from a start near zero stays exact
+        return (Run(f.min_finite, 1.0, f.sign_bit), Run(0.0, 1.0, f.sign_bit))
     if not f.subnormals:  # E8M0: powers of two and nothing between
         return tuple(Run(math.ldexp(1.0, e), 0.0, 1) for e in range(f.emin, f.emax + 1))
     upper = list(_binades(f))
@@ -357,9 +357,7 @@ class Followed:
             return "{}:{:#x}".format(*self.pattern)
         return exactly(self.value).replace("−", "-").replace("∞", "inf").replace("NaN", "nan")
 
-    def land(
-        self, name: str, *, rounding: str = "nearest_even", saturate: bool = False
-    ) -> Landing:
+    def land(self, name: str, *, rounding: str = "nearest_even", saturate: bool = False) -> Landing:
         """As the function `land`; in the format that it was given in, its bits stay as they are."""
         if self.pattern is not None and self.pattern[0] == name and math.isnan(self.value):
             return Landing(name, self.value, self.pattern[1], self.value, "exact")

@@ -12,7 +12,7 @@ from typing import Any
 
 from qviz.study.number_formats import TITLES, Followed, Landing, read_number, runs, value_of
 from qviz.ui.views.fields import Field
-from qviz.ui.views.formats_block import BlockPart
+from qviz.ui.views.formats_block import BlockPart, caption_card, tight
 from qviz.ui.views.formats_hardware import HardwarePart
 from qviz.ui.views.formats_words import (
     ANSWERS,
@@ -123,7 +123,6 @@ class FormatsLesson(LayerPage):
 
     def _page(self) -> Any:
         controls = {name: stack(*part.controls) for name, part in self.parts.items()}
-        captions = {name: stack(part.caption) for name, part in self.parts.items()}
         own = [self.source_control, self.open_button, self.bundled_button]
         whole = compose(
             self,
@@ -131,13 +130,11 @@ class FormatsLesson(LayerPage):
             controls=[self.part_control, *controls.values()],
             main=[box for part in self.parts.values() for box in part.main],
             side=[box for part in self.parts.values() for box in part.side],
-            caption=stack(*captions.values()),
             code=self.code,
             own=own,
         )
         self._of_part = {
-            name: [controls[name], captions[name], *part.main, *part.side]
-            for name, part in self.parts.items()
+            name: [controls[name], *part.main, *part.side] for name, part in self.parts.items()
         }
         lead, wide = column_of(whole, "qv-lead"), column_of(whole, "qv-wide")
         self._of_part[NUMBER] += [lead, wide.children[-1]]
@@ -185,9 +182,10 @@ class NumberPart:
         ]
         self.main = [
             section("Its bits", self.bits),
+            caption_card(self.caption),
             section("All numbers of the format, and of a second one", self.line),
-            section("The same number in every format", self.table),
-            section("Where a format spends its values", self.spent, self.spends),
+            section("", tight(self.table)),
+            section("Where a format spends its values", self.spent, tight(self.spends)),
         ]
         self.side = [section("From bits to a number", self.equation, self.readout)]
 
@@ -223,7 +221,7 @@ class NumberPart:
             "All numbers of two formats", titles,
             [[(r.start, r.spacing, r.count) for r in runs(name)] for name in NAMES],
         )  # fmt: skip
-        self.table = Table("The number in every format")
+        self.table = Table("The same number in every format")
         self.spends = Table("How the formats spend their codes")
         self.spent = Caption()
         self.readout = Readout("The chosen format")
@@ -292,7 +290,7 @@ class NumberPart:
         self.bits.set_codes(codes, said)
         self.line.set_number(shown.followed.value, [at.value for at in landings])
         self.table.set_rows(
-            ["code", "value", "error", "of x", "what happened"],
+            ["value", "off by", "what happened", "code"],
             [[(TITLES[at.format], table_row(at), []) for at in landings]],
         )
         self.readout.set_rows(number_rows(list(landings)))
@@ -305,8 +303,9 @@ class NumberPart:
 
     def _draw_spends(self) -> None:
         revealed = self.prediction.revealed
-        rows = [(TITLES[name], spends_row(name, revealed), []) for name in NAMES]
-        self.spends.set_rows(SPENDS, [rows])
+        self.spends.set_rows(
+            SPENDS, [[(TITLES[name], spends_row(name, revealed), []) for name in NAMES]]
+        )
         self.spent.set_texts([where_spent(name, revealed) for name in NAMES])
 
     def _snippet(self, shown: Shown, name: str) -> str:

@@ -38,6 +38,7 @@ from qviz.ui.widgets import (
     Table,
     details,
     section,
+    stack,
 )
 
 if TYPE_CHECKING:
@@ -70,6 +71,21 @@ class Shown:
         return {name: every[name] for name in FORMATS if name in every}
 
 
+def caption_card(caption: Caption) -> Any:
+    """A caption as a card of its own, so that it can stand beside what it is about."""
+    box = stack(caption)
+    box.add_class("qv-card")
+    box.add_class("qv-caption-row")
+    return box
+
+
+def tight(table: Table) -> Any:
+    """A wide table with less room between its columns."""
+    box = stack(table)
+    box.add_class("qv-tight")
+    return box
+
+
 class BlockPart:
     """Controls and pictures of the second part. It computes when it is opened."""
 
@@ -92,12 +108,13 @@ class BlockPart:
         ]
         self.main = [
             section("The layer", self.original_view),
+            caption_card(self.caption),
             section("The block of the chosen weight", self.chart,
                     details("Every weight of the block", self.members)),
-            section("Every block format on this layer", self.costs),
+            section("", self.costs),
         ]  # fmt: skip
         self.side = [
-            section("How the block gets its scale", self.scale_table),
+            section("", self.scale_table),
             section("What happens to a weight", self.equation, self.member_table),
         ]
 
@@ -105,8 +122,8 @@ class BlockPart:
         self.original_view = MatrixView("Trained weights W", aspect=4)
         self.chart = Chart("The block: trained weights, and what comes back", height=210)
         self.members = Table("Every weight of the block")
-        self.costs = Table("The same layer in other block formats")
-        self.scale_table = Readout("The shared scale")
+        self.costs = Table("The same layer in every block format")
+        self.scale_table = Readout("How the block gets its scale")
         self.member_table = Readout("The chosen weight")
         self.equation = Equation(EQUATION, TERMS, ["P", "s"], aria=SPOKEN)
         self.caption = Caption()
@@ -238,9 +255,7 @@ class BlockPart:
                 levels,
                 chosen,
             ),
-            summary=f"The {len(members)} weights of row {block.row} from input {block.start} on and "
-            f"what comes back of them; weight {block.row}, {m.column}: {m.weight:.4f} comes back "
+            summary=f"{len(members)} weights of row {block.row} from input {block.start} on, and "
+            f"what comes back; weight {block.row}, {m.column}: {m.weight:.4f} comes back "
             f"as {m.value:.4f}",
         )
-
-

@@ -38,7 +38,9 @@ EQUATION = """
 <math display="block"><mrow><mi>q</mi><mo>=</mo><mi data-term="round">round</mi><mo>(</mo><mfrac>
   <mi data-term="v">v</mi><mi>s</mi></mfrac><mo>)</mo></mrow></math>
 """
-SPOKEN = "v hat is the element that code q stands for, times s; q is v over s, rounded to an element"
+SPOKEN = (
+    "v hat is the element that code q stands for, times s; q is v over s, rounded to an element"
+)
 TERMS = {
     "v": "v: a trained weight of the block",
     "s": "s: the scale that the whole block shares; a power of two in MX, an E4M3 number times the "
@@ -64,7 +66,8 @@ def scale_rows(b: SharedScale, rule: str) -> list[tuple[str, str, str]]:
             low = math.frexp(b.amax)[1] - 1
             rows.append((f"e = ⌊log_{{2}} a⌋ − {emax}", f"{_minus(low)} − {emax} = "
                          f"{_minus(low - emax)}", ""))  # fmt: skip
-        rows.append(("s, a power of two", f"2^{{{_minus(b.stored - 127)}}} = {number(b.scale)}", ""))
+        power = f"2^{{{_minus(b.stored - 127)}}}"
+        rows.append(("s, a power of two", f"{power} = {number(b.scale)}", ""))
     else:
         rows.append((f"a ÷ {top}", number(b.amax / b.block.top), ""))
         if b.tensor is not None:
@@ -150,5 +153,3 @@ def cost_table(costs: Mapping[str, Cost]) -> list[tuple[str, list[str], list[int
 
 def _minus(n: int) -> str:
     return str(n).replace("-", "−")
-
-

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from qviz.study.number_formats import TITLES
+from qviz.ui.views.formats_block import caption_card, tight
 from qviz.ui.widgets import Caption, Slider, Table, Text, link, section
 
 YES, NO, OPEN, API = "✓", "·", "?", "(✓)"
-COLUMNS = ("FP32", "TF32", "BF16", "FP16", "FP8", "FP6", "FP4", "MX scales", "INT8", "INT4")
+COLUMNS = ("FP32", "TF32", "BF16", "FP16", "FP8", "FP6", "FP4", "MX", "INT8", "INT4")
 #: Format of the page → the column it is in; those that no hardware here multiplies are missing.
 COLUMN_OF = {
     "fp32": "FP32",
@@ -24,7 +25,7 @@ COLUMN_OF = {
     "fp6_e3m2": "FP6",
     "fp6_e2m3": "FP6",
     "fp4_e2m1": "FP4",
-    "e8m0": "MX scales",
+    "e8m0": "MX",
     "int8": "INT8",
     "int4": "INT4",
 }
@@ -77,17 +78,17 @@ HARDWARE = (
     Hardware("NVIDIA Hopper (H100, H200)", ("TF32", "BF16", "FP16", "FP8", "INT8"), (1, 2)),
     Hardware(
         "NVIDIA Blackwell (B200)",
-        ("TF32", "BF16", "FP16", "FP8", "FP6", "FP4", "MX scales", "INT8"), (3,),
+        ("TF32", "BF16", "FP16", "FP8", "FP6", "FP4", "MX", "INT8"), (3,),
     ),
     Hardware(
         "NVIDIA Blackwell (RTX 50)",
-        ("TF32", "BF16", "FP16", "FP8", "FP6", "FP4", "MX scales", "INT8"), (1, 3), ("INT4",),
+        ("TF32", "BF16", "FP16", "FP8", "FP6", "FP4", "MX", "INT8"), (1, 3), ("INT4",),
     ),
     Hardware("AMD CDNA 2 (MI250)", ("FP32", "BF16", "FP16", "INT8"), (4,)),
     Hardware("AMD CDNA 3 (MI300)", ("FP32", "TF32", "BF16", "FP16", "FP8", "INT8"), (4, 5)),
     Hardware(
         "AMD CDNA 4 (MI355X)",
-        ("FP32", "BF16", "FP16", "FP8", "FP6", "FP4", "MX scales"), (5,), ("TF32", "INT8", "INT4"),
+        ("FP32", "BF16", "FP16", "FP8", "FP6", "FP4", "MX"), (5,), ("TF32", "INT8", "INT4"),
     ),
     Hardware("AMD RDNA 3 (RX 7000)", ("BF16", "FP16", "INT8", "INT4"), (4,)),
     Hardware("AMD RDNA 4 (RX 9000)", ("BF16", "FP16", "FP8", "INT8", "INT4"), (4,)),
@@ -108,7 +109,7 @@ def who(name: str) -> list[str]:
     return [one.name for one in HARDWARE if one.cell(column) == YES]
 
 
-def said(name: str) -> str:
+def answer(name: str) -> str:
     """A sentence about one format."""
     title, found = TITLES[name], who(name)
     if not found:
@@ -149,26 +150,27 @@ class HardwarePart:
     shown: Mapping[str, str] | None = None
 
     def __init__(self, format_control: Slider) -> None:
-        table = Table("Matrix instructions that take operands in this format")
+        table = Table("Which hardware multiplies in which format")
         table.set_rows([*COLUMNS, "source"], [rows(name) for name in TITLES])
-        self.caption = Caption([said(name) for name in TITLES])
+        self.caption = Caption([answer(name) for name in TITLES])
         link(format_control, "index", (table, "frame"), (self.caption, "frame"))
         legend = Text(
-            f"{YES} listed by the source · {NO} not listed · {OPEN} the source does not say · "
-            f"{API} the library takes it; how it multiplies is not published",
+            f"{YES} listed by the source; {NO} not listed; {OPEN} the source does not say; {API} the "
+            f"library takes it, and how it multiplies is not published. MX: E8M0 scales of blocks "
+            f"are applied inside the instruction.",
             role="wait",
         )
-        sources = [Text(f"[{i}] {text}") for i, text in enumerate(SOURCES, 1)]
+        sources = [Text(f"[{i}] {text}", role="wait") for i, text in enumerate(SOURCES, 1)]
         self.controls: list[Any] = []
         self.main = [
-            section("Which hardware multiplies in which format", table, legend),
-            section("Sources", *sources),
+            caption_card(self.caption),
+            section("", tight(table), legend),
         ]
-        self.side: list[Any] = []
+        self.side = [section("Sources", *sources)]
 
     def compute(self) -> Mapping[str, str]:
         """Nothing here depends on the learner but the format, which the browser looks up."""
-        return {name: said(name) for name in TITLES}
+        return {name: answer(name) for name in TITLES}
 
     def draw(self, shown: Mapping[str, str]) -> None:
         """All of it has been sent."""

@@ -93,8 +93,9 @@ GUIDE = (
     ),
     Step(
         "Go beyond the end",
-        "500 is too large for E4M3 and becomes NaN; E5M2 reaches that far, and FP4 makes it 6. Under “More” let what is too large become the largest number, as most libraries do before "
-        "they cast.",
+        "500 is too large for E4M3 and becomes NaN; E5M2 reaches that far, and FP4 makes 6 of it. "
+        "Under “More” let what is too large become the largest number, as libraries do that clamp "
+        "before they cast.",
         {"format": "fp8_e4m3", "x": "500", "beside": "fp8_e5m2"},
         {"beyond": Is("last")},
     ),
@@ -111,7 +112,7 @@ GUIDE = (
         "The line has all numbers of the format above it, those of a second one below. Compare "
         "INT8 with FP8: as many codes, spent in other places. Choose BF16 “Beside it” and zoom "
         "out: the range costs precision.",
-        {"format": "fp8_e4m3", "beside": "int8", "view": "-4, 4"},
+        {"format": "fp8_e4m3", "beside": "int8", "view": "even -4, 4"},
         {"beside": Is("bf16")},
     ),
     Step(
@@ -140,9 +141,7 @@ def groups(name: str) -> tuple[Group, ...]:
             Group("integer", "whole number", low),
         )
     made = [Group("sign", "sign", ("sign bit",))] if f.signed else []
-    made.append(
-        Group("exponent", "exponent", tuple(_weighted("exponent bit", f.exponent_bits)))
-    )
+    made.append(Group("exponent", "exponent", tuple(_weighted("exponent bit", f.exponent_bits))))
     m = f.mantissa_bits
     if m:
         names = tuple(f"mantissa bit {k}, weight 1/{1 << (m - k)}" for k in reversed(range(m)))
@@ -277,9 +276,13 @@ def error_words(at: Landing) -> tuple[str, str]:
 
 
 def table_row(at: Landing) -> list[str]:
-    """Code, value, error, share, what happened."""
-    value = "–" if at.code is None else exactly(at.value)
-    return [pattern(at.format, at.code), value, *error_words(at), what_happened(at)]
+    """Value, error as a share of the number, what happened, code."""
+    return [value_words(at), error_words(at)[1], what_happened(at), pattern(at.format, at.code)]
+
+
+def value_words(at: Landing) -> str:
+    """The value, with all its digits."""
+    return "–" if at.code is None else exactly(at.value)
 
 
 def sentence(at: Landing, rounding: str = "nearest_even") -> str:
@@ -358,7 +361,7 @@ def number_rows(landings: list[Landing]) -> list[tuple[str, list[str], str]]:
         ("the number x", [exactly(at.number) for at in landings], "original"),
         ("its code", [_hex(at) for at in landings], "codes"),
         ("what the code says", [arithmetic(at.format, at.code) for at in landings], ""),
-        ("value x̂", [table_row(at)[1] for at in landings], "codes"),
+        ("value x̂", [value_words(at) for at in landings], "codes"),
         ("error x̂ − x", [error_words(at)[0] for at in landings], "error"),
         ("as a share of x", [error_words(at)[1] for at in landings], "error"),
         ("next number below", [beside(at.below) for at in landings], ""),
@@ -430,5 +433,4 @@ def verdict(guess: int) -> str:
     )
     if list(ANSWERS)[guess] == right:
         return f"Right: {text} Which bits decide that, and why does FP8 differ so little from FP16?"
-    return f"{text[0].upper()}{text[1:]} Look at the exponents below and above 0: how many are there?"
-
+    return f"{text} Look at the exponents: how many are below 0, and how many above?"

@@ -1,4 +1,4 @@
-"""Bits: the code of each frame's number format, every bit a button that can be pressed or painted."""
+"""Bits: the code of each frame's number format; every bit is a button, and can be painted."""
 
 from __future__ import annotations
 

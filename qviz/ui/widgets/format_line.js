@@ -105,6 +105,7 @@ export default widget(({ model, el, signal }) => {
     const up = bottom < top ? -1 : 1;
     const room = Math.abs(bottom - top);
     ctx.fillStyle = fill;
+    ctx.globalAlpha = 0.6; // the marks have to stand out
     let before = numbers.below(from(a));
     for (let x = 0; x < W; x += 1) {
       const now = numbers.below(from(a + ((x + 1) * (b - a)) / W));
@@ -114,6 +115,7 @@ export default widget(({ model, el, signal }) => {
       }
       before = now;
     }
+    ctx.globalAlpha = 1;
   }
   function place(v) {
     const [a, b] = seen();
@@ -169,7 +171,18 @@ export default widget(({ model, el, signal }) => {
     if (!count || count > W / dpr / 64) return;
     ctx.fillStyle = fill;
     ctx.textAlign = "center";
-    for (let k = first; k < first + count; k += 1) ctx.fillText(fmt(numbers.at(k), 7), clamp(place(numbers.at(k)), 20 * dpr, W - 20 * dpr), y);
+    for (let k = first; k < first + count; k += 1) {
+      const x = place(numbers.at(k));
+      if (x > 90 * dpr && x < W - 20 * dpr) ctx.fillText(fmt(numbers.at(k), 7), x, y);
+    }
+  }
+  /** The format's name at the left end of its lane. */
+  function title(ctx, text, y, fill) {
+    ctx.textAlign = "left";
+    ctx.fillStyle = fill;
+    ctx.font = `700 ${ctx.font.replace("700 ", "")}`;
+    ctx.fillText(text, 6 * dpr, y);
+    ctx.font = ctx.font.replace("700 ", "");
   }
   function mark(ctx, v, y, fill, shape) {
     if (v === null || v === undefined || !within(v)) return;
@@ -202,6 +215,8 @@ export default widget(({ model, el, signal }) => {
     axis(ctx, middle);
     names(formats[frame], low, high, 7 * dpr * size, ctx, codes);
     names(formats[beside], low, high, H - 6 * dpr * size, ctx, colour("soft"));
+    title(ctx, get("titles")[frame], 8 * dpr * size, codes);
+    title(ctx, get("titles")[beside], H - 8 * dpr * size, colour("soft"));
     const number = get("number");
     [[frame, middle - gap - 12 * dpr], [beside, middle + gap + 12 * dpr]].forEach(([i, y]) => {
       const value = get("values")[i];
