@@ -97,8 +97,7 @@ class FormatsLesson(LayerPage):
         self.number = NumberPart(self, lambda: self.part == NUMBER)
         self.block = BlockPart(self, lambda: self.part == BLOCK)
         self.hardware = HardwarePart(self.format_control)
-        self.add("format", self.format_control, lambda: None, names=lambda: NAMES, looks=True,
-                 live=lambda: self.part != BLOCK)  # fmt: skip
+        self.add("format", self.format_control, lambda: None, names=lambda: NAMES, looks=True)
         self.prediction = self.number.prediction
         self.equation = self.number.equation
         self.parts: dict[str, Any] = {
@@ -335,9 +334,11 @@ class NumberField(Field):
 
     def set(self, text: str) -> None:
         try:
-            self._part.follow(read_number(text))
+            followed = read_number(text)
         except ValueError as error:
             raise ValueError(f"x in the address: {error}") from None
+        self._part.followed = followed
+        self.control.value = followed.text  # and the page follows, as for who types it
 
     def keep(self) -> Any:
         return self._part.followed

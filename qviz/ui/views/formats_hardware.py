@@ -136,8 +136,8 @@ def rows(name: str) -> list[tuple[str, list[str], list[int]]]:
     lit = [COLUMNS.index(column)] if column else []
     return [
         (
-            one.name,
-            [*(one.cell(c) for c in COLUMNS), ", ".join(f"[{n}]" for n in one.sources)],
+            f"{one.name} ^{{{', '.join(map(str, one.sources))}}}",
+            [one.cell(c) for c in COLUMNS],
             [i for i in lit if one.cell(COLUMNS[i]) == YES],
         )
         for one in HARDWARE
@@ -151,16 +151,16 @@ class HardwarePart:
 
     def __init__(self, format_control: Slider) -> None:
         table = Table("Which hardware multiplies in which format")
-        table.set_rows([*COLUMNS, "source"], [rows(name) for name in TITLES])
+        table.set_rows(COLUMNS, [rows(name) for name in TITLES])
         self.caption = Caption([answer(name) for name in TITLES])
         link(format_control, "index", (table, "frame"), (self.caption, "frame"))
         legend = Text(
-            f"{YES} listed by the source; {NO} not listed; {OPEN} the source does not say; {API} the "
-            f"library takes it, and how it multiplies is not published. MX: E8M0 scales of blocks "
-            f"are applied inside the instruction.",
+            f"{YES} listed by the source; {NO} not listed; {OPEN} the source does not say; {API} "
+            f"the library takes it, and how it multiplies is not published. MX: the E8M0 scales of "
+            f"blocks are applied inside the instruction.",
             role="wait",
         )
-        sources = [Text(f"[{i}] {text}", role="wait") for i, text in enumerate(SOURCES, 1)]
+        sources = [Text(f"{i}. {text}.", role="wait") for i, text in enumerate(SOURCES, 1)]
         self.controls: list[Any] = []
         self.main = [
             caption_card(self.caption),
