@@ -85,6 +85,15 @@ window.qvizPage = (() => {
     }, 20000);
   }
 
+  /** To what the lesson is about: its own slider, the bar of steps, or the first of its controls. */
+  function skip() {
+    const places = [".qv-lead input", ".qv-foot [aria-label='Play']", ".qv-controls :is(input, select, button)", ".qv-page :is(a, button)"];
+    const there = places.flatMap((place) => [...document.querySelectorAll(place)]);
+    const first = there.find((one) => one.getClientRects().length);
+    first?.focus();
+    first?.scrollIntoView({ block: "center" });
+  }
+
   const base = () => JSON.parse(byId("jupyter-config-data").textContent).baseUrl;
 
   // Voilà ends the kernel when the page is closed, if this cookie is there to prove where we are.
@@ -171,5 +180,5 @@ window.qvizPage = (() => {
   addEventListener("online", () => cause === "connection" && lookAfter(kernelId()));
   const kernelId = () => JSON.parse(byId("jupyter-config-data").textContent).kernelId;
 
-  return { cellsSent, alarm };
+  return { cellsSent, alarm, skip };
 })();
