@@ -13,12 +13,12 @@ Sources: as in `qviz.core.formats` and `qviz.methods.nf4`.
 
 import math
 import re
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 
@@ -78,19 +78,15 @@ class Landing:
     @property
     def error(self) -> float:
         """value − number, rounded once; NaN where either is not finite."""
-        if not (math.isfinite(self.value) and math.isfinite(self.number)):
-            return math.nan
-        return float(Fraction(self.value) - Fraction(self.number))
+        finite = math.isfinite(self.value) and math.isfinite(self.number)
+        return self.value - self.number if finite else math.nan
 
     @property
     def relative(self) -> float:
         """|error| as a share of the number; 0 for an exact one, NaN where there is no error."""
         if self.error == 0:
             return 0.0
-        if not self.number or math.isnan(self.error):
-            return math.nan
-        off = abs(Fraction(self.value) - Fraction(self.number)) / abs(Fraction(self.number))
-        return float(off) if off < Fraction(10) ** 300 else math.inf
+        return abs(self.error) / abs(self.number) if self.number else math.nan
 
 
 @dataclass(frozen=True)
@@ -107,17 +103,19 @@ def width(name: str) -> int:
     return 4 if name == "nf4" else _format(name).bits
 
 
+@lru_cache(4096)  # a page asks for each of its codes several times
 def value_of(name: str, code: int) -> float:
     """What a code stands for.
 
     >>> value_of("fp8_e4m3", 0b0_0111_100), value_of("nf4", 15)
     (1.5, 1.0)
     """
-    if name != "nf4":
+    if name != "nf4" and _format(name).bits > 16:
         return float(decode(code, _format(name)))
-    if not 0 <= code < 16:
-        raise ValueError(f"nf4 has codes from 0 to 15, got {code}")
-    return _nf4_levels()[code]
+    table = _values(name)
+    if not 0 <= code < len(table):
+        raise ValueError(f"{name} has codes from 0 to {len(table) - 1}, got {code}")
+    return table[code]
 
 
 def land(
@@ -137,13 +135,15 @@ subnormal=False, below=1.5, above=3.0)
         return Landing(name, number, None, math.nan, "none")
     value = value_of(name, code)
     below, above = neighbours(name, value)
+    fate = _fate(number, value, name)
     return Landing(
         name,
         number,
         code,
         value,
-        _fate(number, value, name),
-        _is_tie(number, name) and rounding != "toward_zero",
+        fate,
+        # where a tie decides nothing it is none
+        _is_tie(number, name) and rounding != "toward_zero" and fate != "saturated",
         name != "nf4" and value != 0 and abs(value) < _format(name).min_normal,
         below,
         above,
@@ -156,7 +156,7 @@ def neighbours(name: str, value: float) -> tuple[float | None, float | None]:
     if not math.isfinite(value):
         return None, None
     all_runs = runs(name)
-    at = next(i for i, run in enumerate(all_runs) if value <= _last(run))
+    at = bisect_right(_starts(name), value) - 1
     run = all_runs[at]
     k = round((value - run.start) / run.spacing) if run.count > 1 else 0
     below = run.start + (k - 1) * run.spacing if k else None
@@ -177,7 +177,7 @@ def runs(name: str) -> tuple[Run, ...]:
 Run(start=4.0, spacing=2.0, count=2))
     """
     if name == "nf4":
-        return tuple(Run(level, 0.0, 1) for level in _nf4_levels())
+        return tuple(Run(level, 0.0, 1) for level in _values("nf4"))
     f = _format(name)
     if f.is_integer:  # in two, so that what is counted from a start near zero stays exact
         return (Run(f.min_finite, 1.0, f.sign_bit), Run(0.0, 1.0, f.sign_bit))
@@ -187,6 +187,11 @@ Run(start=4.0, spacing=2.0, count=2))
     lower = [Run(-_last(r), r.spacing, r.count) for r in reversed(upper)]
     zero = lower.pop()  # runs to −0, which 0 stands for
     return (*lower, Run(zero.start, zero.spacing, zero.count - 1), *upper)
+
+
+@cache
+def _starts(name: str) -> list[float]:
+    return [run.start for run in runs(name)]
 
 
 def count_between(name: str, low: float, high: float) -> int:
@@ -231,9 +236,13 @@ def _format(name: str) -> Format:
 
 
 @cache
-def _nf4_levels() -> tuple[float, ...]:
-    """As float32 has them: what a decoded weight really is, before its block's absmax."""
-    return tuple(torch.tensor(NF4, dtype=torch.float32).double().tolist())
+def _values(name: str) -> tuple[float, ...]:
+    """What each code of a format of at most 16 bits stands for. NF4's levels are those of float32,
+    which a decoded weight has before its block's absmax."""
+    if name == "nf4":
+        return tuple(torch.tensor(NF4, dtype=torch.float32).double().tolist())
+    f = _format(name)
+    return tuple(decode(torch.arange(1 << f.bits), f).double().tolist())
 
 
 @cache
@@ -294,7 +303,7 @@ def _is_tie(number: float, name: str) -> bool:
     x, f = Fraction(number), _format(name)
     if f.has_nan and f.signed and abs(x) == _end(name):
         return True
-    starts = [run.start for run in runs(name)]
+    starts = _starts(name)
     at = bisect_left(starts, number) - 1  # the last run that starts below the number
     if at < 0:
         return False
@@ -411,6 +420,7 @@ def _in_range(value: float, nonzero: bool) -> float:
     return value
 
 
+@lru_cache(4096)
 def parts_of(name: str, code: int) -> tuple[int, int, int]:
     """Sign, exponent field and mantissa field of a code; an integer's bits below the sign and
     NF4's index are its mantissa."""

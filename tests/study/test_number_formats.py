@@ -274,7 +274,7 @@ def test_what_is_written_is_read_back(x):
 
 @given(st.sampled_from([n for n, f in FORMATS.items() if f.has_nan and n in TITLES]), st.data())
 def test_the_bits_of_a_nan_survive(name, data):
-    codes = data.draw(st.sampled_from([r for r in FORMATS[name].nan_codes]))
+    codes = data.draw(st.sampled_from(list(FORMATS[name].nan_codes)))
     code = data.draw(st.integers(codes.start, codes.stop - 1))
     followed = read_number(Followed(value_of(name, code), (name, code)).text)
     at = followed.land(name)
@@ -298,7 +298,7 @@ def test_how_people_write_numbers():
      "int8:-1", "1/2/3", "1e9999999999/3", "9" * 200, "fp16:", "nf4:99", "0x1p-3"],
 )  # fmt: skip
 def test_what_is_no_number_is_said(text):
-    with pytest.raises(ValueError, match="is no number here.*2\\^-24"):
+    with pytest.raises(ValueError, match=r"is no number here.*2\^-24"):
         read_number(text)
 
 

@@ -292,7 +292,7 @@ def sentence(at: Landing, rounding: str = "nearest_even") -> str:
 
 
 def _story(at: Landing, x: str, title: str, rounding: str) -> str:
-    v, last = exactly(at.value), exactly(largest(at.format))
+    v, last = exactly(at.value), exactly(math.copysign(largest(at.format), at.number))
     if at.fate == "exact":
         if not math.isfinite(at.number):
             return f"{x} stays {x}."
@@ -300,7 +300,7 @@ def _story(at: Landing, x: str, title: str, rounding: str) -> str:
     if at.fate == "none":
         return "there is no code for NaN. Real systems refuse it, or give some number."
     if at.fate == "nan" and _too_large(at):
-        return f"{x} is too large. The largest number is {last}, and there is no ∞: NaN."
+        return f"{x} lies beyond the last number, {last}, and there is no ∞: NaN."
     if at.fate == "nan":
         why = {"zero": "zero has no code", "sign": "there is no sign"}[_lacking(at)]
         return f"{why}, so {x} becomes NaN."
@@ -309,7 +309,7 @@ def _story(at: Landing, x: str, title: str, rounding: str) -> str:
     if at.fate == "infinite":
         if at.tie:
             return f"{x} lies halfway from the last number to the next power of two: a tie, to {v}."
-        return f"{x} is too large. The largest number is {last}: it becomes {v}."
+        return f"{x} lies beyond the last number, {last}, and becomes {v}."
     if at.above is None and at.value > 0 and at.number > at.value:
         return f"{x} is a little beyond the largest number, {v}, and is rounded to it."
     if at.below is None and at.value < 0 and at.number < at.value:
