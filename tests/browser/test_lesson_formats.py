@@ -11,7 +11,7 @@ from driver import Tab, eventually
 import qviz
 from qviz.study.number_formats import TITLES, count_between, land, value_of
 from qviz.ui.views.layer_page import FIRST_LAYER
-from qviz.ui.widgets import exactly
+from qviz.ui.widgets import as_address, exactly, from_address
 
 pytestmark = pytest.mark.browser
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
@@ -34,9 +34,18 @@ def tab(base: str, open_tab: Callable[..., Tab]) -> Iterator[Tab]:
     tab.assert_clean()
 
 
-def go(tab: Tab, link: str) -> None:
-    tab.page.evaluate("link => { location.hash = link; }", link)
-    tab.until("link => document.body.dataset.qvAddress === link", link, seconds=60)
+FIRST = {"format": "fp32", "beside": "int8", "x": "0.1"}
+
+
+def go(tab: Tab, **state: str) -> None:
+    """To a state of the page; the kernel has confirmed it."""
+    asked = {name: text for name, text in state.items() if text != FIRST.get(name)}
+    tab.page.evaluate("link => { location.hash = link; }", as_address(asked))
+    eventually(lambda: address(tab) == asked, 60)
+
+
+def address(tab: Tab) -> dict[str, str]:
+    return from_address(str(tab.page.evaluate("document.body.dataset.qvAddress ?? ''")))
 
 
 def bits(tab: Tab) -> str:
@@ -74,7 +83,7 @@ def test_the_slider_shows_every_format_without_a_computation(tab):
 
 
 def test_a_bit_is_pressed_by_mouse_and_by_keyboard(tab):
-    go(tab, "x=1.5&format=fp8_e4m3")
+    go(tab, x="1.5", format="fp8_e4m3")
     assert bits(tab) == "00111100"
     tab.page.get_by_role("button", name="exponent bit 3, weight 8").click()
     follows(tab, "fp8_e4m3", 0b01111100)
@@ -91,11 +100,11 @@ def test_a_bit_is_pressed_by_mouse_and_by_keyboard(tab):
         ".qv-bit-group button", "all => all.filter(b => b.tabIndex === 0).length"
     )
     assert stops == 1
-    assert tab.page.locator("#x, [type=text]").first.input_value() == "26"
+    assert tab.page.get_by_label("A number to follow").input_value() == "26"
 
 
 def test_bits_are_painted_by_dragging(tab):
-    go(tab, "x=0&format=bf16")
+    go(tab, x="0", format="bf16")
     boxes = [b.bounding_box() for b in tab.page.locator(".qv-bit-exponent button").all()]
     middle = boxes[0]["y"] + boxes[0]["height"] / 2
     tab.page.mouse.move(boxes[1]["x"] + 8, middle)
@@ -113,19 +122,16 @@ def test_bits_are_painted_by_dragging(tab):
 
 
 @pytest.mark.parametrize(
-    "link",
-    ["format=fp32&beside=bf16&view=1,+2", "format=fp16&beside=fp8_e4m3&view=-1,+1",
-     "format=int8&beside=nf4&view=-0.3,+40", "format=fp4_e2m1&beside=e8m0&view=even+0.1,+7",
-     "format=fp32&beside=tf32&view=1.0001,+1.000101", ""],
+    ("name", "beside", "view"),
+    [("fp32", "bf16", "1, 2"), ("fp16", "fp8_e4m3", "-1, 1"), ("int8", "nf4", "-0.3, 40"),
+     ("fp4_e2m1", "e8m0", "even 0.1, 7"), ("fp32", "tf32", "1.0001, 1.000101"),
+     ("fp32", "int8", "-4e38, 4e38")],
 )  # fmt: skip
-def test_the_line_counts_what_is_there(tab, link):
+def test_the_line_counts_what_is_there(tab, name, beside, view):
     """The browser's counts of what is in view, by the library's."""
-    go(tab, "")
-    go(tab, link)
-    asked = dict(part.split("=") for part in link.split("&")) if link else {}
-    name, beside = asked.get("format", "fp32"), asked.get("beside", "int8")
-    ends = asked.get("view", "-4e38,+4e38").removeprefix("even+").split(",+")
-    low, high = (float(end) for end in ends)
+    whole = view == "-4e38, 4e38"
+    go(tab, format=name, beside=beside, **({} if whole else {"view": view}))
+    low, high = (float(end) for end in view.removeprefix("even ").split(", "))
     wanted = f"{count_between(name, low, high)} {count_between(beside, low, high)}"
     eventually(lambda: tab.page.get_attribute(".qv-format-line", "data-counts") == wanted)
     label = str(tab.page.get_attribute(".qv-line-stage", "aria-label"))
@@ -133,25 +139,23 @@ def test_the_line_counts_what_is_there(tab, link):
 
 
 def test_the_line_is_zoomed_and_moved(tab):
-    go(tab, "x=2.5&format=fp4_e2m1")
-    view = "document.body.dataset.qvAddress"
+    go(tab, x="2.5", format="fp4_e2m1")
     tab.page.get_by_role("button", name="Around the number").click()
-    eventually(lambda: "view=" in tab.page.evaluate(view))
-    counts = ".qv-format-line"
-    eventually(
-        lambda: int(str(tab.page.get_attribute(counts, "data-counts")).split()[0]) in (12, 13)
-    )
-    before = tab.page.evaluate(view)
+    eventually(lambda: "view" in address(tab))
+    counts = lambda: str(tab.page.get_attribute(".qv-format-line", "data-counts"))  # noqa: E731
+    eventually(lambda: 8 <= int(counts().split()[0]) <= 12)
+    assert address(tab)["view"].startswith("even ")
+    before = address(tab)["view"]
     stage = tab.page.locator(".qv-line-stage")
     box = stage.bounding_box()
     tab.page.mouse.move(box["x"] + 200, box["y"] + 90)
     tab.page.mouse.down()
     tab.page.mouse.move(box["x"] + 300, box["y"] + 90, steps=5)
     tab.page.mouse.up()
-    eventually(lambda: tab.page.evaluate(view) != before)
+    eventually(lambda: address(tab)["view"] != before)
     stage.focus()
     tab.page.keyboard.press("Home")
-    eventually(lambda: "view=" not in tab.page.evaluate(view))
+    eventually(lambda: "view" not in address(tab))
     y = tab.page.evaluate("scrollY")
     tab.page.evaluate("document.activeElement.blur()")
     tab.page.mouse.wheel(0, 300)  # not at the line: the page scrolls
@@ -164,7 +168,7 @@ def test_the_line_is_zoomed_and_moved(tab):
 
 
 def test_a_wrong_number_is_said_and_a_right_one_follows(tab):
-    go(tab, "format=fp16")
+    go(tab, format="fp16")
     field = tab.page.get_by_label("A number to follow")
     field.fill("one half")
     field.press("Enter")
@@ -177,7 +181,7 @@ def test_a_wrong_number_is_said_and_a_right_one_follows(tab):
 
 
 def test_pointing_at_a_weight_shows_its_block(tab):
-    go(tab, "part=a+block+of+weights")
+    go(tab, part="a block of weights")
     weight = qviz.load_layer(None, FIRST_LAYER).float()
     q = qviz.quantize(weight, "microscaling", format="mxfp4").dequantize()
     stage = tab.page.locator(".qv-matrix .qv-stage").first
@@ -204,8 +208,7 @@ def test_pointing_at_a_weight_shows_its_block(tab):
 def test_on_a_phone_by_touch(base, open_tab):
     tab = open_tab(width=390, height=844, color_scheme="dark", has_touch=True)
     tab.open(f"{base}/{WHERE}#format=fp32&x=1", READY)
-    tab.until("() => document.body.dataset.qvAddress === 'format=fp32&x=1' || "
-              "document.body.dataset.qvAddress === 'x=1'", seconds=60)  # fmt: skip
+    eventually(lambda: address(tab) == {"x": "1"}, 60)
     assert tab.page.evaluate("document.documentElement.scrollWidth") <= 390
     small = tab.page.eval_on_selector_all(
         ".qv-bit-group button",

@@ -72,11 +72,17 @@ export default widget(({ model, el, signal }) => {
   const look = (a, b) => {
     const { to, from } = scale();
     const [low, high] = [to(-MOST), to(MOST)];
-    const span = clamp(b - a, (high - low) * 1e-12, high - low);
+    const size = Math.max(Math.abs(a), Math.abs(b), LEAST);
+    const span = clamp(b - a, (get("scale") === "linear" ? size : high - low) * 1e-12, high - low);
     const start = clamp((a + b - span) / 2, low, high - span);
-    const view = [from(start), from(start + span)];
+    const view = tidy([from(start), from(start + span)]);
     if (view[0] < view[1]) set("view", view);
     schedule();
+  };
+  /** With no more digits than this zoom can tell apart: they stand in the page's address. */
+  const tidy = ([a, b]) => {
+    const digits = Math.ceil(Math.log10(Math.max(Math.abs(a), Math.abs(b)) / (b - a))) + 5;
+    return [a, b].map((v) => Number(v.toPrecision(clamp(digits || 17, 5, 17))));
   };
   const zoom = (by, at) => {
     const [a, b] = seen();
@@ -88,15 +94,19 @@ export default widget(({ model, el, signal }) => {
     const [a, b] = seen();
     look(a + (b - a) * part, b + (b - a) * part);
   };
-  const whole = () => look(scale().to(-MOST), scale().to(MOST));
-  /** The number, and some of its neighbours of the format above. */
+  const whole = () => {
+    set("scale", "log");
+    look(scale().to(-MOST), scale().to(MOST));
+  };
+  /** The number, and some of its neighbours of the format above, which nearby lie evenly. */
   const around = () => {
     const numbers = formats[get("frame")];
-    const v = get("values")[get("frame")] ?? get("number") ?? 0;
+    const v = get("number") ?? get("values")[get("frame")] ?? 0;
     const k = numbers.below(v);
-    const ends = [k - 6, k + 6].map((i) => numbers.at(clamp(i, 0, numbers.total - 1)));
-    const [a, b] = [...ends, get("number") ?? v].map(scale().to).sort((x, y) => x - y).filter((_, i) => i !== 1);
-    look(a - 0.04 * (b - a), b + 0.04 * (b - a));
+    const [a, b] = [k - 5, k + 5].map((i) => numbers.at(clamp(i, 0, numbers.total - 1)));
+    const room = 0.06 * (b - a);
+    set("scale", "linear");
+    look(Math.min(a, v) - room, Math.max(b, v) + room);
   };
 
   function lane(numbers, top, bottom, fill, ctx) {
