@@ -51,7 +51,7 @@ READY = "body[data-qviz-ready]"
 LINKS = {
     "bit_width": ("layer=model.layers.0.self_attn.q_proj&scale=group+of+32&bits=3&weight=7%2C+9",
                   ["3 bits: 8 levels for each group of 32", "7, 9", "layers.0.self_attn.q_proj"]),
-    "formats": ("x=2.5&format=fp4_e2m1&beside=nf4",
+    "formats": ("beside=nf4&x=2.5&format=fp4_e2m1",
                 ["halfway between 2 and 3", "FP4 E2M1", "NF4"]),
     "gptq": ("part=a+real+layer&beside=act_order&step=512",
              ["Step 512, column 512", "Second run: Act-order", "both runs have rounded"]),
