@@ -51,12 +51,18 @@ READY = "body[data-qviz-ready]"
 LINKS = {
     "bit_width": ("layer=model.layers.0.self_attn.q_proj&scale=group+of+32&bits=3&weight=7%2C+9",
                   ["3 bits: 8 levels for each group of 32", "7, 9", "layers.0.self_attn.q_proj"]),
+    "formats": ("beside=nf4&x=2.5&format=fp4_e2m1",
+                ["halfway between 2 and 3", "FP4 E2M1", "NF4"]),
     "gptq": ("part=a+real+layer&beside=act_order&step=512",
              ["Step 512, column 512", "Second run: Act-order", "both runs have rounded"]),
     "memory_and_speed": ("part=inside&multiplied=triton.nf4&stored=nf4-g64&rows=16&step=3",
                          ["this is number 0", "its level", "step of the program 3 /"]),
 }  # fmt: skip
-PARTS = {"gptq": ["part=a+real+layer"], "memory_and_speed": ["part=inside", "part=model"]}
+PARTS = {
+    "formats": ["part=a+block+of+weights", "part=hardware"],
+    "gptq": ["part=a+real+layer"],
+    "memory_and_speed": ["part=inside", "part=model"],
+}
 
 
 @pytest.fixture(scope="module")

@@ -56,6 +56,14 @@ def _bit_width(page: Any, names: dict[str, Any]) -> None:
     assert q.bits_per_weight == names["q"].bits_per_weight
 
 
+def _formats(page: Any, names: dict[str, Any]) -> None:
+    if page.part == "a block of weights":
+        assert torch.equal(names["q"].codes, page.block.shown.run.q.codes)
+        assert names["q"].bits_per_weight == page.block.shown.cost.bits
+        return
+    assert names["landing"] == page.number.shown.landings[page.format_control.index]
+
+
 def _gptq(page: Any, names: dict[str, Any]) -> None:
     if page.part == "by hand":
         assert names["walk"].gptq == page.hand.shown.gptq
@@ -79,6 +87,12 @@ CODE: dict[str, list[tuple[dict[str, str], Check]]] = {
         ({"bits": "3"}, _bit_width),
         ({"bits": "2", "levels": "asymmetric", "scale": "row", "dtype": "float32"}, _bit_width),
     ],
+    "formats": [
+        ({}, _formats),
+        ({"format": "bf16", "x": "1/3", "rounding": "toward_zero"}, _formats),
+        ({"format": "fp8_e4m3", "x": "500", "beyond": "last"}, _formats),
+        ({"part": "a block of weights", "layer": SMALL, "block": "mxfp6_e2m3"}, _formats),
+    ],
     "gptq": [
         ({}, _gptq),
         ({"part": "a real layer", "layer": SMALL}, _gptq),
@@ -90,6 +104,7 @@ CODE: dict[str, list[tuple[dict[str, str], Check]]] = {
 }  # fmt: skip
 #: States in which the parts of a lesson are open, besides the one it opens in.
 PARTS: dict[str, list[dict[str, str]]] = {
+    "formats": [{"part": "a block of weights", "layer": SMALL}],
     "gptq": [{"part": "a real layer", "layer": SMALL}],
     "memory_and_speed": [
         {"part": "race", "format": "int8"},
@@ -226,6 +241,8 @@ DECIDING = {
     "multiplied",
     "scale",
     "rows",
+    "block",
+    "system",
 }
 
 
@@ -350,7 +367,8 @@ def test_its_code_runs_and_gives_what_is_on_screen(page: Any, capsys: Any) -> No
         page.go(state)
         code = next(w for w in widgets(page.widget) if isinstance(w, Code) and
                     w.label == "Python code")  # fmt: skip
-        lead = {"bit_width": "bits", "memory_and_speed": "tokens"}.get(page.lesson.slug)
+        leads = {"bit_width": "bits", "formats": "format", "memory_and_speed": "tokens"}
+        lead = leads.get(page.lesson.slug)
         at = 0 if lead is None else page.fields[lead].control.index  # whose frame it shows
         names: dict[str, Any] = {}
         exec(code.texts[at], names)

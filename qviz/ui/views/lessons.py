@@ -46,7 +46,13 @@ COURSE = (
         "its nearest level, the error grow, and what the bits cost.",
         "qviz.ui.views.bit_width", "BitWidthLesson",
     ),
-    Lesson(2, "formats", "Number formats", "What can sixteen, eight or four bits say?", THEMES[0]),
+    Lesson(
+        2, "formats", "Number formats", "What can sixteen, eight or four bits say?", THEMES[0],
+        "Press the bits of FP32, BF16, FP8, FP4, NF4 and nine more. Follow one number through all "
+        "of them, zoom along all the numbers that each has, and see blocks of real weights share a "
+        "scale.",
+        "qviz.ui.views.formats", "FormatsLesson",
+    ),
     Lesson(
         3, "scale_and_zero_point", "Scale and zero point",
         "Where do the levels lie, and who decides?", THEMES[1],
