@@ -27,11 +27,11 @@ from qviz.core.nearest import midpoints
 from qviz.core.tensor import QuantizedTensor
 from qviz.core.trace import Trace
 from qviz.methods.affine import affine
-from qviz.methods.nf4 import NF4, nf4
+from qviz.methods.nf4 import nf4
 
 LEVELS = 16
 ROUNDS = 2000  # of Lloyd's method; on trained layers it rests after some hundred
-CELLS = 400
+CELLS = 256
 EVEN = tuple(-1 + 2 * i / (LEVELS - 1) for i in range(LEVELS))
 NF4_NAME, NF4_DOUBLE, FP4_NAME = "NF4", "NF4, double quantization", "FP4"
 SYMMETRIC, ASYMMETRIC, LLOYD = "INT4 symmetric", "INT4 asymmetric", "Lloyd–Max"
@@ -118,7 +118,9 @@ class Blocks:
         """[16] Σ(w − v·a)² of the weights of each level; levels [16] float32, ascending."""
         cuts, v = self.cuts(levels), levels.double().numpy()
         ww, aw, aa = (np.diff(s[cuts]) for s in (self.energies, self.products, self.squares))
-        return np.maximum(ww - 2 * v * aw + v * v * aa, 0.0)  # rounding may end below zero
+        # rounding may end below zero
+        errors: Floats = np.maximum(ww - 2 * v * aw + v * v * aa, 0.0)
+        return errors
 
     def relative_error(self, levels: torch.Tensor) -> float:
         """‖W − Ŵ‖ / ‖W‖, as `metrics.compare` has it of a dequantized weight."""
@@ -179,19 +181,31 @@ def _running(values: Floats) -> Floats:
 class Entry:
     """One contender's result on a layer.
 
-    error         ‖W − Ŵ‖ / ‖W‖; output_error the same of X·Wᵀ, None without inputs
-    tensor        what was stored; bits_per_weight its true cost
+    error   ‖W − Ŵ‖ / ‖W‖; output_error the same of X·Wᵀ, None without inputs
+    bits    per weight, of everything that is stored
+    tensor  what was stored, perhaps with the weight in another shape (a block to a row)
+    shape   of the weight
     """
 
     name: str
     error: float
     output_error: float | None
+    bits: float
     tensor: QuantizedTensor
-    reconstruction: torch.Tensor
+    shape: tuple[int, int]
 
-    @property
-    def bits_per_weight(self) -> float:
-        return self.tensor.bits_per_weight
+    def dequantize(self) -> torch.Tensor:
+        """Ŵ [out, in]."""
+        return self.tensor.dequantize().reshape(self.shape)
+
+    def place(self, row: int, column: int) -> tuple[int, int]:
+        """Where in `tensor` the weight [row, column] is."""
+        return divmod(row * self.shape[1] + column, self.tensor.shape[1])
+
+    def value(self, row: int, column: int) -> float:
+        """One weight as it comes back."""
+        r, c = self.place(row, column)
+        return float(self.tensor.window(slice(r, r + 1), slice(c, c + 1)))
 
 
 class Duel:
@@ -202,52 +216,51 @@ class Duel:
 
     def __init__(self, weight: torch.Tensor, calibration: Calibration | None = None) -> None:
         self.weight, self.calibration = as_matrix(weight), calibration
+        self.shape = (self.weight.shape[0], self.weight.shape[1])
         self._energy = None if calibration is None else metrics.output_energy(weight, calibration)
-        self._blocks: dict[tuple[int, bool], Blocks] = {}
+        self._blocks: dict[int, Blocks] = {}
 
-    def blocks(self, group_size: int, double_quant: bool = False) -> Blocks:
+    def blocks(self, group_size: int) -> Blocks:
         """The weight in blocks of this size, sorted once."""
-        key = group_size, double_quant
-        if key not in self._blocks:
-            self._blocks[key] = Blocks.of(
-                self.weight, group_size=group_size, double_quant=double_quant
-            )
-        return self._blocks[key]
+        if group_size not in self._blocks:
+            self._blocks[group_size] = Blocks.of(self.weight, group_size=group_size)
+        return self._blocks[group_size]
 
-    def rival(self, name: str, group_size: int) -> Entry | None:
-        """One of `RIVALS` with blocks of this size; None where INT4 cannot have them."""
+    def rival(self, name: str, group_size: int, *, convention: str | None = None) -> Entry | None:
+        """One of `RIVALS` with blocks of this size; None where INT4 cannot have them.
+
+        `convention` is INT4's, as `affine` takes it; without it that of `CONVENTIONS`.
+        """
         if name not in RIVALS:
             raise ValueError(unknown("rival", name, RIVALS))
-        size = {"group_size": group_size}
         if name in CONVENTIONS:
-            return self._integers(name, group_size)
+            return self._integers(name, group_size, convention or CONVENTIONS[name])
         if name == LLOYD:
-            q = nf4(self.weight, levels=self.blocks(group_size).best(), **size)
+            q = nf4(self.weight, levels=self.blocks(group_size).best(), group_size=group_size)
         elif name == FP4_NAME:
-            q = nf4(self.weight, format="fp4", **size)
+            q = nf4(self.weight, format="fp4", group_size=group_size)
         else:
-            q = nf4(self.weight, double_quant=name == NF4_DOUBLE, **size)
-        return self._entry(name, q, q.dequantize())
+            q = nf4(self.weight, double_quant=name == NF4_DOUBLE, group_size=group_size)
+        return self._entry(name, q)
 
-    def own(self, levels: torch.Tensor, group_size: int, double_quant: bool = False) -> Entry:
+    def own(self, levels: torch.Tensor, group_size: int) -> Entry:
         """Levels of your own, ascending [16] within −1 … 1, as `distinct` makes them."""
-        q = nf4(self.weight, levels=levels, group_size=group_size, double_quant=double_quant)
-        return self._entry(OWN, q, q.dequantize())
+        return self._entry(OWN, nf4(self.weight, levels=levels, group_size=group_size))
 
-    def _integers(self, name: str, group_size: int) -> Entry | None:
+    def _integers(self, name: str, group_size: int, convention: str) -> Entry | None:
         """INT4 on the same blocks of the flattened weight. Where a row is whole blocks, they are
         the groups of a row that its systems have."""
         if self.weight.numel() % group_size:
             return None
         q = affine(
             self.weight.reshape(-1, group_size), bits=4, granularity="channel", group_size=None,
-            symmetric=name == SYMMETRIC, convention=CONVENTIONS[name],
-            scale_dtype=torch.float16,
+            symmetric=name == SYMMETRIC, convention=convention, scale_dtype=torch.float16,
         )  # fmt: skip
-        return self._entry(name, q, q.dequantize().reshape(self.weight.shape))
+        return self._entry(name, q)
 
-    def _entry(self, name: str, q: QuantizedTensor, back: torch.Tensor) -> Entry:
-        output = None
+    def _entry(self, name: str, q: QuantizedTensor) -> Entry:
+        back, output = q.dequantize().reshape(self.shape), None
         if self.calibration is not None:
             output = metrics.output_error(self.weight, back, self.calibration, energy=self._energy)
-        return Entry(name, metrics.compare(self.weight, back).relative_error, output, q, back)
+        error = metrics.compare(self.weight, back).relative_error
+        return Entry(name, error, output, q.bits_per_weight, q, self.shape)

@@ -97,4 +97,5 @@ def occupancy_in_blocks(levels: torch.Tensor, block: int) -> torch.Tensor:
     others = density @ shares
     largest = torch.zeros_like(others)
     largest[0] = largest[-1] = 0.5
-    return (largest + (size - 1) * others) / size
+    result: torch.Tensor = (largest + (size - 1) * others) / size
+    return result

@@ -55,7 +55,7 @@ def by_brute_force(w: torch.Tensor, levels: torch.Tensor, size: int, double: boo
 @settings(max_examples=30, deadline=None)
 def test_any_levels_error_is_that_of_brute_force(duel, levels, size, double):
     v = distinct(levels)
-    blocks = duel.blocks(size, double)
+    blocks = Blocks.of(duel.weight, group_size=size, double_quant=double)
     want = by_brute_force(duel.weight, v, size, double)
     assert blocks.squared_errors(v) == pytest.approx(want, rel=1e-9, abs=1e-12 * blocks.energy)
     q = nf4(duel.weight, levels=v, group_size=size, double_quant=double)
@@ -167,11 +167,12 @@ def test_the_rivals_are_what_the_methods_return(duel, weight, size):
         assert entry is not None
         if name in wanted:
             assert torch.equal(entry.tensor.codes, wanted[name].codes)
-            assert entry.bits_per_weight == wanted[name].bits_per_weight
-        error = weight.double() - entry.reconstruction.double()
+            assert entry.bits == wanted[name].bits_per_weight
+        assert entry.value(7, 9) == entry.dequantize()[7, 9]
+        error = weight.double() - entry.dequantize().double()
         assert entry.error == pytest.approx(float(error.norm() / weight.double().norm()), rel=1e-9)
         assert entry.output_error == pytest.approx(
-            metrics.output_error(weight, entry.reconstruction, calibration), rel=1e-9
+            metrics.output_error(weight, entry.dequantize(), calibration), rel=1e-9
         )
     for name in CONVENTIONS:
         entry = duel.rival(name, size)
@@ -181,12 +182,12 @@ def test_the_rivals_are_what_the_methods_return(duel, weight, size):
                 weight, bits=4, group_size=size, symmetric=name == SYMMETRIC,
                 convention=CONVENTIONS[name], scale_dtype=torch.float16,
             )  # fmt: skip
-            assert torch.equal(entry.reconstruction, plain.dequantize())
-            assert entry.bits_per_weight == plain.bits_per_weight
+            assert torch.equal(entry.dequantize(), plain.dequantize())
+            assert entry.bits == plain.bits_per_weight
         # 16 bits of scale for each block, and 4 of zero point
-        assert entry.bits_per_weight == 4 + (20 if name == ASYMMETRIC else 16) / size
+        assert entry.bits == 4 + (20 if name == ASYMMETRIC else 16) / size
     lloyd, own = duel.rival(LLOYD, size), duel.own(distinct(NF4), size)
-    assert lloyd is not None and lloyd.bits_per_weight == 4 + 32 / size + 512 / weight.numel()
+    assert lloyd is not None and lloyd.bits == 4 + 32 / size + 512 / weight.numel()
     assert own.error == duel.rival(NF4_NAME, size).error
     assert lloyd.error < own.error
 
