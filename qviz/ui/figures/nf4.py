@@ -223,23 +223,24 @@ def bits_by_size(
 
 
 def error_shares(sets: Sequence[tuple[torch.Tensor, Shares]]) -> dict[str, Any]:
-    """How much of the squared error each of the learner's levels makes, in percent; a frame for
-    each (levels [16], shares [16]). Plain data: it is made anew while a level is dragged."""
-    layout = axes_layout("level", "share of the squared error, %").to_plotly_json()
-    layout["xaxis"]["range"] = [-1.04, 1.04]
-    layout["yaxis"]["range"] = [0, 106 * max(0.1, *(float(np.max(shares)) for _, shares in sets))]
-    frames = [
-        {
-            "traces": [0],
-            "data": [{"x": levels.numpy(), "y": 100 * np.asarray(shares)}],
-        }
-        for levels, shares in sets
-    ]
+    """How much of the squared error each of the learner's levels makes, in percent, below the
+    levels themselves; a frame for each (levels [16], shares [16]).
+
+    Plain data, because it is made anew while a level is dragged.
+    """
+    top = max(0.1, *(float(np.max(shares)) for _, shares in sets))
+    layout = {
+        "margin": {"l": 8, "r": 8, "t": 0, "b": 0},  # as the number line has them
+        "xaxis": {"range": [-1, 1], "visible": False, "fixedrange": True},
+        "yaxis": {"range": [160 * top, 0], "visible": False, "fixedrange": True},
+    }
     bars = {
-        "type": "bar", "width": 0.028, "marker": {"color": ERROR, "line": {"width": 0}},
-        "name": "share of the squared error, %",
+        "type": "bar", "width": 0.03, "marker": {"color": ERROR, "line": {"width": 0}},
+        "name": "share of the squared error, %", "textposition": "outside", "cliponaxis": False,
+        "texttemplate": "%{y:.0f} %", "textfont": {"size": 10, "color": INK}, "textangle": 0,
         "hovertemplate": "level %{x:.3f}: %{y:.1f} %<extra></extra>",
     }  # fmt: skip
+    frames = [_frame([0], [{"x": v.numpy(), "y": 100 * np.asarray(part)}]) for v, part in sets]
     return {"data": [bars], "layout": layout, "frames": frames}
 
 
@@ -253,16 +254,20 @@ def error_by_bits(
     """
     colours = (CODES, GOOD, WAIT, INK, ORIGINAL, ERROR)
     figure = go.Figure(layout=axes_layout("bits per weight, all counted", "weights off by, %"))
+    # By what comes on top of the codes, on a logarithmic scale: else most sizes lie on one spot.
+    ticks = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{4 + t:g}" for t in ticks])
     for (name, points), dash, colour in zip(curves.items(), DASHES, colours, strict=False):
         figure.add_scatter(
-            x=[bits for _, bits, _ in points],
+            x=[bits - 4 for _, bits, _ in points],
             y=[100 * error for _, _, error in points],
-            customdata=[size for size, _, _ in points],
+            customdata=[[size, bits] for size, bits, _ in points],
             mode="lines+markers",
             line={"color": colour, "dash": dash, "width": 2},
             marker={"size": 5},
             name=name,
-            hovertemplate=f"{name}, blocks of %{{customdata}}: %{{y:.2f}} % at %{{x:.3f}} bits"
+            hovertemplate=f"{name}, blocks of %{{customdata[0]}}: %{{y:.2f}} % at "
+            "%{customdata[1]:.3f} bits"
             "<extra></extra>",
         )
     figure.add_scatter(
@@ -276,7 +281,7 @@ def error_by_bits(
             data=[
                 {
                     "type": "scatter",
-                    "x": [b for points in curves.values() for s, b, _ in points if s == size],
+                    "x": [b - 4 for points in curves.values() for s, b, _ in points if s == size],
                     "y": [100 * e for points in curves.values() for s, _, e in points if s == size],
                 }
             ],

@@ -36,8 +36,9 @@ from qviz.ui.views.fields import CellField
 from qviz.ui.views.frame import compose, tie_frames
 from qviz.ui.views.layer_page import OFFLINE, LayerPage, Opened
 from qviz.ui.views.lesson_page import COMPUTING
-from qviz.ui.views.nf4_build import BuildPart
+from qviz.ui.views.nf4_build import BuildPart, narrow
 from qviz.ui.views.nf4_cell import (
+    BILL,
     arithmetic,
     bill,
     byte_rows,
@@ -45,7 +46,7 @@ from qviz.ui.views.nf4_cell import (
     rivals_rows,
     second_rows,
 )
-from qviz.ui.views.nf4_duel import DuelPart
+from qviz.ui.views.nf4_duel import DuelPart, said
 from qviz.ui.views.nf4_words import (
     BUILD,
     DUEL,
@@ -164,7 +165,7 @@ class Nf4Lesson(LayerPage):
         )
         self.size_control = self.add(
             "block",
-            Slider("Block size", [str(s) for s in SIZES], SIZES.index(FIRST_SIZE), ticks=True),
+            Slider("Block size", [str(s) for s in SIZES], SIZES.index(FIRST_SIZE)),
             self.look, lights=["a"], looks=True,
         )  # fmt: skip
         titles = [system(name, True) for name in SYMMETRIC_CONVENTIONS]
@@ -183,9 +184,9 @@ class Nf4Lesson(LayerPage):
         self.code_view = MatrixView("Codes q")
         self.error_view = MatrixView("Error w − ŵ")
         self.equation = Equation(EQUATION, TERMS, [], aria=SPOKEN)
-        self.cell_table = Readout("The chosen weight")
-        self.occupancy = Chart("How full the sixteen bins are", height=240)
-        self.spread = Chart("Where the weights lie among the levels", height=190)
+        self.cell_table = Readout("The chosen weight in NF4")
+        self.occupancy = Chart("How full the sixteen bins are", height=200)
+        self.spread = Chart("Where the weights lie among the levels", height=160)
         self.bill = Table("The bill of this layer")
         self.bits = Chart("Bits per weight against block size", height=190)
         self.bytes = Table("The bytes around it")
@@ -215,41 +216,38 @@ class Nf4Lesson(LayerPage):
             "The layer",
             figures_row(self.weight_view, self.code_view, self.error_view), self.part_of_layer,
         )  # fmt: skip
-        fill = section("", stack(self.occupancy), stack(self.spread))
-        store = section("", self.bill, self.bits)
+        fill = section(
+            "How full the bins are", said(self.fill_caption),
+            self.occupancy, self.spread,
+        )  # fmt: skip
+        store = section("What is stored", said(self.store_caption), self.bill)
+        memory = section("", figures_row(narrow(self.bytes), self.byte_words, wide=True))
+        bits = section("", Text(self.bits.label, "h3"), self.bits)
         cell = section("What happens to a weight", self.equation, self.cell_table)
-        bytes_ = section("", self.bytes, self.byte_words)
         second_box = section("", self.second)
         layer_box, duel_box = stack(self.layer_control), stack(*duel.controls)
-        captions = {
-            FILL: stack(self.fill_caption),
-            STORE: stack(self.store_caption),
-            DUEL: stack(duel.caption),
-        }
+        more = stack(details("More", self.convention_control))
         bar = stack(build.transport)
         whole = compose(
             self,
             lead=self.size_control,
             controls=[
-                self.part_control, layer_box, duel_box,
-                details("More", self.convention_control),
+                self.part_control, layer_box, duel_box, more,
             ],
-            main=[*build.main, fill, store, *duel.main, layer],
-            side=[*build.side, cell, bytes_, second_box, *duel.side],
-            caption=stack(*captions.values()),
+            main=[*build.main, fill, store, memory, *duel.main, layer, bits],
+            side=[*build.side, cell, second_box, *duel.side],
             foot=bar,
             code=self.code,
             own=[self.source_control, self.open_button, self.bundled_button],
         )  # fmt: skip
-        self._captions = column_of(whole, "qv-main").children[-1]
         lead = column_of(whole, "qv-lead")
         shared = {FILL: [layer, cell], STORE: [layer, cell], DUEL: [layer]}
         self._boxes = {
             BUILD: [*build.main, *build.side, bar],
-            FILL: [lead, layer_box, captions[FILL], fill, *shared[FILL]],
-            STORE: [lead, layer_box, captions[STORE], store, bytes_, second_box, *shared[STORE]],
+            FILL: [lead, layer_box, fill, *shared[FILL]],
+            STORE: [lead, layer_box, store, memory, second_box, bits, *shared[STORE]],
             DUEL: [
-                lead, layer_box, captions[DUEL], duel_box, cell, *duel.main, *duel.side,
+                lead, layer_box, duel_box, more, cell, *duel.main, *duel.side,
                 *shared[DUEL],
             ],
         }  # fmt: skip
@@ -260,7 +258,6 @@ class Nf4Lesson(LayerPage):
         for boxes in self._boxes.values():
             for box in boxes:
                 show_only(box, any(box is one for one in here))
-        show_only(self._captions, self.part != BUILD)
 
     # ---------------------------------------------------------------- computing
 
@@ -376,9 +373,7 @@ class Nf4Lesson(LayerPage):
 
     def _draw_store(self, shown: Shown) -> None:
         pairs = [(shown.plain(size), shown.double(size)) for size in SIZES]
-        self.bill.set_rows(
-            ["count", "bits each", "bytes", "bits per weight"], [bill(*pair) for pair in pairs]
-        )
+        self.bill.set_rows(BILL, [bill(*pair) for pair in pairs])
         plain, double = ([q.bits_per_weight for q in each] for each in zip(*pairs, strict=True))
         facts = [
             StoreFacts(size, a.bits_per_weight, b.bits_per_weight, a.ledger.nbytes, b.ledger.nbytes)

@@ -3,7 +3,7 @@
 All numbers are those of `qviz.study.nf4_levels`; every step's words and pictures are sent ahead.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from qviz.core.nearest import midpoints
@@ -43,16 +43,26 @@ class BuildPart:
         self.transport = Transport(len(self.made) + 2, label="step", rate=1.0)
         page.fields["step"] = StepField("step", self.transport, live=live)
         page.on_change(self.transport, "index", lambda: None)
-        self.chart = Chart("The normal distribution, cut into slices", height=230)
-        self.line = NumberLine("The levels v so far", height=86)
+        self.chart = Chart("The normal distribution, cut into slices", height=210)
+        self.line = NumberLine("The levels v so far", height=64)
         self.equation = Equation(BUILD_EQUATION, BUILD_TERMS, [], aria=BUILD_SPOKEN)
-        self.table = Table("The table so far")
+        self.upper, self.lower = Table("Zero and above"), Table("Below zero")
         self.numbers = Readout("This step")
-        tie_frames(self.transport, self.chart, self.line, self.equation, self.table, self.numbers)
+        tie_frames(
+            self.transport,
+            self.chart,
+            self.line,
+            self.equation,
+            self.upper,
+            self.lower,
+            self.numbers,
+        )
         self.controls: list[Any] = []
         self.main = [
             section("Quantiles of the normal distribution", self.chart, self.line),
-            section("", figures_row(stack(self.table), wide=True)),
+            section(
+                "The table so far", figures_row(narrow(self.upper), narrow(self.lower), wide=True)
+            ),
         ]
         self.side = [section("How a level is made", self.equation, self.numbers)]
         self._draw()
@@ -74,28 +84,14 @@ class BuildPart:
             [*LIT, *(["sign"] if now.half == NEGATIVE else [])]
             for past, now in steps
         ]  # fmt: skip
-        self.table.set_rows(
-            ["p", "quantile z", "level v", "as float32"],
-            [self._rows(past, now) for past, now in steps],
-        )
+        for table, codes in ((self.upper, range(15, 6, -1)), (self.lower, range(6, -1, -1))):
+            table.set_rows(["p", "z", "v"], [_rows(codes, past, now) for past, now in steps])
         self.numbers.set_rows(self._numbers())
 
     def _steps(self) -> list[tuple[Sequence[Made], Made | None]]:
         """For each step the levels there were before it, and the one it makes."""
         made = self.made
         return [((), None), *((made[:i], made[i]) for i in range(len(made))), (made, None)]
-
-    def _rows(self, past: Sequence[Made], now: Made | None) -> list[Any]:
-        """A row for each code; those of levels still to come are empty."""
-        there = {one.code: one for one in (*past, *([now] if now else []))}
-        return [
-            (
-                f"code {code}",
-                _cells(there[code]) if code in there else [""] * 4,
-                [0, 1, 2, 3] if now is not None and now.code == code else [],
-            )
-            for code in range(len(self.made) - 1, -1, -1)
-        ]
 
     def _numbers(self) -> list[Any]:
         """The arithmetic of each step, in the symbols of the equation."""
@@ -115,6 +111,7 @@ class BuildPart:
             ("z", each(lambda one: number(one.quantile, 6)), ""),
             ("z_{max} = Φ⁻¹(δ)", number(self.largest, 6), ""),
             ("v = z ÷ z_{max}", each(lambda one: number(one.level, 6)), "codes"),
+            ("v, all digits of float32", each(lambda one: number(one.level, 9)), "codes"),
             ("bounds m", each(lambda one: "", f"{low} … {high}"), ""),
         ]  # fmt: skip
 
@@ -128,11 +125,25 @@ def _share(one: Made) -> str:
     return f"{way} = {number(one.probability, 5)}" if one.half != ZERO else "½"
 
 
-def _cells(one: Made) -> list[str]:
-    """p, z, v, and every digit that tells v from its neighbours in float32."""
+def narrow(table: Table) -> Any:
+    """A table with little room between its columns, as it has at the side of a page."""
+    box = stack(table)
+    box.add_class("qv-side")
+    return box
+
+
+def _rows(codes: Iterable[int], past: Sequence[Made], now: Made | None) -> list[Any]:
+    """A row for each code; those of levels still to come are empty."""
+    there = {one.code: one for one in (*past, *([now] if now else []))}
     return [
-        number(one.probability, 5),
-        number(one.quantile, 5),
-        number(one.level, 5),
-        number(one.level, 9),
+        (
+            f"code {code}",
+            _cells(there[code]) if code in there else [""] * 3,
+            [0, 1, 2] if now is not None and now.code == code else [],
+        )
+        for code in codes
     ]
+
+
+def _cells(one: Made) -> list[str]:
+    return [number(one.probability), number(one.quantile), number(one.level)]

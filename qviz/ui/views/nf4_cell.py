@@ -8,14 +8,21 @@ import numpy as np
 
 from qviz.core.ledger import Ledger
 from qviz.core.tensor import QuantizedTensor
-from qviz.study.level_duel import Entry
+from qviz.study.level_duel import OWN, Entry
 from qviz.study.nf4_bytes import ROW, Second, Stored, listing
-from qviz.ui.views.nf4_words import ROW_NAMES
+from qviz.ui.views.nf4_words import SHORT
 from qviz.ui.widgets import number
 
 Row = tuple[str, list[str] | str, str]
-FLOAT32 = {"absmax", "second absmax", "absmax offset"}
-DOUBLED = "with double quantization"
+BILL = ("numbers × bits", "bytes", "bits per weight", "bytes, double", "bits per weight")
+ITEMS = {
+    "codes": "codes q",
+    "absmax": "absmax a, float32",
+    "absmax codes": "codes c of a, uint8",
+    "second absmax": "second absmax A, float32",
+    "absmax offset": "mean o, float32",
+    "padding": "bits that fill the last byte",
+}
 
 
 def arithmetic(row: int, column: int, found: Sequence[Stored]) -> list[Row]:
@@ -102,36 +109,33 @@ def _position(value: float) -> str:
 
 def bill(plain: QuantizedTensor, double: QuantizedTensor) -> list[Any]:
     """The bytes of a layer item by item: with a float32 absmax, and with double quantization."""
-    sixteen = 2 * plain.shape[0] * plain.shape[1]
-    return [
-        *_items(plain.ledger),
-        _total("absmax as float32", plain.ledger),
-        *_items(double.ledger, again=True),
-        _total(DOUBLED, double.ledger),
-        ("in 16 bits", [str(sixteen // 2), "16", str(sixteen), "16.000"], [], "wait"),
-    ]
-
-
-def _items(ledger: Ledger, *, again: bool = False) -> list[Any]:
-    kinds = {"codes": "codes q", "absmax": "absmax a, float32", "absmax codes": "codes c, uint8",
-             "second absmax": "second absmax A, float32", "absmax offset": "mean o, float32",
-             "padding": "bits that fill the last byte"}  # fmt: skip
-    return [
+    both = plain.ledger, double.ledger
+    items = {item.name: item for ledger in both for item in ledger.items}
+    order = [name for name in ITEMS if name in items]
+    rows: list[Any] = [
         (
-            kinds[item.name],
+            ITEMS[name],
             [
-                str(item.count), str(item.bits), f"{item.total_bits / 8:g}",
-                f"{ledger.per_weight(item.name):.3f}",
+                f"{items[name].count} × {items[name].bits}",
+                *(text for ledger in both for text in _item(ledger, name)),
             ],
             [],
         )
-        for item in ledger.items
-        if not (again and item.name in ("codes", "padding"))
-    ]  # fmt: skip
+        for name in order
+    ]
+    sums = [text for x in both for text in (str(x.nbytes), f"{x.bits_per_weight:.3f}")]
+    sixteen = 2 * plain.shape[0] * plain.shape[1]
+    return [
+        *rows,
+        ("together", ["", *sums], [2, 4], "codes"),
+        ("in 16 bits", [f"{sixteen // 2} × 16", str(sixteen), "16.000", "", ""], [], "wait"),
+    ]
 
 
-def _total(name: str, ledger: Ledger) -> Any:
-    return (name, ["", "", str(ledger.nbytes), f"{ledger.bits_per_weight:.3f}"], [2, 3], "codes")
+def _item(ledger: Ledger, name: str) -> list[str]:
+    """Bytes and bits per weight of one item; nothing where it is not stored."""
+    bits = sum(item.total_bits for item in ledger.items if item.name == name)
+    return [f"{bits / 8:g}", f"{ledger.per_weight(name):.3f}"] if bits else ["–", "–"]
 
 
 def rivals_rows(
@@ -139,8 +143,8 @@ def rivals_rows(
 ) -> list[Any]:
     """The weight as each contender gives it back: value, error; `own` is the learner's level and
     what it stands for."""
-    rows: list[Any] = [("your levels", [number(own[1]), number(w - own[1])], [], "now")]
+    rows: list[Any] = [(SHORT[OWN], [number(own[1]), number(w - own[1], 3)], [], "now")]
     for entry in entries:
         back = entry.value(row, column)
-        rows.append((ROW_NAMES[entry.name], [number(back), number(w - back)], []))
+        rows.append((SHORT[entry.name], [number(back), number(w - back, 3)], []))
     return rows

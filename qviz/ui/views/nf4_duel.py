@@ -31,17 +31,21 @@ from qviz.ui.views.nf4_words import (
     ROW_NAMES,
     DuelFacts,
     Score,
+    beside,
+    conventions,
     duel_sentence,
     same,
     verdict,
 )
 from qviz.ui.views.prediction import Prediction
+from qviz.ui.views.spacing import system
 from qviz.ui.widgets import (
     Button,
     Caption,
     Chart,
     NumberLine,
     Table,
+    Text,
     Toggle,
     figures_row,
     number,
@@ -52,7 +56,7 @@ from qviz.ui.widgets import (
 )
 
 STEP = 0.001
-COLUMNS = ("weights off by", "output off by", "bits per weight", "beside NF4")
+COLUMNS = ("weights", "output", "bits", "beside NF4")
 CURVES = (NF4_NAME, NF4_DOUBLE, SYMMETRIC, ASYMMETRIC, LLOYD)
 EVEN_FLOATS = tuple(float(v) for v in torch.tensor(EVEN))
 Entries = Mapping[int, Mapping[str, Entry]]
@@ -64,6 +68,10 @@ class Shows(Protocol):
     @property
     def duel(self) -> Duel:
         """The weight and its rivals."""
+
+    @property
+    def convention(self) -> str:
+        """Of INT4 symmetric."""
 
     @property
     def entries(self) -> Entries:
@@ -80,7 +88,7 @@ class DuelPart:
         self._outputs: dict[int, float] = {}  # of the learner's levels as they are now
         self._scores: dict[int, dict[str, Score]] = {}
         self.line = NumberLine(
-            "Sixteen levels v for x = w / a",
+            "Yours (orange) and NF4’s (purple), for x = w / a",
             [f"level {i}" for i in range(LEVELS)], root=True, height=150,
         )  # fmt: skip
         self.line.set_line((-1.0, 1.0), list(EVEN_FLOATS), step=STEP)
@@ -92,20 +100,19 @@ class DuelPart:
             "In the same blocks, on these weights: who has less error than NF4?",
             ANSWERS, self._verdict, self._reveal,
         )  # fmt: skip
-        self.shares = Chart("Which level makes how much of the error", height=120)
-        self.board = Table("Score board")
+        self.shares = Chart("Each level’s share of the squared error", height=64)
+        self.board = Table("How far off, and at how many bits per weight")
         self.curves = Chart("Error against true bits", height=250)
-        self.curves_box = stack(self.curves)
+        self.curves_box = stack(Text(self.curves.label, "h3"), self.curves)
         self.caption = Caption()
         self.each = Table("The chosen weight, by each")
         self._wire(live)
+        self.conventions = Text("", role="wait")
         buttons = figures_row(self.nf4_button, self.even_button, self.round_button)
-        self.controls = [
-            buttons, self.board_control, self.prediction.box,
-        ]  # fmt: skip
+        self.controls = [self.board_control, self.prediction.box]
         self.main = [
-            section("Drag the levels", self.line, self.shares),
-            section("", self.board, self.curves_box),
+            section("Drag the levels", self.line, self.shares, buttons, said(self.caption)),
+            section("", self.board, self.conventions, self.curves_box),
         ]
         self.side = [section("", self.each)]
 
@@ -199,6 +206,7 @@ class DuelPart:
                 for size in self._sizes
             ],
         )
+        self.conventions.text = conventions(system(shown.convention, True))
         self.draw_own(shown)
 
     def look(self) -> None:
@@ -238,6 +246,13 @@ class DuelPart:
         )
         told = bool(self.board_control.value)
         return DuelFacts(size, own, self._scores[size], told, bargain(self._scores, size))
+
+
+def said(caption: Caption) -> Any:
+    """A caption where one looks, marked as the page's."""
+    box = stack(caption)
+    box.add_class("qv-caption-row")
+    return box
 
 
 def bargain(scores: Mapping[int, Mapping[str, Score]], size: int) -> tuple[str, int, Score]:
@@ -290,14 +305,6 @@ def _board(facts: DuelFacts) -> list[Any]:
         ]
         made.append((ROW_NAMES.get(name, name), cells, lit, role))
     return made
-
-
-def beside(error: float, nf4: float) -> str:
-    """An error beside NF4's: so much more or less of it."""
-    if same(error, nf4):
-        return "equal"
-    more = "more" if error > nf4 else "less"
-    return f"{percent(abs(error / nf4 - 1), 2)} {more}" if nf4 else more
 
 
 def _curve_words(entries: Mapping[str, Entry], size: int) -> str:

@@ -10,6 +10,7 @@ from qviz.study.level_duel import (
     LLOYD,
     NF4_DOUBLE,
     NF4_NAME,
+    OWN,
     SYMMETRIC,
 )
 from qviz.study.nf4_levels import CLAIMED, NEGATIVE, PARTS, ZERO, Made
@@ -135,14 +136,14 @@ def built(made: Made | None, count: int, largest: float) -> str:
     if made is None and count == 0:
         return (
             f"Cut the normal distribution into equally likely bins and take each in its middle: "
-            f"the outermost would end at 1 − 1/32 for 16 bins, at 1 − 1/30 for 15. Halfway between "
+            f"the outermost would lie at 1 − 1/32 for 16 bins, at 1 − 1/30 for 15. Halfway between "
             f"lies δ = {OFFSET}. Everything else follows from it."
         )
     if made is None:
         return (
             f"All {count} levels are there, in float32, bit for bit those of bitsandbytes. A "
-            f"weight goes to the nearest one, so the {count - 1} bounds lie halfway between them, and "
-            f"not at the quantiles' own bounds."
+            f"weight goes to the nearest one, so the {count - 1} bounds lie halfway between them, "
+            f"and not at the quantiles' own bounds."
         )
     head = f"Code {made.code}: "
     if made.half == ZERO:
@@ -192,19 +193,13 @@ def fill_sentence(facts: FillFacts) -> str:
     text = (
         f"Blocks of {facts.size}: the fullest bin (code {facts.fullest}) holds "
         f"{percent(facts.fullest_share)} of the weights, the emptiest (code {facts.emptiest}) "
-        f"{percent(facts.emptiest_share)}; 1/16 would be {percent(CLAIMED)}. The largest weight of "
-        f"a block is {number(facts.reach, 3)}× the root mean square of all"
+        f"{percent(facts.emptiest_share)}, not 1/16 = {percent(CLAIMED)} each. A block's largest "
+        f"weight is {number(facts.reach, 3)}× the root mean square of all; the table was made for "
+        f"{number(facts.largest, 3)}×."
     )
-    made_for = f"the {number(facts.largest, 3)}× that the table was made for"
     if facts.reach > facts.largest:
-        return (
-            f"{text}, more than {made_for}: dividing by it pulls the weights towards the middle "
-            f"of the table, and its ends stay empty."
-        )
-    return (
-        f"{text}, not more than {made_for}: dividing by it leaves the weights spread out to the "
-        f"ends of the table."
-    )
+        return f"{text} Dividing by so large a weight crowds the middle and empties the ends."
+    return f"{text} Dividing by so small a weight leaves the middle no fuller than planned."
 
 
 @dataclass(frozen=True)
@@ -262,27 +257,22 @@ class DuelFacts:
     bargain: tuple[str, int, Score]
 
 
-def less(winner: float, loser: float) -> str:
-    """How much less error the winner has."""
-    return percent(1 - winner / loser, 2)
-
-
 def same(a: float, b: float) -> bool:
     """Whether two errors are too near to each other for a winner."""
     return abs(a - b) <= EQUAL * max(a, b)
 
 
-def against(name: str, error: float, other: str, beside: float) -> str:
-    """Who of two has less error, and by how much, as a clause."""
-    if same(error, beside):
-        return f"{name} and {other} are level"
-    if error < beside:
-        return f"{name} {_have(name)} {less(error, beside)} less error than {other}"
-    return f"{other} {_have(other)} {less(beside, error)} less error than {name}"
+def beats(error: float, other: float) -> bool:
+    """Whether an error is smaller by more than nothing."""
+    return error < other and not same(error, other)
 
 
-def _have(name: str) -> str:
-    return "have" if name.startswith("your") else "has"
+def beside(error: float, nf4: float) -> str:
+    """An error beside NF4's, in parts of NF4's: so much more or less of it."""
+    if same(error, nf4):
+        return "equal"
+    more = "more" if error > nf4 else "less"
+    return f"{percent(abs(error / nf4 - 1), 2)} {more}" if nf4 else more
 
 
 def duel_sentence(facts: DuelFacts) -> str:
@@ -296,8 +286,8 @@ def duel_sentence(facts: DuelFacts) -> str:
         text += (
             f" (the layer's output by {percent(facts.own.output, 4)} and {percent(nf4.output, 4)})"
         )
-    clause = against("your levels", facts.own.error, "NF4", nf4.error)
-    text += f". {clause[0].upper()}{clause[1:]}."
+    how = beside(facts.own.error, nf4.error)
+    text += ". You are level with NF4." if how == "equal" else f". That is {how} error than NF4's."
     if not facts.told:
         return text
     return f"{text} {_rivals(facts)} {_bargain(facts)}"
@@ -310,7 +300,7 @@ def _rivals(facts: DuelFacts) -> str:
     if not ahead:
         return "In these blocks no fixed rival beats NF4."
     said = [
-        f"{name} beats NF4 by {less(facts.scores[name].error, nf4.error)}, with "
+        f"{name} has {beside(facts.scores[name].error, nf4.error)} error than NF4, with "
         f"{number(facts.scores[name].bits)} bits per weight to NF4's {number(nf4.bits)}"
         for name in ahead
     ]
@@ -327,11 +317,6 @@ def _bargain(facts: DuelFacts) -> str:
         f"For at most {number(nf4.bits)} bits the least error is {percent(score.error, 4)}: "
         f"{name} in blocks of {size}, at {number(score.bits)} bits."
     )
-
-
-def beats(error: float, other: float) -> bool:
-    """Whether an error is smaller by more than nothing."""
-    return error < other and not same(error, other)
 
 
 def verdict(guess: int, size: int, scores: Mapping[str, Score]) -> str:
@@ -370,12 +355,24 @@ def _and(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-#: What the rows of the score board are called, with the convention that they follow.
+#: What the rows of tables are called.
 ROW_NAMES = {
     NF4_NAME: "NF4",
     NF4_DOUBLE: "NF4, double quantization",
-    FP4_NAME: "FP4 of bitsandbytes",
-    SYMMETRIC: "INT4 symmetric, a ÷ 7",
-    ASYMMETRIC: "INT4 asymmetric, range ÷ 15",
-    LLOYD: "Lloyd–Max, fitted to this layer",
+    FP4_NAME: "FP4",
+    SYMMETRIC: "INT4 symmetric",
+    ASYMMETRIC: "INT4 asymmetric",
+    LLOYD: "Lloyd–Max, fitted here",
 }
+#: The same where there is little room.
+SHORT = {**ROW_NAMES, OWN: "yours", NF4_DOUBLE: "NF4, double", LLOYD: "Lloyd–Max",
+         SYMMETRIC: "INT4 symm.", ASYMMETRIC: "INT4 asymm."}  # fmt: skip
+
+
+def conventions(symmetric: str) -> str:
+    """Whose convention each row of the score board follows; `symmetric` is INT4 symmetric's."""
+    return (
+        f"NF4 and FP4 as in bitsandbytes, with a float32 absmax for each block. INT4 symmetric as "
+        f"in {symmetric}; asymmetric as in LLM Compressor, range ÷ 15; both on the same blocks, "
+        f"with float16 scales. Your levels and Lloyd–Max's are stored with the layer, and paid for."
+    )
