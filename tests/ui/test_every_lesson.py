@@ -70,6 +70,14 @@ def _kernels(page: Any, names: dict[str, Any]) -> None:
     assert names["point"].batch == page.race.batches[at]
 
 
+def _nf4(page: Any, names: dict[str, Any]) -> None:
+    size = page.size
+    assert torch.equal(names["q"].codes, page.shown.plain(size).codes)
+    assert names["double"].bits_per_weight == page.shown.double(size).bits_per_weight
+    best = page.shown.entries[size]["Lloyd–Max"]
+    assert torch.equal(names["own"].dequantize(), best.dequantize())
+
+
 def _toy(page: Any, names: dict[str, Any]) -> None:
     assert torch.equal(names["error"], page.shown.error)
 
@@ -86,6 +94,10 @@ CODE: dict[str, list[tuple[dict[str, str], Check]]] = {
           "judge": "the calibration text"}, _gptq),
     ],
     "memory_and_speed": [({"tokens": "16"}, _kernels)],
+    "nf4": [
+        ({"part": "fill", "layer": SMALL}, _nf4),
+        ({"part": "duel", "layer": SMALL, "block": "256"}, _nf4),
+    ],
     "toy": [({"bits": "2"}, _toy)],
 }  # fmt: skip
 #: States in which the parts of a lesson are open, besides the one it opens in.
@@ -96,6 +108,7 @@ PARTS: dict[str, list[dict[str, str]]] = {
         {"part": "inside"},
         {"part": "model"},
     ],
+    "nf4": [{"part": "fill", "layer": SMALL}, {"part": "store"}, {"part": "duel"}],
 }
 
 
@@ -349,7 +362,7 @@ def test_its_code_runs_and_gives_what_is_on_screen(page: Any, capsys: Any) -> No
         page.go(state)
         code = next(w for w in widgets(page.widget) if isinstance(w, Code) and
                     w.label == "Python code")  # fmt: skip
-        lead = {"bit_width": "bits", "memory_and_speed": "tokens"}.get(page.lesson.slug)
+        lead = {"bit_width": "bits", "memory_and_speed": "tokens", "nf4": "block"}.get(page.lesson.slug)
         at = 0 if lead is None else page.fields[lead].control.index  # whose frame it shows
         names: dict[str, Any] = {}
         exec(code.texts[at], names)

@@ -236,7 +236,7 @@ def error_shares(sets: Sequence[tuple[torch.Tensor, Shares]]) -> dict[str, Any]:
     }
     bars = {
         "type": "bar", "width": 0.03, "marker": {"color": ERROR, "line": {"width": 0}},
-        "name": "share of the squared error, %", "textposition": "outside", "cliponaxis": False,
+        "name": "share of the squared error, %", "textposition": "outside", "constraintext": "none", "cliponaxis": False,
         "texttemplate": "%{y:.0f} %", "textfont": {"size": 10, "color": INK}, "textangle": 0,
         "hovertemplate": "level %{x:.3f}: %{y:.1f} %<extra></extra>",
     }  # fmt: skip

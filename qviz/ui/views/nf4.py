@@ -220,7 +220,7 @@ class Nf4Lesson(LayerPage):
             "How full the bins are", said(self.fill_caption),
             self.occupancy, self.spread,
         )  # fmt: skip
-        store = section("What is stored", said(self.store_caption), self.bill)
+        store = section("What is stored", said(self.store_caption), narrow(self.bill))
         memory = section("", figures_row(narrow(self.bytes), self.byte_words, wide=True))
         bits = section("", Text(self.bits.label, "h3"), self.bits)
         cell = section("What happens to a weight", self.equation, self.cell_table)

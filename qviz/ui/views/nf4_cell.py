@@ -14,7 +14,7 @@ from qviz.ui.views.nf4_words import SHORT
 from qviz.ui.widgets import number
 
 Row = tuple[str, list[str] | str, str]
-BILL = ("numbers × bits", "bytes", "bits per weight", "bytes, double", "bits per weight")
+BILL = ("numbers × bits", "bytes", "bits/weight", "bytes, double", "bits/weight")
 ITEMS = {
     "codes": "codes q",
     "absmax": "absmax a, float32",

@@ -100,7 +100,7 @@ class DuelPart:
             "In the same blocks, on these weights: who has less error than NF4?",
             ANSWERS, self._verdict, self._reveal,
         )  # fmt: skip
-        self.shares = Chart("Each level’s share of the squared error", height=64)
+        self.shares = Chart("Each level’s share of the squared error", height=110)
         self.board = Table("How far off, and at how many bits per weight")
         self.curves = Chart("Error against true bits", height=250)
         self.curves_box = stack(Text(self.curves.label, "h3"), self.curves)
