@@ -34,6 +34,7 @@ def serve_command(args: argparse.Namespace) -> None:
             browser=args.browser,
             token=server.new_token() if args.token else None,
             pool=args.pool,
+            embed=tuple(args.embed),
         ),
         say,
     )
@@ -170,6 +171,10 @@ def parser() -> argparse.ArgumentParser:
         "--pool", type=int, default=1, metavar="N", help="warm kernels for each page (%(default)s)"
     )
     serve.add_argument("--notebooks", type=Path, metavar="DIR", help="folder with the lessons")
+    serve.add_argument(
+        "--embed", action="append", default=[], metavar="ORIGIN",
+        help="let this site (https://lms.example) show the pages inside its own",
+    )  # fmt: skip
     serve.set_defaults(run=serve_command)
 
     methods = commands.add_parser("methods", help="list the quantization methods")
