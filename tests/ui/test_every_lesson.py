@@ -20,7 +20,7 @@ import torch
 import toy_lesson
 from toy_lesson import TOY
 
-from qviz.ui.views.fields import CellField, OptionField, StepField, ToggleField
+from qviz.ui.views.fields import CellField, HandlesField, OptionField, StepField, ToggleField
 from qviz.ui.views.layer_page import LayerPage
 from qviz.ui.views.lessons import COURSE, GALLERY_NOTEBOOK, LESSONS, THEMES, Lesson, neighbours
 from qviz.ui.widgets import (
@@ -108,7 +108,7 @@ PARTS: dict[str, list[dict[str, str]]] = {
         {"part": "inside"},
         {"part": "model"},
     ],
-    "nf4": [{"part": "fill", "layer": SMALL}, {"part": "store"}, {"part": "duel"}],
+    "nf4": [{"part": part, "layer": SMALL} for part in ("fill", "store", "duel")],
 }
 
 
@@ -131,7 +131,7 @@ def page(request: pytest.FixtureRequest, pages: dict[str, Any]) -> Any:
 
 def states(page: Any) -> list[dict[str, str]]:
     """The page as it opens, but on a small layer, and its other parts."""
-    first = {"layer": SMALL} if page.lesson.slug in ("bit_width", "toy") else {}
+    first = {"layer": SMALL} if page.lesson.slug in ("bit_width", "nf4", "toy") else {}
     return [first, *PARTS.get(page.lesson.slug, [])]
 
 
@@ -223,6 +223,8 @@ def values_of(field: Any) -> list[str]:
     if isinstance(field, CellField):
         rows, columns = field.control.shape
         return [f"{rows - 1}, {columns - 1}"]
+    if isinstance(field, HandlesField):
+        return field.names[1:]
     return []
 
 

@@ -304,6 +304,9 @@ class Nf4Lesson(LayerPage):
 
     def draw(self, shown: Shown) -> None:
         last = self.shown
+        if last is shown:  # another part of the same
+            self._open_part()
+            return
         self.shown = shown  # what the parts draw from
         if last is None or last.opened is not shown.opened:
             self._draw_layer(shown)
