@@ -33,15 +33,15 @@ class Made:
     """One level: its code, the half it belongs to, and which of that half's points it is.
 
     index        i: how many of the half's equal parts below δ
-    probability  p, as the reference rounds it to float32
-    quantile     z, in standard deviations, float64
+    p            δ − i·(δ − ½)/n, as the reference rounds it to float32
+    quantile     z = Φ⁻¹(p), in the lower half −Φ⁻¹(p), in standard deviations, float64
     level        v, as stored: float32
     """
 
     code: int
     half: str
     index: int
-    probability: float
+    p: float
     quantile: float
     level: float
 
@@ -57,10 +57,11 @@ def construction(offset: float = OFFSET) -> tuple[Made, ...]:
     made = []
     for code in CODES:
         half = ZERO if code == 7 else POSITIVE if code > 7 else NEGATIVE
+        below = found.probability[code]
         made.append(
             Made(
                 code, half, code if half == NEGATIVE else 15 - code,
-                float(found.probability[code]), float(found.quantile[code]),
+                float(1 - below if half == NEGATIVE else below), float(found.quantile[code]),
                 float(found.levels[code]),
             )
         )  # fmt: skip

@@ -41,10 +41,10 @@ def test_each_number_follows_from_its_formula(offset):
     largest = norm.ppf(float(np.float32(offset)))
     for one in made:
         way = one.index * (offset - 0.5) / PARTS[one.half]
-        p = 1 - (offset - way) if one.half == NEGATIVE else offset - way
-        assert one.probability == pytest.approx(p, abs=1e-7)
-        assert one.quantile == pytest.approx(norm.ppf(one.probability), abs=1e-14)
-        assert one.level == pytest.approx(norm.ppf(p) / largest, abs=4e-7)
+        sign = -1 if one.half == NEGATIVE else 1
+        assert one.p == pytest.approx(offset - way, abs=1e-7)
+        assert one.quantile == pytest.approx(sign * norm.ppf(one.p), abs=1e-14)
+        assert one.level == pytest.approx(sign * norm.ppf(offset - way) / largest, abs=4e-7)
     halves = [one.half for one in made]
     assert halves == [POSITIVE] * 8 + [ZERO] + [NEGATIVE] * 7
     assert [one.index for one in made if one.half != ZERO] == [*range(8), *range(7)]
@@ -52,10 +52,10 @@ def test_each_number_follows_from_its_formula(offset):
 
 def test_equal_slices_of_probability():
     made = construction()
-    upper = [one.probability for one in made[:9]]
-    lower = [one.probability for one in made[9:]] + [0.5]
+    upper = [one.p for one in made[:9]]
+    lower = [one.p for one in made[9:]] + [0.5]
     assert np.diff(upper) == pytest.approx([-(OFFSET - 0.5) / 8] * 8, abs=1e-7)
-    assert np.diff(lower) == pytest.approx([(OFFSET - 0.5) / 7] * 7, abs=1e-7)
+    assert np.diff(lower) == pytest.approx([-(OFFSET - 0.5) / 7] * 7, abs=1e-7)
 
 
 def test_occupancy_as_built_is_what_scipy_says():

@@ -228,19 +228,25 @@ def error_shares(sets: Sequence[tuple[torch.Tensor, Shares]]) -> dict[str, Any]:
 
     Plain data, because it is made anew while a level is dragged.
     """
-    top = max(0.1, *(float(np.max(shares)) for _, shares in sets))
     layout = {
         "margin": {"l": 8, "r": 8, "t": 0, "b": 0},  # as the number line has them
         "xaxis": {"range": [-1, 1], "visible": False, "fixedrange": True},
-        "yaxis": {"range": [160 * top, 0], "visible": False, "fixedrange": True},
+        "yaxis": {"visible": False, "fixedrange": True},
     }
     bars = {
         "type": "bar", "width": 0.03, "marker": {"color": ERROR, "line": {"width": 0}},
-        "name": "share of the squared error, %", "textposition": "outside", "constraintext": "none", "cliponaxis": False,
-        "texttemplate": "%{y:.0f} %", "textfont": {"size": 10, "color": INK}, "textangle": 0,
+        "name": "share of the squared error, %", "textposition": "outside", "constraintext": "none",
+        "cliponaxis": False, "textfont": {"size": 10, "color": INK}, "textangle": 0,
         "hovertemplate": "level %{x:.3f}: %{y:.1f} %<extra></extra>",
     }  # fmt: skip
-    frames = [_frame([0], [{"x": v.numpy(), "y": 100 * np.asarray(part)}]) for v, part in sets]
+    frames = []
+    for levels, shares in sets:
+        percent = 100 * np.asarray(shares)
+        text = [f"{p:.0f} %" if p >= 0.5 else "" for p in percent]
+        frame = _frame([0], [{"x": levels.numpy(), "y": percent, "text": text}])
+        # Downwards from the levels, with room for the text below the longest bar.
+        low = 1.25 * max(16.0, float(percent.max()))
+        frames.append({**frame, "layout": {"yaxis": {"range": [low, 0]}}})
     return {"data": [bars], "layout": layout, "frames": frames}
 
 

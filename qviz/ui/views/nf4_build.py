@@ -8,7 +8,7 @@ from typing import Any
 
 from qviz.core.nearest import midpoints
 from qviz.methods.nf4 import OFFSET, normal_levels
-from qviz.study.nf4_levels import NEGATIVE, PARTS, ZERO, Made, construction
+from qviz.study.nf4_levels import NEGATIVE, PARTS, Made, construction
 from qviz.ui.figures.nf4 import quantiles
 from qviz.ui.views.fields import StepField
 from qviz.ui.views.frame import tie_frames
@@ -120,9 +120,7 @@ def _share(one: Made) -> str:
     """p with the numbers of its formula."""
     n = PARTS[one.half]
     way = f"{number(OFFSET, 7)} − {one.index}·({number(OFFSET, 7)} − ½)/{n}"
-    if one.half == NEGATIVE:
-        return f"1 − ({way}) = {number(one.probability, 5)}"
-    return f"{way} = {number(one.probability, 5)}" if one.half != ZERO else "½"
+    return f"{way} = {number(one.p, 5)}"
 
 
 def narrow(table: Table) -> Any:
@@ -146,4 +144,4 @@ def _rows(codes: Iterable[int], past: Sequence[Made], now: Made | None) -> list[
 
 
 def _cells(one: Made) -> list[str]:
-    return [number(one.probability), number(one.quantile), number(one.level)]
+    return [number(one.p), number(one.quantile), number(one.level)]

@@ -26,6 +26,7 @@ from qviz.study.level_duel import (
 )
 from qviz.ui.figures.nf4 import error_by_bits, error_shares
 from qviz.ui.views.lesson_page import LessonPage
+from qviz.ui.views.nf4_build import narrow
 from qviz.ui.views.nf4_words import (
     ANSWERS,
     ROW_NAMES,
@@ -100,7 +101,7 @@ class DuelPart:
             "In the same blocks, on these weights: who has less error than NF4?",
             ANSWERS, self._verdict, self._reveal,
         )  # fmt: skip
-        self.shares = Chart("Each level’s share of the squared error", height=110)
+        self.shares = Chart("Each level’s share of the squared error", height=120)
         self.board = Table("How far off, and at how many bits per weight")
         self.curves = Chart("Error against true bits", height=250)
         self.curves_box = stack(Text(self.curves.label, "h3"), self.curves)
@@ -112,7 +113,7 @@ class DuelPart:
         self.controls = [self.board_control, self.prediction.box]
         self.main = [
             section("Drag the levels", self.line, self.shares, buttons, said(self.caption)),
-            section("", self.board, self.conventions, self.curves_box),
+            section("", narrow(self.board), self.conventions, self.curves_box),
         ]
         self.side = [section("", self.each)]
 

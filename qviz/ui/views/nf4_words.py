@@ -51,7 +51,7 @@ BUILD_TERMS = {
     "delta": f"δ = {OFFSET}: the share of the normal distribution below the highest level",
     "i": "i: how many parts below δ this point lies",
     "n": f"n: equal parts between ½ and δ; {PARTS['positive']} above zero, {PARTS[NEGATIVE]} below",
-    "p": "p: the share of the distribution below the quantile",
+    "p": "p: the share of the distribution below Φ⁻¹(p)",
     "phi": "Φ⁻¹: the quantile function of the normal distribution",
     "sign": "±: the lower half is mirrored at zero",
     "z": "z: the quantile, in standard deviations",
@@ -151,21 +151,23 @@ def built(made: Made | None, count: int, largest: float) -> str:
             f"{head}the eighth step down from δ ends at one half, whose quantile is 0. So zero has "
             f"a level of its own: a weight of 0 comes back as 0."
         )
-    p, z, v = number(made.probability), number(made.quantile), number(made.level)
+    p, z, v = number(made.p), number(made.quantile), number(made.level)
     if made.index == 0 and made.half == NEGATIVE:
         return (
-            f"{head}the lower half is mirrored and begins at 1 − δ = {p}, so z = {z} and v = {v}. "
-            f"Zero is taken already: seven slices are left, each a little larger."
+            f"{head}the lower half begins at δ again and is mirrored at zero: z = −Φ⁻¹({p}) = {z}, "
+            f"so v = {v}. Zero has its level already: only {PARTS[NEGATIVE]} slices are left to "
+            f"make, each a little larger."
         )
     if made.index == 0:
         return (
             f"{head}the highest level lies where {p} of the distribution is below it, at z = {z}. "
             f"Dividing by {number(largest)} makes it v = {v}."
         )
-    parts = "one slice" if made.index == 1 else f"{made.index} slices"
-    way = f"{parts} above 1 − δ" if made.half == NEGATIVE else f"{parts} below δ"
+    slices = "one slice" if made.index == 1 else f"{made.index} slices"
+    mirrored = "Mirrored, its" if made.half == NEGATIVE else "Its"
     return (
-        f"{head}p = {p} is {way}, its quantile is z = {z}, and v = {z} ÷ {number(largest)} = {v}."
+        f"{head}p = {p} is {slices} below δ. {mirrored} quantile is z = {z}, and v = {z} ÷ "
+        f"{number(largest)} = {v}."
     )
 
 
