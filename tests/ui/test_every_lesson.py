@@ -364,7 +364,9 @@ def test_its_code_runs_and_gives_what_is_on_screen(page: Any, capsys: Any) -> No
         page.go(state)
         code = next(w for w in widgets(page.widget) if isinstance(w, Code) and
                     w.label == "Python code")  # fmt: skip
-        lead = {"bit_width": "bits", "memory_and_speed": "tokens", "nf4": "block"}.get(page.lesson.slug)
+        lead = {
+            "bit_width": "bits", "memory_and_speed": "tokens", "nf4": "block",
+        }.get(page.lesson.slug)  # fmt: skip
         at = 0 if lead is None else page.fields[lead].control.index  # whose frame it shows
         names: dict[str, Any] = {}
         exec(code.texts[at], names)

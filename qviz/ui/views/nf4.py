@@ -280,25 +280,25 @@ class Nf4Lesson(LayerPage):
             duel = Duel(weight, load_calibration(self.source, self.layer) if there else None)
             known = {}
         entries: dict[int, dict[str, Entry]] = {size: {} for size in SIZES}
+        left_out: dict[str, tuple[list[int], ValueError]] = {}
         for size in SIZES:
             for name in RIVALS:
                 entry = known[size].get(name) if known and name != SYMMETRIC else None
-                entry = entry or self._entry(duel, name, size, convention)
+                try:
+                    entry = entry or duel.rival(
+                        name, size, convention=convention if name == SYMMETRIC else None
+                    )
+                except ValueError as error:
+                    if name not in INT4:  # whose scales are float16, which not every layer fits
+                        raise
+                    left_out.setdefault(name, ([], error))[0].append(size)
                 if entry is not None:
                     entries[size][name] = entry
+        for name, (sizes, why) in left_out.items():
+            at = ", ".join(map(str, sizes))
+            self.problem(f"{name} is left out in blocks of {at}: {why}")
         packed = [entries[size][NF4_NAME].tensor.pack()["codes"] for size in SIZES]
         return Shown(opened, duel, entries, packed, convention)
-
-    def _entry(self, duel: Duel, name: str, size: int, convention: str) -> Entry | None:
-        """A rival's result; INT4 stores its scales in float16, which not every layer fits."""
-        if name not in INT4:
-            return duel.rival(name, size)
-        own = convention if name == SYMMETRIC else None
-        try:
-            return duel.rival(name, size, convention=own)
-        except ValueError as error:
-            self.problem(f"{name} in blocks of {size} is left out: {error}")
-            return None
 
     # ---------------------------------------------------------------- drawing
 

@@ -20,6 +20,7 @@ from qviz.study.level_duel import (
     OWN,
     RIVALS,
     SYMMETRIC,
+    Blocks,
     Duel,
     Entry,
     distinct,
@@ -96,6 +97,7 @@ class DuelPart:
         self.nf4_button = Button("Start from NF4")
         self.even_button = Button("Equal spacing")
         self.round_button = Button("One round of Lloyd")
+        self.rest_button = Button("Rounds until they rest")
         self.board_control = Toggle("Everyone's score")
         self.prediction = Prediction(
             "In the same blocks, on these weights: who has less error than NF4?",
@@ -109,7 +111,9 @@ class DuelPart:
         self.each = Table("The chosen weight, by each")
         self._wire(live)
         self.conventions = Text("", role="wait")
-        buttons = figures_row(self.nf4_button, self.even_button, self.round_button)
+        buttons = figures_row(
+            self.even_button, self.nf4_button, self.round_button, self.rest_button
+        )
         self.controls = [self.board_control, self.prediction.box]
         self.main = [
             section("Drag the levels", self.line, self.shares, buttons, said(self.caption)),
@@ -123,7 +127,8 @@ class DuelPart:
         page.add("board", self.board_control, self._board_toggled, live=live)
         page.on_press(self.nf4_button, lambda: self._put(NF4))
         page.on_press(self.even_button, lambda: self._put(EVEN_FLOATS))
-        page.on_press(self.round_button, self._round, deed="round")
+        page.on_press(self.round_button, lambda: self._lloyd(Blocks.moved))
+        page.on_press(self.rest_button, lambda: self._lloyd(Blocks.rested))
         page.on_change(self.prediction.control, "index", self._guessed)
 
     # ---------------------------------------------------------------- the learner's levels
@@ -145,8 +150,9 @@ class DuelPart:
             self.line.values = [float(v) for v in levels]
         self._dragged()
 
-    def _round(self) -> None:
-        self._put(self._shown.duel.blocks(self.size).moved(self.levels).tolist())
+    def _lloyd(self, move: Callable[[Blocks, torch.Tensor], torch.Tensor]) -> None:
+        """Levels to the best places for their weights, in blocks of the size that is shown."""
+        self._put(move(self._shown.duel.blocks(self.size), self.levels).tolist())
 
     def _dragged(self) -> None:
         self._outputs = {}

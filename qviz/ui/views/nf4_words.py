@@ -142,14 +142,14 @@ def built(made: Made | None, count: int, largest: float) -> str:
     if made is None:
         return (
             f"All {count} levels are there, in float32, bit for bit those of bitsandbytes. A "
-            f"weight goes to the nearest one, so the {count - 1} bounds lie halfway between them, "
-            f"and not at the quantiles' own bounds."
+            f"weight goes to the nearest one: the {count - 1} bounds between bins lie halfway "
+            f"between levels. That alone makes the bins unequal."
         )
     head = f"Code {made.code}: "
     if made.half == ZERO:
         return (
-            f"{head}the eighth step down from δ ends at one half, whose quantile is 0. So zero has "
-            f"a level of its own: a weight of 0 comes back as 0."
+            f"{head}{made.index} slices below δ is one half, whose quantile is 0. So zero has a "
+            f"level of its own: a weight of 0 comes back as 0."
         )
     p, z, v = number(made.p), number(made.quantile), number(made.level)
     if made.index == 0 and made.half == NEGATIVE:
