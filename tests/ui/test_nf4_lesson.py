@@ -166,9 +166,8 @@ def test_the_bars_are_the_shares_and_the_diamonds_what_normal_weights_have(lesso
         y = frame["data"][0]["y"]
         assert (y * 0.2).sum() == pytest.approx(1) and y == pytest.approx(c / c.sum() / 0.2)
     made_for = figure["data"][1]
-    assert np.trapezoid(numbers(made_for["y"]), numbers(made_for["x"])) == pytest.approx(
-        0.93, abs=0.02
-    )
+    area = np.trapezoid(numbers(made_for["y"]), numbers(made_for["x"]))
+    assert area == pytest.approx(0.93, abs=0.02)
     assert list(numbers(figure["data"][2]["x"])[::3]) == pytest.approx(NF4)
 
 
