@@ -67,14 +67,14 @@ def test_each_step_adds_one_level_without_the_kernel(tab):
             lambda step=step: (
                 sum(
                     bool(cells[2])
-                    for name in ("Zero and above", "Below zero")
+                    for name in ("Above zero", "Zero and below")
                     for cells in table(tab, name).values()
                 )
                 == step
             )
         )
     page.keyboard.press("End")
-    eventually(lambda: table(tab, "Below zero")["code 0"][2] == "−1")
+    eventually(lambda: table(tab, "Zero and below")["code 0"][2] == "−1")
     assert "All 16 levels are there" in page.locator(".qv-transport .qv-caption").inner_text()
 
 

@@ -46,7 +46,7 @@ class BuildPart:
         self.chart = Chart("The normal distribution, cut into slices", height=210)
         self.line = NumberLine("The levels v so far", height=64)
         self.equation = Equation(BUILD_EQUATION, BUILD_TERMS, [], aria=BUILD_SPOKEN)
-        self.upper, self.lower = Table("Zero and above"), Table("Below zero")
+        self.upper, self.lower = Table("Above zero"), Table("Zero and below")
         self.numbers = Readout("This step")
         tie_frames(
             self.transport,
@@ -84,7 +84,7 @@ class BuildPart:
             [*LIT, *(["sign"] if now.half == NEGATIVE else [])]
             for past, now in steps
         ]  # fmt: skip
-        for table, codes in ((self.upper, range(15, 6, -1)), (self.lower, range(6, -1, -1))):
+        for table, codes in ((self.upper, range(15, 7, -1)), (self.lower, range(7, -1, -1))):
             table.set_rows(["p", "z", "v"], [_rows(codes, past, now) for past, now in steps])
         self.numbers.set_rows(self._numbers())
 
