@@ -57,11 +57,14 @@ LINKS = {
              ["Step 512, column 512", "Second run: Act-order", "both runs have rounded"]),
     "memory_and_speed": ("part=inside&multiplied=triton.nf4&stored=nf4-g64&rows=16&step=3",
                          ["this is number 0", "its level", "step of the program 3 /"]),
+    "nf4": ("layer=model.layers.0.self_attn.k_proj&part=store&block=32&weight=7%2C+9",
+            ["Blocks of 32: 5.000 bits per weight", "7, 9", "layers.0.self_attn.k_proj"]),
 }  # fmt: skip
 PARTS = {
     "formats": ["part=a+block+of+weights", "part=hardware"],
     "gptq": ["part=a+real+layer"],
     "memory_and_speed": ["part=inside", "part=model"],
+    "nf4": ["part=fill", "part=store", "part=duel&board=on"],
 }
 
 
@@ -188,7 +191,7 @@ def test_the_guide_sets_the_page_and_remembers(tab: Tab, base: str, lesson: Less
     steps.nth(0).click()
     page.wait_for_selector(".qv-guide button[aria-current=step]")
     assert page.locator(".qv-watch").inner_text()
-    if lesson.slug == "gptq":
+    if lesson.slug in ("gptq", "nf4"):
         page.get_by_role("button", name="To the end").click()
     else:
         page.locator(".qv-lead input").focus()

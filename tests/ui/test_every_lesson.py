@@ -20,7 +20,7 @@ import torch
 import toy_lesson
 from toy_lesson import TOY
 
-from qviz.ui.views.fields import CellField, OptionField, StepField, ToggleField
+from qviz.ui.views.fields import CellField, HandlesField, OptionField, StepField, ToggleField
 from qviz.ui.views.layer_page import LayerPage
 from qviz.ui.views.lessons import COURSE, GALLERY_NOTEBOOK, LESSONS, THEMES, Lesson, neighbours
 from qviz.ui.widgets import (
@@ -78,6 +78,14 @@ def _kernels(page: Any, names: dict[str, Any]) -> None:
     assert names["point"].batch == page.race.batches[at]
 
 
+def _nf4(page: Any, names: dict[str, Any]) -> None:
+    size = page.size
+    assert torch.equal(names["q"].codes, page.shown.plain(size).codes)
+    assert names["double"].bits_per_weight == page.shown.double(size).bits_per_weight
+    best = page.shown.entries[size]["Lloyd–Max"]
+    assert torch.equal(names["own"].dequantize(), best.dequantize())
+
+
 def _toy(page: Any, names: dict[str, Any]) -> None:
     assert torch.equal(names["error"], page.shown.error)
 
@@ -100,6 +108,10 @@ CODE: dict[str, list[tuple[dict[str, str], Check]]] = {
           "judge": "the calibration text"}, _gptq),
     ],
     "memory_and_speed": [({"tokens": "16"}, _kernels)],
+    "nf4": [
+        ({"part": "fill", "layer": SMALL}, _nf4),
+        ({"part": "duel", "layer": SMALL, "block": "256"}, _nf4),
+    ],
     "toy": [({"bits": "2"}, _toy)],
 }  # fmt: skip
 #: States in which the parts of a lesson are open, besides the one it opens in.
@@ -111,6 +123,7 @@ PARTS: dict[str, list[dict[str, str]]] = {
         {"part": "inside"},
         {"part": "model"},
     ],
+    "nf4": [{"part": part, "layer": SMALL} for part in ("fill", "store", "duel")],
 }
 
 
@@ -133,7 +146,7 @@ def page(request: pytest.FixtureRequest, pages: dict[str, Any]) -> Any:
 
 def states(page: Any) -> list[dict[str, str]]:
     """The page as it opens, but on a small layer, and its other parts."""
-    first = {"layer": SMALL} if page.lesson.slug in ("bit_width", "toy") else {}
+    first = {"layer": SMALL} if page.lesson.slug in ("bit_width", "nf4", "toy") else {}
     return [first, *PARTS.get(page.lesson.slug, [])]
 
 
@@ -226,6 +239,8 @@ def values_of(field: Any) -> list[str]:
     if isinstance(field, CellField):
         rows, columns = field.control.shape
         return [f"{rows - 1}, {columns - 1}"]
+    if isinstance(field, HandlesField):
+        return field.names[1:]
     return []
 
 
@@ -367,7 +382,9 @@ def test_its_code_runs_and_gives_what_is_on_screen(page: Any, capsys: Any) -> No
         page.go(state)
         code = next(w for w in widgets(page.widget) if isinstance(w, Code) and
                     w.label == "Python code")  # fmt: skip
-        leads = {"bit_width": "bits", "formats": "format", "memory_and_speed": "tokens"}
+        leads = {
+            "bit_width": "bits", "formats": "format", "memory_and_speed": "tokens", "nf4": "block",
+        }  # fmt: skip
         lead = leads.get(page.lesson.slug)
         at = 0 if lead is None else page.fields[lead].control.index  # whose frame it shows
         names: dict[str, Any] = {}

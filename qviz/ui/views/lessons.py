@@ -61,7 +61,12 @@ COURSE = (
         4, "granularity", "Granularity and outliers",
         "Whose precision does one large weight destroy?", THEMES[1],
     ),
-    Lesson(5, "nf4", "NF4", "Where should sixteen levels lie?", THEMES[1]),
+    Lesson(
+        5, "nf4", "NF4", "Where should sixteen levels lie?", THEMES[1],
+        "Build NF4's table from the normal distribution, one level at a time. See how full its "
+        "bins really are, read its bytes, and drag sixteen levels of your own against it.",
+        "qviz.ui.views.nf4", "Nf4Lesson",
+    ),
     Lesson(
         6, "activation_outliers", "Activation outliers",
         "What if the inputs are harder to round than the weights?", THEMES[2],
