@@ -74,8 +74,12 @@ equation = named("equation", Equation(
     '<img src="x" onerror="alert(1)">',
     {"w": "a weight", "s": "a step"}, aria="w equals s",
     actives=[["w"], ["s"], [], ["w", "s"], ["w"]]))
+line = named("line", NumberLine("Some weights", ["low", "high"], shade="outside"))
+line.set_line((-1, 1), [-0.5, 0.5], step=0.1)
+line.set_histogram([1, 4, 2], [-1, -0.5, 0.5, 1])
+line.set_levels([[k / 10, 0.9] for k in range(5)], [f"levels {k}" for k in range(5)])
 link(slider, "index", (chart, "frame"), (table, "frame"), (caption, "frame"), (code, "frame"),
-     (equation, "frame"))
+     (equation, "frame"), (line, "frame"))
 transport = named("transport", Transport(
     40, 3, "column", speeds=(1, 8), events={"outlier": [7, 21]}, rate=20,
     captions=[f"column {k} is done" for k in range(40)]))
@@ -91,6 +95,7 @@ field.observe(told("field"), "value")
 field.on_submit(lambda f: setattr(seen, "texts", [f"entered {f.value!r}"]))
 equation.observe(told("hovered"), "hovered")
 toggle.observe(told("toggle"), "value")
+line.observe(told("line"), "values")
 
 def pressed(_):
     import os, time
@@ -110,7 +115,7 @@ page(
     controls=[slider, toggle, choice, parts, details("More", field), button, status, seen],
     main=[
         section("Matrices", figures_row(small, twin, big), figures_row(spike, odd, codes)),
-        section("Chart", chart),
+        section("Chart", chart, line),
     ],
     side=[section("Side", equation, table, code)],
     caption=caption,
@@ -402,6 +407,57 @@ def test_a_chart_waits_while_the_slider_moves_but_not_for_ever(tab: Tab) -> None
     )
     assert 1 <= during <= 8  # without waiting there are dozens; a slow machine pauses now and then
     painted(tab, "chart", 3)
+
+
+def handle(tab: Tab, name: str) -> Any:
+    return tab.page.get_by_role("slider", name=name, exact=True)
+
+
+def test_handles_are_dragged_and_keep_their_order(tab: Tab) -> None:
+    stage = tab.page.locator(".t-line .qv-line-stage")
+    stage.scroll_into_view_if_needed()
+    where = stage.bounding_box()
+    left, width = where["x"] + 8, where["width"] - 16
+    y = where["y"] + where["height"] / 2
+
+    def x(value: float) -> float:
+        return float(left + (value + 1) / 2 * width)
+
+    tab.page.mouse.move(x(-0.7), y)
+    tab.page.mouse.down()  # the nearest handle comes
+    says(tab, "line=[-0.7, 0.5]")
+    tab.page.mouse.move(x(0.8), y, steps=5)  # and stops at its neighbour
+    says(tab, "line=[0.5, 0.5]")
+    tab.page.mouse.up()
+    tab.page.mouse.move(x(0.9), y)
+    tab.page.mouse.down()  # of two on one spot, the one that can follow
+    tab.page.mouse.up()
+    says(tab, "line=[0.5, 0.9]")
+    assert handle(tab, "high").get_attribute("aria-valuemin") == "0.5"
+
+
+def test_handles_move_by_keyboard(tab: Tab) -> None:
+    low = handle(tab, "low")
+    low.focus()
+    for key, value in (("Home", "-1.0"), ("ArrowRight", "-0.9"), ("Shift+ArrowRight", "0.1"),
+                       ("PageDown", "-0.9"), ("ArrowUp", "-0.8"), ("End", "0.9")):  # fmt: skip
+        tab.page.keyboard.press(key)
+        says(tab, f"line=[{value}, 0.9]")
+    assert low.get_attribute("aria-valuetext") == "0.9"
+    assert tab.page.evaluate("document.activeElement.getAttribute('aria-label')") == "low"
+
+
+def test_levels_on_a_line_follow_the_slider(tab: Tab) -> None:
+    for index in (1, 3):
+        choose(tab, index)
+        painted(tab, "line", index)
+        drawn = tab.page.get_attribute(".t-line .qv-line-levels", "d")
+        at = [float(x) for x in re.findall(r"M([\d.]+)", drawn)]
+        width = tab.page.locator(".t-line .qv-line-stage").bounding_box()["width"] - 16
+        want = [8 + (level + 1) / 2 * width for level in (index / 10, 0.9)]
+        np.testing.assert_allclose(at, want, atol=0.1)
+        label = tab.page.get_attribute(".t-line svg", "aria-label")
+        assert label == f"levels {index}"
 
 
 def test_words_follow_the_slider(tab: Tab) -> None:

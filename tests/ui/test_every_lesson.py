@@ -32,6 +32,7 @@ from qviz.ui.widgets import (
     Disclosure,
     Equation,
     MatrixView,
+    NumberLine,
     Readout,
     Slider,
     Status,
@@ -259,7 +260,9 @@ def test_every_control_is_in_the_address(page: Any) -> None:
     left_out = {"Model", "Your own text", *(
         [] if page.prediction is None else [page.prediction.control.label])}  # fmt: skip
     for widget in widgets(page.widget):
-        if isinstance(widget, (Slider, Choice, Toggle, TextField, Transport)):
+        if isinstance(widget, (Slider, Choice, Toggle, TextField, Transport)) or (
+            isinstance(widget, NumberLine) and widget.handles
+        ):
             assert id(widget) in controls or widget.label in left_out, widget.label
 
 
@@ -357,7 +360,19 @@ def test_all_that_can_be_reached_has_a_name(page: Any) -> None:
     for base in states(page):
         page.go(base)
         for widget in widgets(page.widget):
-            if isinstance(widget, (Slider, Choice, Toggle, TextField, Button, Transport, Code)):
+            if isinstance(
+                widget,
+                (
+                    Slider,
+                    Choice,
+                    Toggle,
+                    TextField,
+                    Button,
+                    Transport,
+                    Code,
+                    NumberLine,
+                ),
+            ):
                 assert widget.label, type(widget).__name__
             if isinstance(widget, Disclosure):
                 assert widget.summary
@@ -373,7 +388,7 @@ def test_each_picture_says_what_it_shows(page: Any) -> None:
     for base in states(page):
         page.go(base)
         for widget in widgets(page.widget):
-            if isinstance(widget, (MatrixView, Chart)) and visible(page.widget, widget):
+            if isinstance(widget, (MatrixView, Chart, NumberLine)) and visible(page.widget, widget):
                 assert widget.label
                 assert widget.summaries and all(text.strip() for text in widget.summaries)
             if isinstance(widget, Caption) and visible(page.widget, widget):
@@ -395,7 +410,8 @@ def test_no_two_controls_of_a_part_have_one_name(page: Any) -> None:
         labels = [
             w.label
             for w in widgets(page.widget)
-            if isinstance(w, (Slider, Choice, Toggle, TextField)) and visible(page.widget, w)
+            if isinstance(w, (Slider, Choice, Toggle, TextField, NumberLine))
+            and visible(page.widget, w)
         ]
         assert len(labels) == len(set(labels)), labels
 

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qviz.ui import extension
+from qviz.ui.views.fields import HandlesField
 from qviz.ui.widgets import (
     Button,
     Caption,
@@ -25,6 +26,7 @@ from qviz.ui.widgets import (
     Equation,
     MatrixFrame,
     MatrixView,
+    NumberLine,
     PlotlyLoader,
     Readout,
     Slider,
@@ -354,6 +356,63 @@ def test_unknown_kind_of_choice() -> None:
         Choice("L", ["a"], kind="radio")  # type: ignore[arg-type]
 
 
+def test_handles_stay_on_their_line_and_in_their_order() -> None:
+    line = NumberLine("Weights", handles=["low", "high"])
+    line.set_line((-2, 2), [-1, 1], step=0.5)
+    line.set_line((-0.5, 3))  # they stay where they can
+    assert line.values == [-0.5, 1] and line.step == pytest.approx(3.5 / 200)
+    for values, words in (([0.0], "1 values for 2 handles"), ([1.0, 0.0], "keep their order"),
+                          ([0.0, 4.0], "between -0.5 and 3"),
+                          ([0.0, float("nan")], "between")):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            line.set_line((-0.5, 3), values)
+        assert line.values == [-0.5, 1]
+    for bounds in ((1, 1), (2, 1), (0, float("inf"))):
+        with pytest.raises(ValueError, match="two ends"):
+            line.set_line(bounds)
+    with pytest.raises(ValueError, match="step"):
+        line.set_line((0, 1), [0, 1], step=2)
+    with pytest.raises(ValueError, match="shade"):
+        NumberLine("Weights", shade="left")  # type: ignore[arg-type]
+
+
+def test_what_lies_behind_a_line_is_checked() -> None:
+    line = NumberLine("Weights")
+    line.set_histogram([3, 0], [0, 1, 2])
+    assert line.bars == [[[3, 0], [0, 1, 2]]]
+    line.set_histogram([[1], [2]], [[0, 1], [0, 2]])
+    assert [edges for _, edges in line.bars] == [[0, 1], [0, 2]]
+    line.set_histogram([], [])
+    assert line.bars == []
+    for counts, edges in (([1], [0]), ([-1], [0, 1]), ([1, 1], [0, 2, 1])):
+        with pytest.raises(ValueError, match="histogram"):
+            line.set_histogram(counts, edges)
+    line.set_levels([[0], [1, 2]], "levels")
+    assert line.summaries == ["levels", "levels"]
+    with pytest.raises(ValueError, match="1 summaries for 2"):
+        line.set_levels([[0], [1]], ["one"])
+
+
+@settings(max_examples=60)
+@given(
+    st.floats(-1e6, 1e6), st.floats(1e-3, 1e6), st.lists(st.floats(0, 1), min_size=2, max_size=2)
+)
+def test_handles_survive_a_link(low: float, span: float, at: list[float]) -> None:
+    line = NumberLine("Weights", handles=["low", "high"])
+    line.set_line((low, low + span), [low + t * span for t in sorted(at)])
+    field = HandlesField("range", line)
+    text = field.text
+    field.set(text)
+    assert field.text == text and field.offers(text)
+    assert not field.offers("1") and not field.offers("a, b") and not field.offers("")
+    assert field.names[0] == text
+    field.set(field.names[1])
+    line.set_line((0, 1), [0.25, 0.5])
+    assert HandlesField("range", line).names[1] != HandlesField("range", line).text
+    with pytest.raises(ValueError, match="range=5, 6 in the address"):
+        field.set("5, 6")
+
+
 def test_button_calls_its_handlers(browse: Callable[[Any], Browser]) -> None:
     button = Button("Go")
     got = []
@@ -559,7 +618,7 @@ def test_modules_stay_small_and_import_nothing() -> None:
     """A module must load within two seconds on a slow machine and without a network."""
     for make in (
         lambda: MatrixView("W"), lambda: Chart("C"), lambda: Transport(1), lambda: Status(),
-        lambda: Slider("S", ["a"]), lambda: Equation("<math/>"),
+        lambda: Slider("S", ["a"]), lambda: Equation("<math/>"), lambda: NumberLine("L"),
     ):  # fmt: skip
         text = make()._esm
         assert len(text) < 48_000

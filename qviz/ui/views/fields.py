@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from qviz.core.check import unknown
-from qviz.ui.widgets import MatrixView, TextField, Toggle, Transport
+from qviz.ui.widgets import MatrixView, NumberLine, TextField, Toggle, Transport
 
 
 def _always() -> bool:
@@ -195,6 +195,64 @@ class CellField:
     def back(self, kept: Any) -> None:
         view, cursor, pinned = kept
         view.cursor, view.pinned = cursor, pinned
+
+
+class HandlesField:
+    """Where the handles of a line are, as numbers of six digits."""
+
+    def __init__(
+        self,
+        key: str,
+        line: NumberLine,
+        *,
+        looks: bool = False,
+        live: Callable[[], bool] = _always,
+    ) -> None:
+        self.key, self.control, self.looks, self.live = key, line, looks, live
+
+    @property
+    def text(self) -> str:
+        return ", ".join(f"{value:.6g}" for value in self.control.values)
+
+    @property
+    def names(self) -> list[str]:
+        """Where the handles are, and a place one step from there."""
+        line, other = self.control, list(self.control.values)
+        if other[0] - line.step >= line.bounds[0]:
+            other[0] -= line.step
+        else:
+            other[-1] = min(other[-1] + line.step, line.bounds[1])
+        return [self.text, ", ".join(f"{value:.6g}" for value in other)]
+
+    def offers(self, text: str) -> bool:
+        try:
+            self._parse(text)
+        except ValueError:
+            return False
+        return True
+
+    def set(self, text: str) -> None:
+        self.control.values = self._parse(text)
+
+    def _parse(self, text: str) -> list[float]:
+        try:
+            values = [float(part) for part in text.split(",")] if text.strip() else []
+            # the six digits of an end may lie outside of it
+            low, high = self.control.bounds
+            slack = 1e-5 * max(abs(low), abs(high))
+            near = [
+                min(max(v, low), high) if low - slack <= v <= high + slack else v for v in values
+            ]
+            return self.control.checked(near)
+        except ValueError as error:
+            raise ValueError(f"{self.key}={text} in the address: {error}") from error
+
+    def keep(self) -> Any:
+        return list(self.control.bounds), list(self.control.values), self.control.step
+
+    def back(self, kept: Any) -> None:
+        bounds, values, step = kept
+        self.control.set_line(bounds, values, step=step)
 
 
 class WordsField:

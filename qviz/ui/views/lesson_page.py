@@ -11,7 +11,7 @@ from threading import RLock
 from typing import Any
 
 from qviz.core.check import unknown
-from qviz.ui.views.fields import Field, OptionField, ToggleField
+from qviz.ui.views.fields import Field, HandlesField, OptionField, ToggleField
 from qviz.ui.views.frame import head_of
 from qviz.ui.views.guide_steps import Step
 from qviz.ui.views.lessons import COURSE, Lesson
@@ -21,6 +21,7 @@ from qviz.ui.widgets import (
     Button,
     Equation,
     Guide,
+    NumberLine,
     Status,
     TextField,
     Toggle,
@@ -125,10 +126,12 @@ class LessonPage:
         `lights` are terms of the equation. Returns the control.
         """
         if isinstance(control, Toggle):
-            self.fields[key] = ToggleField(key, control, live=live)
+            self.fields[key], trait = ToggleField(key, control, live=live), "value"
+        elif isinstance(control, NumberLine):
+            self.fields[key], trait = HandlesField(key, control, looks=looks, live=live), "values"
         else:
-            self.fields[key] = OptionField(key, control, names=names, looks=looks, live=live)
-        trait = "value" if isinstance(control, Toggle) else "index"
+            made = OptionField(key, control, names=names, looks=looks, live=live)
+            self.fields[key], trait = made, "index"
         self.on_change(control, trait, action or self.update, busy=busy, lights=lights)
         return control
 

@@ -22,6 +22,7 @@ from .layout import (
 )
 from .matrix import MatrixView, link_matrices
 from .matrix_source import MatrixFrame
+from .number_line import NumberLine
 from .path import Path
 from .readout import Caption, Code, Readout
 from .replay import Replay
@@ -42,6 +43,7 @@ __all__ = [
     "Head",
     "MatrixFrame",
     "MatrixView",
+    "NumberLine",
     "Path",
     "PlotlyLoader",
     "Readout",
