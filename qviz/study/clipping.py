@@ -10,17 +10,20 @@ Symbols: x values that share a scale, lo and hi their range, κ the part of it t
 q as in `qviz.methods.affine`, whose rules and arithmetic are used throughout.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
+from torch.nn.functional import silu
 
 from qviz.core.granularity import Granularity
 from qviz.core.metrics import ErrorSplit, ratio
 from qviz.core.tensor import QuantizedTensor
 from qviz.methods.affine import CONVENTIONS, Levels, affine, fit_levels
+from qviz.models.capture import load_calibration
+from qviz.models.checkpoint import load_layer
 
 #: The parts of a range that GPTQ's search tries, ascending: 21 % … 100 %.
 KEPT = tuple(percent / 100 for percent in range(21, 101))
@@ -281,15 +284,20 @@ def rules(*, symmetric: bool) -> int:
     return len(found - {None})
 
 
-def same_results(outcomes: list[Outcome]) -> list[list[Outcome]]:
-    """Outcomes put together where every value comes back the same, in the order of the first."""
+def same_results(outcomes: Sequence[Outcome]) -> list[list[Outcome]]:
+    """Outcomes put together where every value comes back the same, in the order of the first.
+
+    The same: to within a hundred-thousandth of the spacing, so that a last bit of a scale does not
+    count, and one value that goes to another level does.
+    """
     found: list[tuple[torch.Tensor, list[Outcome]]] = []
     for one in outcomes:
         if one.quantized is None:
             continue
-        back = one.quantized.dequantize()
+        back = one.quantized.dequantize().double()
+        slack = 1e-5 * float(one.quantized.levels(0, 0).diff().max())
         for known, members in found:
-            if torch.equal(known, back):
+            if float((known - back).abs().max()) <= slack:
                 members.append(one)
                 break
         else:
@@ -320,3 +328,20 @@ def find_groups(weight: torch.Tensor, granularity: Granularity) -> dict[str, tup
         "one-sided": int(lean.argmax()),
     }
     return {name: divmod(at, x.shape[1]) for name, at in found.items()}
+
+
+def gate_activations(layer: str) -> torch.Tensor:
+    """SiLU(X·Wᵀ) [tokens, features] behind the gate of the bundled model's MLP to which `layer`
+    belongs, on the tokens kept of its calibration text: numbers that are hardly ever below 0.
+
+    ValueError for a layer that belongs to none.
+
+    >>> gate_activations("model.layers.1.mlp.down_proj").min() > -0.28
+    tensor(True)
+    """
+    block, found, _ = layer.rpartition(".mlp.")
+    if not found:
+        raise ValueError(f"{layer} belongs to no MLP with a gate; take one with .mlp. in its name")
+    gate = f"{block}.mlp.gate_proj"
+    weight = load_layer(None, gate).float()
+    return silu(load_calibration(None, gate).inputs.float() @ weight.T)

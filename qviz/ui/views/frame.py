@@ -87,5 +87,8 @@ def compose(
 
 
 def tie_frames(control: Any, *views: Any, trait: str = "index") -> None:
-    """Every view shows the frame that the control says, in the browser, without the kernel."""
-    link(control, trait, *((view, "frame") for view in views))
+    """Every view shows the frame that the control says, in the browser, without the kernel.
+
+    Not the other way round: a view that is given fewer frames must not move the control.
+    """
+    link(control, trait, *((view, "frame") for view in views), back=False)
