@@ -56,35 +56,44 @@ def cost_curves(
         for name, values, colour, dash, width in lines
     ]  # fmt: skip
     if drawn:
-        traces.append(_point("lowest", kept[best], 100 * total[best], NOW, "star", "top center"))
-    if by_hand is not None:
-        at, sum_ = by_hand
-        traces.append(_point("by hand", kept[at], 100 * sum_, ORIGINAL, "diamond", "top left"))
+        traces.append(_point("lowest", kept[best], 100 * total[best], NOW, "star", best, len(kept)))
     # The left end may be fifty times the minimum: what matters is around and right of it.
     top = 100 * max(1.3 * float(total[-1]), 2.5 * float(total[best]) if drawn else 0.0)
-    tenths = [name for name in kept if name.removesuffix(" %").endswith("0")]
+    top = top or 1.0
+    if by_hand is not None:
+        at, y = by_hand[0], 100 * by_hand[1]
+        high = y > 0.95 * top  # above the chart: at its edge, pointing up
+        made = _point("by hand", kept[at], y, ORIGINAL, "triangle-up" if high else "diamond", at,
+                      len(kept))  # fmt: skip
+        traces.append({**made, "y": [min(y, 0.95 * top)]})
+    fifths = [name for name in kept if int(name.removesuffix(" %")) % 20 == 0]
     return {
         "data": traces,
         "layout": _layout(
             "part of the range that is kept", "squared error, %",
             xaxis={"type": "category", "categoryorder": "array", "categoryarray": list(kept),
-                   "range": [-0.5, len(kept) - 0.2], "tickmode": "array", "tickvals": tenths,
+                   "range": [-0.5, len(kept) - 0.2], "tickmode": "array", "tickvals": fifths,
                    "tickangle": 0},
-            yaxis={"range": [0, top or 1.0]},
+            yaxis={"range": [0, top]},
             showlegend=True,
             legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom",
-                    "font": {"size": 11}, "itemclick": False, "itemdoubleclick": False},
+                    "font": {"size": 11}, "itemwidth": 30, "entrywidth": 70, "itemclick": False,
+                    "itemdoubleclick": False},
         ),
     }  # fmt: skip
 
 
-def _point(name: str, x: Any, y: float, colour: str, symbol: str, side: str) -> dict[str, Any]:
+def _point(
+    name: str, x: str, y: float, colour: str, symbol: str, at: int, places: int
+) -> dict[str, Any]:
+    """A marked point with its number beside it, on the side where there is room."""
+    side = "left" if at > 0.8 * places else "right" if at < 0.2 * places else "center"
     return {
         "type": "scatter", "mode": "markers+text", "name": name, "x": [x], "y": [y],
         "marker": {"color": colour, "size": 13, "symbol": symbol,
                    "line": {"width": 1, "color": INK}},
-        "text": [f"<b>{y:.3g} %</b>"], "textposition": side, "textfont": {"color": INK},
-        "showlegend": False, "hovertemplate": f"{name}, %{{x}} kept: %{{y:.3g}} %<extra></extra>",
+        "text": [f"<b>{y:.3g} %</b>"], "textposition": f"top {side}", "textfont": {"color": INK},
+        "showlegend": False, "hovertemplate": f"{name}, %{{x}} kept: {y:.3g} %<extra></extra>",
     }  # fmt: skip
 
 

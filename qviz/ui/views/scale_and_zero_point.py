@@ -203,11 +203,11 @@ class ScaleAndZeroPointLesson(LayerPage):
         )
         self.fields["ends"] = EndsField("ends", self.line, self.kept_control)
         self.on_change(self.line, "values", self._drag)
-        self.curves = Chart("What a part of the range costs", height=210)
-        self.stairs = Chart("What becomes of every number", height=210)
-        self.picture = MatrixView("The numbers")
-        self.error_view = MatrixView("Their errors x − x̂")
-        self.error_box = stack(self.error_view)
+        self.curves = Chart("What a part of the range costs", height=230)
+        self.stairs = Chart("What becomes of every number", height=230)
+        self.picture = MatrixView("The numbers", aspect=2)
+        self.error_view = MatrixView("Their errors x − x̂", aspect=2)
+        self.picture_box, self.error_box = stack(self.picture), stack(self.error_view)
         self.equation = Equation(FORMULAS[""].mathml, FORMULAS[""].terms, aria=FORMULAS[""].spoken)
         self.number_table = Readout("The chosen number")
         self.systems = SystemsPart()
@@ -247,12 +247,12 @@ class ScaleAndZeroPointLesson(LayerPage):
             ],
             main=[
                 section("The range and its levels", self.line, charts),
-                self.systems.widget,
             ],
             side=[
                 section("What happens to a number", self.equation, self.number_table),
-                section("Point at one", self.picture, self.error_box),
+                section("Point at one", self.picture_box, self.error_box),
             ],
+            below=[self.systems.widget],
             caption=self.caption,
             code=self.code,
             own=[self.source_control, self.open_button, self.bundled_button],
@@ -369,6 +369,7 @@ class ScaleAndZeroPointLesson(LayerPage):
             )
             self.picture.cursor, self.picture.pinned = list(self._cell), False
         show_only(self.error_box, self._has_errors(shown))
+        show_only(self.picture_box, not self._has_errors(shown))
 
     def _reveal(self) -> None:
         self._draw_curves(self._now)

@@ -81,12 +81,12 @@ def looks(unit: str, source: str | None, layer: str) -> dict[str, str]:
         if unit == MATRIX
         else {
             TYPICAL: f"a typical {what}",
-            OUTLIER: f"the {what} with the largest outlier",
+            OUTLIER: "the largest outlier",
             ONE_SIDED: f"the most one-sided {what}",
         }
     )
     if source is None and ".mlp." in layer:
-        found[GATE] = "activations behind the gate, one token"
+        found[GATE] = "gate activations"
     return found
 
 
@@ -115,9 +115,9 @@ def numbers_of(opened: Opened, look: str, unit: str) -> Numbers:
 
 
 def _grid(flat: torch.Tensor) -> torch.Tensor:
-    """In lines, as near to a square as the count allows, so that a finger can hit each number."""
+    """In lines, about twice as wide as high, so that a finger can hit each number."""
     n = len(flat)
-    places = next(p for p in range(1, n + 1) if n % p == 0 and p * p >= n)
+    places = next((p for p in range(1, n + 1) if n % p == 0 and p * p >= 2 * n), n)
     return flat.reshape(-1, places)
 
 

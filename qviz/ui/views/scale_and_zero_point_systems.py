@@ -23,34 +23,42 @@ class SystemsPart:
     """What ten conventions make of the numbers that the page is about. `.widget` is a card."""
 
     def __init__(self) -> None:
-        self.chart = Chart("Where each system puts its levels", height=300)
-        self.tables = [Table(f"Systems with {form} levels") for form in FORMS]
         self.texts = [Text("") for _ in FORMS]
-        told = [part for both in zip(self.texts, self.tables, strict=True) for part in both]
-        self.widget = section("Every system on the same numbers", self.chart, *told)
+        self.charts = [Chart(f"Where systems put {form} levels", height=170) for form in FORMS]
+        self.tables = [Table(f"Systems with {form} levels") for form in FORMS]
+        told = zip(self.texts, self.charts, self.tables, strict=True)
+        parts = [part for three in told for part in three]
+        self.widget = section("Every system on the same numbers", *parts)
 
     def draw(self, numbers: Numbers, outcomes: list[Outcome], scheme: Mapping[str, Any]) -> None:
         """`outcomes` are of `numbers`; `scheme` is what the rest of the page shows."""
-        rows: list[tuple[str, np.ndarray]] = []
-        chosen = -1
         for i, form in enumerate(FORMS):
             some = [one for one in outcomes if one.symmetric == (i == 0)]
-            mine = scheme["convention"] if scheme["symmetric"] == (i == 0) else ""
-            errors = [_errors(numbers, one) for one in some]
-            self.tables[i].set_rows(COLUMNS, [system_rows(some, errors, mine)])
-            self.texts[i].text = systems_sentence(
-                facts(form, scheme["bits"], numbers, some, [whole for whole, _ in errors])
-            )
-            for one in some:
-                chosen = len(rows) if one.convention == mine else chosen
-                q = one.quantized
-                levels = np.array([]) if q is None else q.levels(0, 0).double().numpy()
-                rows.append((f"{short(one.convention)} ({form[:-6]}.)", levels))
+            chosen = scheme["convention"] if scheme["symmetric"] == (i == 0) else ""
+            self._draw_form(i, form, numbers, some, scheme["bits"], chosen)
+
+    def _draw_form(
+        self, i: int, form: str, numbers: Numbers, some: list[Outcome], bits: int, chosen: str
+    ) -> None:
         span = (numbers.values.low, numbers.values.high)
-        said = [f"{n}, {number(v[0], 3)} to {number(v[-1], 3)}" for n, v in rows if len(v)]
-        self.chart.set_figures(
-            levels_of_systems([n for n, _ in rows], [v for _, v in rows], chosen, span),
-            f"{len(rows)} rows of levels, over numbers from {number(span[0])} to "
+        errors = [_errors(numbers, one) for one in some]
+        self.tables[i].set_rows(COLUMNS, [system_rows(some, errors, chosen, span)])
+        self.texts[i].text = systems_sentence(
+            facts(form, bits, numbers, some, [whole for whole, _ in errors])
+        )
+        names = [short(one.convention).partition(",")[0] for one in some]
+        levels = [
+            np.array([]) if q is None else q.levels(0, 0).double().numpy()
+            for q in (one.quantized for one in some)
+        ]
+        at = next((k for k, one in enumerate(some) if one.convention == chosen), -1)
+        said = [
+            f"{name}, {number(each[0], 3)} to {number(each[-1], 3)}"
+            for name, each in zip(names, levels, strict=True) if len(each)
+        ]  # fmt: skip
+        self.charts[i].set_figures(
+            levels_of_systems(names, levels, at, span),
+            f"{len(names)} rows of levels, over numbers from {number(span[0])} to "
             f"{number(span[1])}: {'; '.join(said)}",
         )
 

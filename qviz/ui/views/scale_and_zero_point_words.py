@@ -13,7 +13,7 @@ import torch
 from qviz.core.grids import Affine
 from qviz.study.clipping import Outcome, Tried, same_results
 from qviz.ui.views.guide_steps import Is, Moved, Step
-from qviz.ui.views.spacing import SYSTEMS, recipe, spacing, system
+from qviz.ui.views.spacing import SYSTEMS, recipe, spacing
 from qviz.ui.widgets import counted, number, percent
 
 BY_HAND = "by hand"
@@ -313,17 +313,30 @@ def _in_brackets(formula: str) -> str:
 
 # --------------------------------------------------------------------------------- all the systems
 
-COLUMNS = ["spacing", "codes", "0 is code", "cut off", "error", "result", "best part", "error then"]
+COLUMNS = [
+    "spacing s",
+    "codes",
+    "0 is code",
+    "cut off",
+    "error",
+    "result",
+    "best part",
+    "error then",
+]
 SystemRow = tuple[str, list[str], list[int], str]
 
 
 def system_rows(
-    outcomes: Sequence[Outcome], errors: Sequence[tuple[float, float]], chosen: str
+    outcomes: Sequence[Outcome],
+    errors: Sequence[tuple[float, float]],
+    chosen: str,
+    span: tuple[float, float],
 ) -> list[SystemRow]:
     """One row for each of `outcomes`, of one form: (system, cells, lit cells, role).
 
     errors   of the whole range and of the best part, as shares of the squared numbers
     chosen   the convention that the page uses
+    span     the smallest and the largest number
     """
     letters = {
         one.convention: ascii_uppercase[i]
@@ -334,7 +347,7 @@ def system_rows(
     rows: list[SystemRow] = []
     for one, (whole, best) in zip(outcomes, errors, strict=True):
         role = "now" if one.convention == chosen else ""
-        name = system(one.convention, one.symmetric)
+        name = short(one.convention)
         if one.quantized is None or one.whole is None:
             rows.append((name, ["no rule for such numbers", *[""] * 7], [], role))
             continue
@@ -345,7 +358,8 @@ def system_rows(
             "none" if grid.offset is not None else number(0 if zero is None else float(zero[0, 0]))
         )
         cells = [
-            number(float(grid.scale[0, 0]), 3), f"{number(grid.qmin)} … {grid.qmax}", zero_code,
+            spacing(one.convention, one.symmetric, grid.bits, *span, float(grid.scale[0, 0])),
+            f"{number(grid.qmin)} … {grid.qmax}", zero_code,
             str(one.whole.clipped), percent(whole), letters[one.convention],
             f"{100 * (one.kept or 0):.0f} %", percent(best),
         ]  # fmt: skip
