@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch.nn.functional import silu
 
+from qviz.core.check import as_matrix
 from qviz.core.granularity import Granularity
 from qviz.core.metrics import ErrorSplit, ratio
 from qviz.core.tensor import QuantizedTensor
@@ -28,6 +29,7 @@ from qviz.models.checkpoint import load_layer
 #: The parts of a range that GPTQ's search tries, ascending: 21 % … 100 %.
 KEPT = tuple(percent / 100 for percent in range(21, 101))
 _AT_ONCE = 1 << 21  # numbers in one pass: 8 MB of float32, which a cache still helps
+_LAST_BITS = 1e-4  # of a spacing: what rounding in float32 may move the last of 256 levels by
 
 
 class Values:
@@ -196,12 +198,15 @@ def _costs(values: Values, levels: Levels, rows: slice) -> tuple[torch.Tensor, .
     low, high = (end.unsqueeze(-1) for end in grid.extremes())
     outside = (x < low) | (x > high)
     clipping = (square * outside).sum((1, 2))
+    # A largest number that is the last level itself may be off it by a last bit of the scale.
+    slack = _LAST_BITS * grid.scale.unsqueeze(-1)
+    beyond = (x < low - slack) | (x > high + slack)
     there = torch.zeros(len(codes), grid.qmax - grid.qmin + 1, dtype=torch.bool)
     there.scatter_(1, (codes.squeeze(1) - grid.qmin).long(), True)
     return (
         (square * ~outside).sum((1, 2)) / values.n,
         clipping / values.n,
-        (outside * values.count).sum((1, 2)).long(),
+        (beyond * values.count).sum((1, 2)).long(),
         there.sum(1),
     )
 
@@ -287,15 +292,15 @@ def rules(*, symmetric: bool) -> int:
 def same_results(outcomes: Sequence[Outcome]) -> list[list[Outcome]]:
     """Outcomes put together where every value comes back the same, in the order of the first.
 
-    The same: to within a hundred-thousandth of the spacing, so that a last bit of a scale does not
-    count, and one value that goes to another level does.
+    The same: to within a thousandth of the spacing, so that a last bit of a scale does not count,
+    and one value that goes to another level does.
     """
     found: list[tuple[torch.Tensor, list[Outcome]]] = []
     for one in outcomes:
         if one.quantized is None:
             continue
         back = one.quantized.dequantize().double()
-        slack = 1e-5 * float(one.quantized.levels(0, 0).diff().max())
+        slack = 1e-3 * float(one.quantized.levels(0, 0).diff().max())
         for known, members in found:
             if float((known - back).abs().max()) <= slack:
                 members.append(one)
@@ -314,8 +319,10 @@ def find_groups(weight: torch.Tensor, granularity: Granularity) -> dict[str, tup
     typical    the middle one when all are ordered by (largest size) ÷ (root mean square)
     outlier    where that ratio is the largest
     one-sided  where (hi + lo) / (hi − lo) is farthest from 0: beyond ±1 all weights have one sign
+
+    ValueError for weights that are not finite.
     """
-    x = granularity.split(weight).float()
+    x = granularity.split(as_matrix(weight)).float()
     low, high = x.amin(-1).flatten(), x.amax(-1).flatten()
     size = torch.maximum(low.abs(), high.abs())
     rms = x.square().mean(-1).sqrt().flatten()

@@ -70,6 +70,12 @@ def _kernels(page: Any, names: dict[str, Any]) -> None:
     assert names["point"].batch == page.race.batches[at]
 
 
+def _scale_and_zero_point(page: Any, names: dict[str, Any]) -> None:
+    at = min(page.kept_control.index, len(page.code.texts) - 1)
+    codes = page.shown.frames.follow(page.shown.numbers.flat).code[at]
+    assert torch.equal(names["q"].codes[0].float(), codes)
+
+
 def _toy(page: Any, names: dict[str, Any]) -> None:
     assert torch.equal(names["error"], page.shown.error)
 
@@ -78,6 +84,11 @@ CODE: dict[str, list[tuple[dict[str, str], Check]]] = {
     "bit_width": [
         ({"bits": "3"}, _bit_width),
         ({"bits": "2", "levels": "asymmetric", "scale": "row", "dtype": "float32"}, _bit_width),
+    ],
+    "scale_and_zero_point": [
+        ({"kept": "75 %"}, _scale_and_zero_point),
+        ({"levels": "asymmetric", "look": "gate", "kept": "by hand", "ends": "-0.2, 1"},
+         _scale_and_zero_point),
     ],
     "gptq": [
         ({}, _gptq),
@@ -88,6 +99,10 @@ CODE: dict[str, list[tuple[dict[str, str], Check]]] = {
     "memory_and_speed": [({"tokens": "16"}, _kernels)],
     "toy": [({"bits": "2"}, _toy)],
 }  # fmt: skip
+#: Lesson → the control whose frame its code shows.
+LEADS = {"bit_width": "bits", "memory_and_speed": "tokens", "scale_and_zero_point": "kept"}
+#: Lessons that are as well tested on a small layer as on their own.
+SMALL_FIRST = ("bit_width", "scale_and_zero_point", "toy")
 #: States in which the parts of a lesson are open, besides the one it opens in.
 PARTS: dict[str, list[dict[str, str]]] = {
     "gptq": [{"part": "a real layer", "layer": SMALL}],
@@ -118,7 +133,7 @@ def page(request: pytest.FixtureRequest, pages: dict[str, Any]) -> Any:
 
 def states(page: Any) -> list[dict[str, str]]:
     """The page as it opens, but on a small layer, and its other parts."""
-    first = {"layer": SMALL} if page.lesson.slug in ("bit_width", "toy") else {}
+    first = {"layer": SMALL} if page.lesson.slug in SMALL_FIRST else {}
     return [first, *PARTS.get(page.lesson.slug, [])]
 
 
@@ -225,6 +240,7 @@ DECIDING = {
     "multiplied",
     "scale",
     "rows",
+    "look",
 }
 
 
@@ -349,10 +365,10 @@ def test_its_code_runs_and_gives_what_is_on_screen(page: Any, capsys: Any) -> No
         page.go(state)
         code = next(w for w in widgets(page.widget) if isinstance(w, Code) and
                     w.label == "Python code")  # fmt: skip
-        lead = {"bit_width": "bits", "memory_and_speed": "tokens"}.get(page.lesson.slug)
+        lead = LEADS.get(page.lesson.slug)
         at = 0 if lead is None else page.fields[lead].control.index  # whose frame it shows
         names: dict[str, Any] = {}
-        exec(code.texts[at], names)
+        exec(code.texts[min(at, len(code.texts) - 1)], names)
         check(page, names)
 
 

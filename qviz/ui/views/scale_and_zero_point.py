@@ -363,7 +363,9 @@ class ScaleAndZeroPointLesson(LayerPage):
             self.line.label = numbers.title
             self.line.set_places([])
             self.line.set_line(self._span, [values.low, values.high])
-            self.line.set_histogram(*np.histogram(numbers.flat.numpy(), bins=_bins(numbers.n)))
+            self.line.set_histogram(
+                *np.histogram(numbers.flat.double().numpy(), bins=_bins(numbers.n))
+            )
             self.picture.set_frames(
                 [numbers.picture], role="original", axes=self._axes, cells=f"{numbers.noun}s"
             )

@@ -90,16 +90,16 @@ GUIDE = (
     ),
     Step(
         "Give it eight bits",
-        "Set “Bits per code” to 8. With 256 levels rounding costs next to nothing, so that "
-        "cutting off has nothing to win: the lowest point moves to the right. With 2 bits it "
-        "moves to the left.",
+        "Set “Bits per code” to 8. With 256 levels rounding costs so little that there is next to "
+        "nothing to gain: the lowest point moves to the right. With 2 bits it moves to the left.",
         {"kept": "75 %"},
         {"bits": Is("8")},
     ),
     Step(
         "Share the scale less",
-        "Open “Other numbers, other systems” and move “Scale per” to groups of 32. A small group "
-        "seldom holds a number far out, so that there is less to gain by cutting one off.",
+        "Open “Other numbers, other systems” and move “Scale per” from a row to groups of 32. In a "
+        "small group the largest number seldom stands out far, so that there is less to gain by "
+        "cutting it off.",
         {"kept": "75 %"},
         {"scale": Is("group of 32")},
     ),
@@ -121,9 +121,10 @@ GUIDE = (
     ),
     Step(
         "Take the ends into your hands",
-        "Drag the two handles below the histogram. With asymmetric levels each end counts for "
-        "itself. Can you get below the lowest point of the curve?",
-        {"levels": "asymmetric"},
+        "The slider moves both ends alike. These numbers end abruptly on the left and trail off on "
+        "the right, and there are four levels to place: drag the two handles below the histogram. "
+        "Can you get below the lowest point of the curve?",
+        {"look": "gate", "levels": "asymmetric", "bits": "2"},
         {"ends": Moved()},
     ),
 )  # fmt: skip
