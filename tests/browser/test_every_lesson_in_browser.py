@@ -52,8 +52,8 @@ LINKS = {
     "bit_width": ("layer=model.layers.0.self_attn.q_proj&scale=group+of+32&bits=3&weight=7%2C+9",
                   ["3 bits: 8 levels for each group of 32", "7, 9", "layers.0.self_attn.q_proj"]),
     "scale_and_zero_point": (
-        "layer=model.layers.0.self_attn.q_proj&scale=group+of+32&levels=asymmetric&kept=75+%25"
-        "&number=1%2C2",
+        "layer=model.layers.0.self_attn.q_proj&levels=asymmetric&scale=group+of+32&kept=75+%25"
+        "&number=1%2C+2",
         ["75 % of the range kept", "The 32 weights of row", "layers.0.self_attn.q_proj"]),
     "gptq": ("part=a+real+layer&beside=act_order&step=512",
              ["Step 512, column 512", "Second run: Act-order", "both runs have rounded"]),

@@ -2,14 +2,11 @@
 
 import json
 import re
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from exactness.affine import awq_by_its_text, gptq_by_its_text
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import qviz
@@ -21,15 +18,8 @@ from qviz.ui.views.scale_and_zero_point_words import (
     FORMS,
     GUIDE,
     ONE_SIGNED,
-    At,
-    Judged,
-    Systems,
-    sentence,
     short,
-    systems_sentence,
-    verdict,
 )
-from qviz.ui.views.spacing import SYSTEMS
 from qviz.ui.widgets import percent
 
 SMALL = "model.layers.0.self_attn.k_proj"
@@ -174,36 +164,6 @@ def test_every_number_and_direction_of_every_caption(lesson, state):
     assert totals[lowest[0]] == pytest.approx(min(totals), rel=1e-5)
 
 
-shares = st.floats(0, 4).map(lambda v: round(v, 6))
-
-
-@given(
-    rounding=shares, clipping=shares, whole=shares, beyond=st.integers(0, 3), lowest=st.booleans()
-)
-def test_directions_of_any_caption(rounding, clipping, whole, beyond, lowest):
-    at = At("50 %", -0.5, 0.25, 0.1, 16, "weight", 8, 8, beyond, rounding, clipping, whole, lowest)
-    text = sentence(at)
-    if rounding + clipping == 0:
-        assert text.endswith("Every weight comes back exactly.")
-        return
-    match = CAPTION.fullmatch(text)
-    assert match, text
-    assert close(match["rounding"], 100 * rounding) and close(match["clipping"], 100 * clipping)
-    assert close(match["total"], 100 * (rounding + clipping))
-    assert bool(match["lowest"]) == lowest
-    assert int(match["beyond"] or 0) == beyond
-    if match["beside"]:
-        check_beside(match["beside"], rounding + clipping, whole)
-    else:
-        assert whole == 0
-
-
-def test_a_caption_by_hand():
-    text = sentence(At("by hand", -1, 2, 0.2, 9, "weight", 16, 1, 1, 0.01, 0.02, 0.04, False))
-    assert text.startswith("By hand, from −1 to 2: 16 levels 0.2 apart, of which 1 is in use. ")
-    assert "1 of 9 weights lies beyond" in text and "25 % less than" in text
-
-
 # ----------------------------------------------------------------------------------- the prediction
 
 
@@ -225,24 +185,6 @@ def test_the_prediction_is_judged_by_the_curve(lesson):
         if answer != 100:
             assert f"With {answer} % it is {percent(totals[PARTS.index(f'{answer} %')])}" in text
         assert f"{beyond} of {len(x)} weights lie beyond the last level then" in text
-
-
-@given(
-    guess=st.sampled_from(ANSWERS), best=st.integers(21, 100), lowest=st.floats(0.001, 0.5),
-    more=st.floats(1, 5), beyond=st.integers(0, 4),
-)  # fmt: skip
-def test_any_verdict(guess, best, lowest, more, beyond):
-    whole = lowest if best == 100 else lowest * more
-    judged = Judged(guess, ANSWERS, best, whole, lowest, whole, beyond, 9, "weight")
-    text = verdict(judged)
-    gaps = {a: abs(a - best) for a in ANSWERS}
-    assert text.startswith("Right. ") == (gaps[guess] == min(gaps.values()))
-    assert f"lowest with {best} % of the range: {percent(lowest)}" in text
-    assert ("gains nothing" in text) == (best == 100)
-    if best < 100:
-        assert f"{percent(1 - lowest / whole)} less than the {percent(whole)}" in text
-        assert f"{beyond} of 9 weights {'lies' if beyond == 1 else 'lie'} beyond" in text
-    assert "comes back exactly" in verdict(replace(judged, whole=0.0, lowest=0.0))
 
 
 def traces(chart, frame=0):
@@ -676,21 +618,6 @@ def test_levels_of_every_system_are_on_the_chart(lesson):
                 lesson.systems.charts[i].buffers, spot["qv"], spot["shape"][0], spot["at"]
             )
             assert set(y) == {len(names) - 1 - row}
-
-
-def test_sentences_about_systems():
-    facts = Systems("symmetric", 4, 16, "weight", 7, 6, 0, 3, 0.01, "absmax", 0.03, "gptq")
-    assert systems_sentence(facts).endswith(
-        "they give 3 different results, with errors from 1 % (textbook absmax, SmoothQuant) to "
-        "3 % (GPTQ, AutoGPTQ), 3× as much."
-    )
-    assert "2 have no rule" in systems_sentence(replace(facts, refusing=2))
-    assert "1 has no rule" in systems_sentence(replace(facts, refusing=1))
-    assert "None of them has a rule" in systems_sentence(replace(facts, refusing=7, results=0))
-    one = systems_sentence(replace(facts, results=1, most=0.01))
-    assert "they give 1 different result, with an error of 1 %." in one
-    assert "× as much" not in systems_sentence(replace(facts, least=0.0))
-    assert set(SYSTEMS) == set(CONVENTIONS)
 
 
 # ------------------------------------------------------------------------------------ the guide
