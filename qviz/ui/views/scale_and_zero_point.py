@@ -32,6 +32,7 @@ from qviz.ui.views.scale_and_zero_point_words import (
     FORMS,
     FORMULAS,
     GUIDE,
+    LEGEND,
     At,
     Judged,
     lit,
@@ -246,7 +247,7 @@ class ScaleAndZeroPointLesson(LayerPage):
                 self.prediction.box,
             ],
             main=[
-                section("The range and its levels", self.line, charts),
+                section("The range and its levels", self.line, Text(LEGEND, role="wait"), charts),
             ],
             side=[
                 section("What happens to a number", self.equation, self.number_table),
