@@ -315,8 +315,10 @@ def test_titles_say_which_numbers_these_are(lesson):
     row, first, last = map(int, n.groups())
     assert torch.equal(lesson.shown.numbers.flat, weight[row, first : last + 1])
     lesson.go({"scale": "matrix"})
+    assert lesson.picture.axes == ["out", "in"]
     assert lesson.line.label == f"All {weight.numel()} weights of the layer"
     lesson.go({"look": "gate"})
+    assert lesson.picture.axes == ["line", "place"]
     n = re.fullmatch(r"What 1024 gates let through for token (\d+)", lesson.line.label)
     assert torch.equal(lesson.shown.numbers.flat, gate_activations(lesson.layer)[int(n[1])])
 

@@ -172,7 +172,7 @@ def levels_of_systems(
     return {
         "data": traces,
         "layout": _layout(
-            "number (tinted: where the numbers are)", "",
+            "number (tinted: their range)", "",
             yaxis={"tickmode": "array", "tickvals": list(range(rows)),
                    "ticktext": list(reversed(names)), "range": [-0.6, rows - 0.4],
                    "showgrid": False},

@@ -40,7 +40,7 @@ from qviz.ui.views.scale_and_zero_point_words import (
     sentence,
     verdict,
 )
-from qviz.ui.views.scale_sharing import MATRIX, ROW, ScaleSharing
+from qviz.ui.views.scale_sharing import ROW, ScaleSharing
 from qviz.ui.views.snippet import Name, call
 from qviz.ui.views.spacing import system
 from qviz.ui.widgets import (
@@ -200,12 +200,12 @@ class ScaleAndZeroPointLesson(LayerPage):
     def _build_views(self) -> None:
         """And what the browser does with them alone."""
         self.line = NumberLine(
-            "The numbers", ["lower end", "upper end"], shade="outside", height=170, root=True
+            "The numbers", ["lower end", "upper end"], shade="outside", height=160, root=True
         )
         self.fields["ends"] = EndsField("ends", self.line, self.kept_control)
         self.on_change(self.line, "values", self._drag)
-        self.curves = Chart("What a part of the range costs", height=230)
-        self.stairs = Chart("What becomes of every number", height=230)
+        self.curves = Chart("What a part of the range costs", height=215)
+        self.stairs = Chart("What becomes of every number", height=215)
         self.picture = MatrixView("The numbers", aspect=2)
         self.error_view = MatrixView("Their errors x − x̂", aspect=2)
         self.picture_box, self.error_box = stack(self.picture), stack(self.error_view)
@@ -357,9 +357,9 @@ class ScaleAndZeroPointLesson(LayerPage):
         low, high = min(values.low, 0.0), max(values.high, 0.0)
         room = 0.1 * ((high - low) or 1.0)
         self._span = (low - room, high + room)
-        lines, places = numbers.picture.shape
-        self._cell = (lines // 7, places // 7)
-        self._axes = ("out", "in") if numbers.unit == MATRIX else ("line", "place")
+        largest = int(numbers.picture.abs().argmax())  # which meets both costs
+        self._cell = divmod(largest, numbers.picture.shape[1])
+        self._axes = ("out", "in") if numbers.is_layer else ("line", "place")
         with self.quietly():
             self.line.label = numbers.title
             self.line.set_places([])

@@ -50,6 +50,11 @@ class Numbers:
         return Values(self.flat)
 
     @property
+    def is_layer(self) -> bool:
+        """Whether they are all weights of the layer, and the picture is the layer's."""
+        return self.unit == MATRIX and self.look != GATE
+
+    @property
     def n(self) -> int:
         return self.flat.numel()
 
@@ -66,7 +71,7 @@ class Numbers:
         row, column = self.first
         if self.look == GATE:
             return f"What {self.n} gates let through for token {row}"
-        if self.unit == MATRIX:
+        if self.is_layer:
             return f"All {self.n} weights of the layer"
         if self.unit == ROW:
             return f"The {self.n} weights of row {row}"

@@ -79,10 +79,7 @@ FORMULAS = {
     ),
 }  # fmt: skip
 
-LEGEND = (
-    "The handles are the ends of the range. The marks are the levels that the system makes of it; "
-    "they need not end where the range ends."
-)
+LEGEND = "The handles are the range; the marks, the levels that the system makes of it."
 ONE_SIGNED = {"layer": "model.layers.3.mlp.down_proj", "scale": "group of 16", "look": "one-sided"}
 
 GUIDE = (
