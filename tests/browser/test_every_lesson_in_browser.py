@@ -53,6 +53,10 @@ LINKS = {
                   ["3 bits: 8 levels for each group of 32", "7, 9", "layers.0.self_attn.q_proj"]),
     "formats": ("beside=nf4&x=2.5&format=fp4_e2m1",
                 ["halfway between 2 and 3", "FP4 E2M1", "NF4"]),
+    "scale_and_zero_point": (
+        "layer=model.layers.0.self_attn.q_proj&levels=asymmetric&scale=group+of+32&kept=75+%25"
+        "&number=1%2C+2",
+        ["75 % of the range kept", "The 32 weights of row", "layers.0.self_attn.q_proj"]),
     "gptq": ("part=a+real+layer&beside=act_order&step=512",
              ["Step 512, column 512", "Second run: Act-order", "both runs have rounded"]),
     "memory_and_speed": ("part=inside&multiplied=triton.nf4&stored=nf4-g64&rows=16&step=3",
@@ -195,7 +199,7 @@ def test_the_guide_sets_the_page_and_remembers(tab: Tab, base: str, lesson: Less
         page.get_by_role("button", name="To the end").click()
     else:
         page.locator(".qv-lead input").focus()
-        page.keyboard.press("Home" if lesson.slug == "bit_width" else "End")
+        page.keyboard.press("Home" if lesson.number < 7 else "End")
     done = ".qv-guide li:first-child .qv-done"
     page.wait_for_selector(done, timeout=20_000)
     page.reload()

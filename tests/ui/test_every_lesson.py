@@ -86,6 +86,12 @@ def _nf4(page: Any, names: dict[str, Any]) -> None:
     assert torch.equal(names["own"].dequantize(), best.dequantize())
 
 
+def _scale_and_zero_point(page: Any, names: dict[str, Any]) -> None:
+    at = min(page.kept_control.index, len(page.code.texts) - 1)
+    codes = page.shown.frames.follow(page.shown.numbers.flat).code[at]
+    assert torch.equal(names["q"].codes[0].float(), codes)
+
+
 def _toy(page: Any, names: dict[str, Any]) -> None:
     assert torch.equal(names["error"], page.shown.error)
 
@@ -101,6 +107,11 @@ CODE: dict[str, list[tuple[dict[str, str], Check]]] = {
         ({"format": "fp8_e4m3", "x": "500", "beyond": "last"}, _formats),
         ({"part": "a block of weights", "layer": SMALL, "block": "mxfp6_e2m3"}, _formats),
     ],
+    "scale_and_zero_point": [
+        ({"kept": "75 %"}, _scale_and_zero_point),
+        ({"levels": "asymmetric", "look": "gate", "kept": "by hand", "ends": "-0.2, 1"},
+         _scale_and_zero_point),
+    ],
     "gptq": [
         ({}, _gptq),
         ({"part": "a real layer", "layer": SMALL}, _gptq),
@@ -114,6 +125,16 @@ CODE: dict[str, list[tuple[dict[str, str], Check]]] = {
     ],
     "toy": [({"bits": "2"}, _toy)],
 }  # fmt: skip
+#: Lesson → the control whose frame its code shows.
+LEADS = {
+    "bit_width": "bits",
+    "formats": "format",
+    "memory_and_speed": "tokens",
+    "nf4": "block",
+    "scale_and_zero_point": "kept",
+}
+#: Lessons that are as well tested on a small layer as on their own.
+SMALL_FIRST = ("bit_width", "nf4", "scale_and_zero_point", "toy")
 #: States in which the parts of a lesson are open, besides the one it opens in.
 PARTS: dict[str, list[dict[str, str]]] = {
     "formats": [{"part": "a block of weights", "layer": SMALL}],
@@ -146,7 +167,7 @@ def page(request: pytest.FixtureRequest, pages: dict[str, Any]) -> Any:
 
 def states(page: Any) -> list[dict[str, str]]:
     """The page as it opens, but on a small layer, and its other parts."""
-    first = {"layer": SMALL} if page.lesson.slug in ("bit_width", "nf4", "toy") else {}
+    first = {"layer": SMALL} if page.lesson.slug in SMALL_FIRST else {}
     return [first, *PARTS.get(page.lesson.slug, [])]
 
 
@@ -258,6 +279,7 @@ DECIDING = {
     "rows",
     "block",
     "system",
+    "look",
 }
 
 
@@ -382,13 +404,10 @@ def test_its_code_runs_and_gives_what_is_on_screen(page: Any, capsys: Any) -> No
         page.go(state)
         code = next(w for w in widgets(page.widget) if isinstance(w, Code) and
                     w.label == "Python code")  # fmt: skip
-        leads = {
-            "bit_width": "bits", "formats": "format", "memory_and_speed": "tokens", "nf4": "block",
-        }  # fmt: skip
-        lead = leads.get(page.lesson.slug)
+        lead = LEADS.get(page.lesson.slug)
         at = 0 if lead is None else page.fields[lead].control.index  # whose frame it shows
         names: dict[str, Any] = {}
-        exec(code.texts[at], names)
+        exec(code.texts[min(at, len(code.texts) - 1)], names)
         check(page, names)
 
 

@@ -56,6 +56,10 @@ COURSE = (
     Lesson(
         3, "scale_and_zero_point", "Scale and zero point",
         "Where do the levels lie, and who decides?", THEMES[1],
+        "Drag the range that sixteen levels span, on real weights. Watch what rounding costs and "
+        "what cutting off costs, find the lowest sum, and see what ten systems make of the same "
+        "numbers.",
+        "qviz.ui.views.scale_and_zero_point", "ScaleAndZeroPointLesson",
     ),
     Lesson(
         4, "granularity", "Granularity and outliers",
