@@ -10,7 +10,7 @@ from qviz.ui.views.lessons import LESSONS
 
 _WHERE = {"Gallery": "qviz.ui.views.gallery", **{one.view: one.module for one in LESSONS}}
 
-__all__ = ["BitWidthLesson", "Gallery", "GptqLesson", "KernelsLesson"]
+__all__ = ["BitWidthLesson", "Gallery", "GptqLesson", "GranularityLesson", "KernelsLesson"]
 
 
 def __getattr__(name: str) -> Any:
