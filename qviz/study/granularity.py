@@ -274,8 +274,10 @@ class _Sums:
     @classmethod
     def of(cls, x: torch.Tensor, back: torch.Tensor) -> "_Sums":
         noise = signal = 0.0
-        pairs = zip(x.flatten().split(PIECE), back.flatten().split(PIECE), strict=True)
-        for a, b in pairs:  # piece by piece: a large matrix in float64 would be eight bytes a value
+        pieces = (torch.split(one.flatten(), PIECE) for one in (x, back))
+        for a, b in zip(
+            *pieces, strict=True
+        ):  # piece by piece: a large matrix in float64 would be eight bytes a value
             a, d = a.double(), a.double() - b.double()
             noise += float(torch.dot(d, d))
             signal += float(torch.dot(a, a))
@@ -303,7 +305,8 @@ class _Sums:
 
 def typical(matrix: torch.Tensor) -> float:
     """The root mean square of all values: what a value is large beside."""
-    total = sum(float(piece.double().square().sum()) for piece in matrix.flatten().split(PIECE))
+    pieces = torch.split(matrix.flatten(), PIECE)
+    total = sum(float(piece.double().square().sum()) for piece in pieces)
     return math.sqrt(total / matrix.numel())
 
 

@@ -28,7 +28,7 @@ def _layout(x: str, y: str) -> dict[str, Any]:
 
 
 def _log_axis(values: Sequence[float]) -> dict[str, Any]:
-    """A logarithmic axis around these values as far as they are positive, with room at both ends."""
+    """A logarithmic axis around these values where they are positive, with room at both ends."""
     known = np.log10([v for v in values if 0 < v < math.inf] or [0.1, 100])
     low, high = float(known.min()), float(known.max())
     span = max(high - low, 0.5)
@@ -68,7 +68,7 @@ def growing_error(
         }
         for i, label in enumerate(curves)
     ]  # fmt: skip
-    layout = _layout("size of the outlier, × typical", "those who share its scale, off by %")
+    layout = _layout("size of the outlier, × typical", "off by, %")
     layout["xaxis"] |= {
         "tickvals": places, "ticktext": ["trained", *(size.rstrip("×") for size in sizes[1:])],
         "range": [-0.4, len(sizes) - 0.6],
@@ -76,7 +76,7 @@ def growing_error(
     layout["yaxis"] |= _log_axis([100 * v for values in curves.values() for v in values])
     layout |= {
         "showlegend": drawn,
-        "legend": {**LEGEND, "x": 0.01, "y": 1.02, "xanchor": "left", "yanchor": "top"},
+        "legend": {**LEGEND, "x": 0.99, "y": 0.02, "xanchor": "right", "yanchor": "bottom"},
     }
     n = len(lines)
     frames = [
@@ -138,7 +138,8 @@ def row_picture(
             "fillcolor": NOW, "opacity": 0.16,
         })  # fmt: skip
     layout["xaxis"] |= {
-        "anchor": "free", "position": 0, "range": [columns[0] - 0.6, columns[-1] + 0.6], "nticks": 8,
+        "anchor": "free", "position": 0, "nticks": 8,
+        "range": [columns[0] - 0.6, columns[-1] + 0.6],
     }  # fmt: skip
     frames = [
         {
@@ -162,7 +163,6 @@ def equal_bits_chart(
              another kind and has a colour of its own
     winners  for each budget (true bits, error), or None where nothing is within it
     """
-    styles = ("dot", "dash", "5px 2px", "longdash", "2px 5px", "dashdot", "solid")
     last = len(curves) - 1
     data: list[Figure] = [
         {
@@ -170,8 +170,7 @@ def equal_bits_chart(
             "x": [cost for cost, _, _ in points],
             "y": [100 * error for _, error, _ in points],
             "text": [what for _, _, what in points],
-            "line": {"color": CODES if i == last else WAIT if i < last - 1 else INK, "width": 1.4,
-                     "dash": styles[i % len(styles)] if i < last - 1 else "solid"},
+            "line": _line(i, last),
             "marker": {"size": 6, "color": CODES if i == last else ERROR},
             "hovertemplate": "%{text}: %{x:.4g} bits, off by %{y:.3g} %<extra></extra>",
         }
@@ -207,5 +206,48 @@ def equal_bits_chart(
             ],
         }
         for budget, winner in zip(budgets, winners, strict=True)
+    ]
+    return {"data": data, "layout": layout, "frames": frames}
+
+
+def _line(i: int, last: int) -> dict[str, Any]:
+    """Granularity i of several: grey and broken, the smallest group firm, other codes coloured."""
+    styles = ("dot", "dash", "5px 2px", "longdash", "2px 5px", "dashdot")
+    if i >= last - 1:
+        return {"color": CODES if i == last else INK, "width": 1.8, "dash": "solid"}
+    return {"color": WAIT, "width": 1.5, "dash": styles[i % len(styles)]}
+
+
+def behind_chart(budgets: Sequence[float], behind: Mapping[str, Sequence[float | None]]) -> Figure:
+    """Error of each granularity's best within a budget, as a multiple of the best of all; a frame
+    for each budget, which marks it.
+
+    behind  granularity → multiple for each budget, None where it affords nothing
+    """
+    last = len(behind) - 1
+    data: list[Figure] = [
+        {
+            "type": "scatter", "mode": "lines", "name": label, "x": list(budgets),
+            "y": list(values), "line": {**_line(i, last), "shape": "hv"}, "connectgaps": False,
+            "hovertemplate": f"{label}, %{{x:.4g}} bits: %{{y:.3g}}× the best<extra></extra>",
+        }
+        for i, (label, values) in enumerate(behind.items())
+    ]  # fmt: skip
+    known = [v for values in behind.values() for v in values if v]
+    layout = _layout("budget, bits per weight", "× the error of the best")
+    top = math.log10(max([*known, 2.0]))
+    ticks = [t for t in (1, 1.5, 2, 3, 4, 6, 10, 20, 50) if math.log10(t) <= top * 1.1]
+    layout["yaxis"] |= {
+        "type": "log", "range": [-0.06 * top, 1.1 * top], "tickmode": "array", "tickvals": ticks,
+        "ticktext": [f"{tick:g}" for tick in ticks],
+    }  # fmt: skip
+    layout["xaxis"] |= {"range": [budgets[0] - 0.1, budgets[-1] + 0.1], "dtick": 1}
+    ends = [10.0**end for end in layout["yaxis"]["range"]]
+    data.append(
+        {"type": "scatter", "mode": "lines", "name": "budget", "showlegend": False,
+         "line": {"color": NOW, "width": 2}, "hoverinfo": "skip"}
+    )  # fmt: skip
+    frames = [
+        {"traces": [last + 1], "data": [{"x": [budget, budget], "y": ends}]} for budget in budgets
     ]
     return {"data": data, "layout": layout, "frames": frames}

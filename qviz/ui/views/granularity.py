@@ -107,7 +107,6 @@ class GranularityLesson(LayerPage):
 
     def _page(self) -> Any:
         controls = {name: stack(*part.controls) for name, part in self.parts.items()}
-        captions = {name: stack(part.caption) for name, part in self.parts.items()}
         more = stack(*self.outlier.more)
         whole = compose(
             self,
@@ -119,15 +118,10 @@ class GranularityLesson(LayerPage):
                         self.dtype_control),
             ],
             main=[box for part in self.parts.values() for box in part.main],
-            side=[box for part in self.parts.values() for box in part.side],
-            caption=stack(*captions.values()),
             code=self.code,
             own=[self.source_control, self.open_button, self.bundled_button],
         )  # fmt: skip
-        self._of_part = {
-            name: [controls[name], captions[name], *part.main, *part.side]
-            for name, part in self.parts.items()
-        }
+        self._of_part = {name: [controls[name], *part.main] for name, part in self.parts.items()}
         self._of_part[OUTLIER] += [column_of(whole, "qv-lead"), more]
         return whole
 

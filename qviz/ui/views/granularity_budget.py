@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from qviz.study.granularity import NF4_BLOCKS, Point, best_within, equal_bits, shares_won
-from qviz.ui.figures.granularity import equal_bits_chart
+from qviz.ui.figures.granularity import behind_chart, equal_bits_chart
 from qviz.ui.views.frame import tie_frames
 from qviz.ui.views.granularity_outlier import BITS, GROUPS
 from qviz.ui.views.granularity_words import (
@@ -25,7 +25,19 @@ from qviz.ui.views.granularity_words import (
 from qviz.ui.views.layer_page import Opened
 from qviz.ui.views.scale_sharing import MATRIX, ROW, sharing
 from qviz.ui.views.snippet import Name, call
-from qviz.ui.widgets import Caption, Chart, Choice, Slider, Table, Text, number, percent, section
+from qviz.ui.widgets import (
+    Caption,
+    Chart,
+    Choice,
+    Slider,
+    Table,
+    Text,
+    figures_row,
+    number,
+    percent,
+    section,
+    stack,
+)
 
 #: Where granularities become affordable: a row of 1024 at 1/64 above whole bits, a group of 256 at
 #: 1/16, and so on to a group of 16 at one bit.
@@ -93,14 +105,24 @@ class BudgetPart:
         self.error_control = page.add(
             "error", Choice("Error of the", [OF_WEIGHTS, OF_OUTPUT], kind="segmented"), live=live
         )
-        self.chart = Chart("Error against true bits per weight", height=380)
+        self.chart = Chart("Error against true bits per weight", height=320)
+        self.behind = Chart("How far behind the best within each budget", height=320)
         self.table = Table("The best of each within the budget")
         self.note = Text("", role="wait")
         self.caption = Caption()
-        tie_frames(self.budget_control, self.chart, self.table, self.caption)
+        tie_frames(self.budget_control, self.chart, self.behind, self.table, self.caption)
         self.controls = [self.budget_control, self.error_control]
-        self.main = [section("What sharing less costs", self.chart, self.note)]
-        self.side = [section("", self.table)]
+        said = stack(self.caption)
+        said.add_class("qv-caption-row")
+        charts = figures_row(
+            stack(Text(self.chart.label, "h3"), self.chart),
+            stack(Text(self.behind.label, "h3"), self.behind),
+            wide=True,
+        )
+        self.main = [
+            section("What sharing less costs", charts, said, self.note),
+            section("", self.table),
+        ]
 
     def is_open(self) -> bool:
         return bool(self._page.current is self)
@@ -156,6 +178,17 @@ class BudgetPart:
                 for i, (budget, w) in enumerate(zip(BUDGETS, firsts, strict=True))
             ],
         )  # fmt: skip
+        behind = {label: [_behind(one, label) for one in facts] for label in shown.labels}
+        self.behind.set_figures(
+            behind_chart(BUDGETS, behind),
+            summary=[
+                f"Within {number(budget)} bits, times the error of the best: "
+                + ", ".join(
+                    f"{label} {number(v[i] or 0.0, 3)}" for label, v in behind.items() if v[i]
+                )
+                for i, budget in enumerate(BUDGETS)
+            ],
+        )
         self.table.set_rows(
             ["code bits", "for scales", "true bits", "off by", "× best"],
             [budget_rows(one, shown.labels) for one in facts],
@@ -187,6 +220,15 @@ class BudgetPart:
             f"weight = {layer}.float(){rows}\npoints = {made}\n"
             f"best = best_within(points, {BUDGETS[FIRST_BUDGET]}, lambda point: point.{key})"
         )
+
+
+def _behind(facts: Budgeted, label: str) -> float | None:
+    """How many times the error of the best a granularity has within a budget; None where it
+    affords nothing, or where the best makes no error."""
+    mine = next((one for one in facts.standings if one.label == label), None)
+    if mine is None or not facts.standings[0].error:
+        return None
+    return mine.error / facts.standings[0].error
 
 
 def some_rows(weight: torch.Tensor) -> torch.Tensor:

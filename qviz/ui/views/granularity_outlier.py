@@ -169,10 +169,6 @@ class OutlierPart:
         ]
         self.more = [self.at_control, self.capture_button]
         self.main = self._main()
-        self.side = [
-            section("One scale for all of g", self.affine_box, self.block_box),
-            section("", self.cell_table),
-        ]
 
     def is_open(self) -> bool:
         return bool(self._page.current is self)
@@ -210,12 +206,12 @@ class OutlierPart:
         self._page.on_change(self.prediction.control, "index", self.prediction.answer)
 
     def _build_views(self) -> None:
-        self.first_view = MatrixView("The values", aspect=4.6)
-        self.rounded_views = [MatrixView("Rounded", aspect=1.7) for _ in range(3)]
-        self.error_views = [MatrixView("Error", aspect=1.7) for _ in range(3)]
+        self.first_view = MatrixView("The values", aspect=5.6)
+        self.rounded_views = [MatrixView("Rounded", aspect=1.9) for _ in range(3)]
+        self.error_views = [MatrixView("Error", aspect=1.9) for _ in range(3)]
         self.hint = Text("", role="wait")
         self.pays_table = Table("Who pays")
-        self.curves = Chart("Neighbours' error against the outlier's size", height=230)
+        self.curves = Chart("Error of those who share, against the outlier's size", height=300)
         self.row_chart = Chart("The outlier's row, three times", height=300)
         self.claim_parts = [(Text("", "h3"), Text("")) for _ in range(4)]
         self.affine_equation = Equation(EQUATION, TERMS, ["s", "g"], aria=SPOKEN)
@@ -248,15 +244,25 @@ class OutlierPart:
             for rounded, error in zip(self.rounded_views, self.error_views, strict=True)
         ]
         claims = [part for pair in self.claim_parts for part in pair]
+        said = stack(self.caption)
+        said.add_class("qv-caption-row")
         return [
-            section("One value grows", self.first_view, self.hint, figures_row(*columns)),
-            section("", self.pays_table),
-            section("The articles' picture, on a real row",
-                    figures_row(stack(Text(self.curves.label, "h3"), self.curves),
-                                stack(Text(self.row_chart.label, "h3"), self.row_chart),
-                                wide=True),
-                    details("What articles say of it, and what is so here", *claims)),
-        ]  # fmt: skip
+            section("One value grows", self.first_view, self.hint, figures_row(*columns), said),
+            section(
+                "Who pays, and how a value gets its code",
+                stack(self.affine_box, self.block_box),
+                figures_row(self.pays_table, self.cell_table, wide=True),
+            ),
+            section(
+                "The articles' picture, on a real row",
+                figures_row(
+                    stack(Text(self.row_chart.label, "h3"), self.row_chart),
+                    stack(Text(self.curves.label, "h3"), self.curves),
+                    wide=True,
+                ),
+                details("What articles say of it, and what is so here", *claims),
+            ),
+        ]
 
     # ---------------------------------------------------------------- what the learner chose
 
@@ -390,13 +396,13 @@ class OutlierPart:
                 row, column = self.error_views[0].cursor
                 self._cell = (row, column)
         names = NAMES[shown.kind]
-        options = {"labels": list(SIZES), "axes": names.axes, "cells": names.many}
+        options: dict[str, Any] = {"labels": list(SIZES), "axes": names.axes, "cells": names.many}
         row, column = (shown.cell[0] - shown.window.row, shown.cell[1] - shown.window.column)
         own = [row, row + 1, column, column + 1]
         self._draw_first(shown, own, options)
         for i, (label, one) in enumerate(shown.shared.items()):
             rounded, error = self.rounded_views[i], self.error_views[i]
-            rounded.label, error.label = f"Rounded, scale per {label}", f"Error, scale per {label}"
+            rounded.label, error.label = f"Rounded, per {label}", f"Error, per {label}"
             rounded.set_frames([f.back for f in one.fates], limits=shown.reach, role="codes",
                                **options)  # fmt: skip
             error.set_frames(
@@ -599,7 +605,7 @@ def _cell(
     made = number(scale, 3)
     if isinstance(grid, Affine):
         convention = str(trained.info["convention"])
-        made = spacing(convention, True, grid.bits, low, high, scale)
+        made = spacing(convention, True, grid.bits, low, high, scale).partition(" = ")[0]
     return Cell(
         unit=label,
         x=shown.values[frame] if place == shown.cell else float(shown.matrix[place]),

@@ -26,12 +26,10 @@ EQUATION = """
   <msub><mi data-term="s">s</mi><mi data-term="g">g</mi></msub><mo>=</mo><mfrac><mrow>
   <munder><mi data-term="max">max</mi><mrow><mi>i</mi><mo>∈</mo><mi data-term="g">g</mi></mrow>
   </munder><mo>|</mo><msub><mi data-term="x">x</mi><mi>i</mi></msub><mo>|</mo></mrow>
-  <mi data-term="d">D</mi></mfrac>
-</mrow></math>
-<math display="block"><mrow>
+  <mi data-term="d">D</mi></mfrac><mspace width="2em"/>
   <mi data-term="q">q</mi><mo>=</mo><mi data-term="round">round</mi><mo>(</mo>
   <mfrac><mi data-term="x">x</mi><msub><mi data-term="s">s</mi><mi data-term="g">g</mi></msub>
-  </mfrac><mo>)</mo><mspace width="1.2em"/>
+  </mfrac><mo>)</mo><mspace width="2em"/>
   <mover accent="true"><mi data-term="xhat">x</mi><mo>^</mo></mover><mo>=</mo>
   <msub><mi data-term="s">s</mi><mi data-term="g">g</mi></msub><mo>·</mo><mi data-term="q">q</mi>
 </mrow></math>
@@ -55,11 +53,10 @@ BLOCK_EQUATION = """
   <msub><mi data-term="s">s</mi><mi data-term="g">g</mi></msub><mo>=</mo>
   <munder><mi data-term="max">max</mi><mrow><mi>i</mi><mo>∈</mo><mi data-term="g">g</mi></mrow>
   </munder><mo>|</mo><msub><mi data-term="x">x</mi><mi>i</mi></msub><mo>|</mo>
-</mrow></math>
-<math display="block"><mrow>
+  <mspace width="2em"/>
   <mi data-term="q">q</mi><mo>=</mo><mi data-term="nearest">nearest</mi><mo>(</mo>
   <mfrac><mi data-term="x">x</mi><msub><mi data-term="s">s</mi><mi data-term="g">g</mi></msub>
-  </mfrac><mo>)</mo><mspace width="1.2em"/>
+  </mfrac><mo>)</mo><mspace width="2em"/>
   <mover accent="true"><mi data-term="xhat">x</mi><mo>^</mo></mover><mo>=</mo>
   <msub><mi data-term="s">s</mi><mi data-term="g">g</mi></msub><mo>·</mo>
   <msub><mi data-term="v">v</mi><mi data-term="q">q</mi></msub>
@@ -84,7 +81,7 @@ GUIDE = (
     Step(
         "Drag one weight",
         "Drag “Size of the outlier” to the right. The outlined weights share its scale. In which "
-        "picture does everything turn grey, and where does nothing change at first? Watch who "
+        "picture does everything go blank, and where does nothing change at first? Watch who "
         "sets the scale in the table below the pictures.",
         {"part": OUTLIER},
         {"size": Is("100×")},
@@ -211,10 +208,9 @@ def outlier_sentence(moment: Moment) -> str:
         f"{where} is {number(moment.value, 3)}{' as trained' if trained else ''}, "
         f"{number(moment.multiple, 3)}× the typical {names.one}. "
     )
-    parts = []
-    for pays in moment.pays:
-        parts.append(f"With {one_scale(pays.unit)}, {_off(pays, trained)}.")
-    return text + " ".join(parts)
+    return text + " ".join(
+        f"With {one_scale(pays.unit)}, {_off(pays, trained)}." for pays in moment.pays
+    )
 
 
 def _off(pays: Pays, trained: bool) -> str:
@@ -318,7 +314,7 @@ def verdict(guess: int, facts: Guess) -> str:
 class Cell:
     """One value under one granularity: who shares its scale and how it became its code.
 
-    spacing  the division that makes s, in words (that of `views.spacing`)
+    spacing  the division that makes s, as text (that of `views.spacing`)
     zero     the zero point, where the convention has one
     level    v of the code, where levels come from a table
     shares   whether it shares the outlier's scale; sharing: with how many others it shares its own
@@ -350,16 +346,16 @@ def cell_rows(
     rows = [
         (f"{axes[0]}, {axes[1]}", [f"{place[0]}, {place[1]}"] + [""] * (len(cells) - 1), [], ""),
         ("x, the outlier" if outlier else "x", [number(c.x) for c in cells], [], "original"),
-        ("shares its scale with", [str(c.sharing) for c in cells], lit, ""),
+        ("others in g", [str(c.sharing) for c in cells], lit, ""),
         (
-            "with the outlier?",
-            ["it is the outlier" if outlier else "yes" if c.shares else "no" for c in cells],
+            "the outlier in g?",
+            ["itself" if outlier else "yes" if c.shares else "no" for c in cells],
             lit,
             "now",
         ),
         ("g spans", [f"{number(c.low, 2)} … {number(c.high, 2)}" for c in cells], [], ""),
-        ("s_{g}", [c.spacing for c in cells], lit, ""),
-        ("s_{g} as stored", [number(c.scale) for c in cells], lit, ""),
+        ("max |x_{i}|" if table else "max |x_{i}| ÷ D", [c.spacing for c in cells], [], ""),
+        ("s_{g}, as stored", [number(c.scale) for c in cells], lit, ""),
         (
             "x / s_{g} + z" if zero else "x / s_{g}",
             [number(c.x / c.scale + (c.zero or 0.0)) if c.scale else "–" for c in cells],
@@ -474,7 +470,7 @@ def _spent(one: Standing) -> str:
 
 
 def budget_sentence(facts: Budgeted) -> str:
-    """Who wins at this budget, what the smallest group could afford, and what a little more buys."""
+    """Who wins at this budget, what the smallest group affords, and what a little more buys."""
     if not facts.standings:
         return f"{number(facts.budget)} bits per weight afford nothing here."
     best = facts.standings[0]
@@ -537,18 +533,14 @@ def budget_rows(
 
 
 def tally(wins: Mapping[str, tuple[float, int]], finest: str) -> str:
-    """Which share of the budgets each granularity wins, and what that says of the smallest group."""
-    said = ", ".join(f"{label} {percent(share)}" for label, (share, _) in wins.items())
+    """Which share of the budgets each granularity wins, and how the smallest group fares."""
+    said = ", ".join(f"{percent(share)} {label}" for label, (share, _) in wins.items())
     share, _ = wins.get(finest, (0.0, 0))
     text = f"Closest, as a share of all budgets: {said}."
     if share == 0:
         return f"{text} The {finest} never is."
-    rank = list(wins).index(finest)
-    if rank == 0:
-        return f"{text} The {finest} most often."
     first = next(iter(wins))
-    return (
-        f"{text} The {finest} far less often than the {first}."
-        if (share < wins[first][0] / 2)
-        else f"{text} The {finest} less often than the {first}."
-    )
+    if first == finest:
+        return f"{text} The {finest} is most often."
+    often = "far less often" if share < wins[first][0] / 2 else "less often"
+    return f"{text} The {finest} is {often} than the {first}."
