@@ -5,7 +5,9 @@ import os
 import runpy
 from pathlib import Path
 
-from qviz.server import ServeOptions
+from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
+
+from qviz.server import ServeOptions, app
 from qviz.server.settings import voila_config
 
 ROOT = Path(__file__).parents[1]
@@ -24,6 +26,17 @@ def test_voila_is_as_strict_as_our_own_server() -> None:
     here = voila_config(ServeOptions(notebooks=ROOT)).VoilaConfiguration
     for name, value in there.items():
         assert here[name] == value, name
+
+
+def test_kernels_that_nobody_uses_end_on_binder_as_here() -> None:
+    there = json.loads((BINDER / "jupyter_server_config.json").read_text())["MappingKernelManager"]
+    assert AsyncMappingKernelManager.class_traits().keys() >= there.keys()
+    assert there == {
+        "cull_idle_timeout": app.IDLE_KERNEL_SECONDS,
+        "cull_interval": app.CULL_EVERY_SECONDS,
+        "cull_connected": False,
+    }
+    assert "jupyter_server_config.d" in (BINDER / "postBuild").read_text()
 
 
 def test_scripts_can_be_run() -> None:

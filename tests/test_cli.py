@@ -1,8 +1,10 @@
 """The command line: thin, and in words when the user can repair what went wrong."""
 
+import platform
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,26 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_python_m_qviz_is_the_command() -> None:
     done = run("--version")
     assert (done.returncode, done.stdout) == (0, f"qviz {qviz.__version__}\n")
+
+
+def test_what_a_report_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version", "--verbose"]) == 0
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first == f"qviz {qviz.__version__}"
+    said = dict(line.split(": ", 1) for line in lines)
+    assert said["python"] == platform.python_version()
+    for package in ("torch", "numpy", "voila", "anywidget", "jupyterlab"):
+        assert said[package] == metadata.version(package)
+    assert {"device", "processor", "system", "date"} <= said.keys()
+
+
+@pytest.mark.parametrize("wrong", [[], ["--verbose"], ["--verbose", "methods"]])
+def test_what_is_no_command_is_said(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main(wrong)
+    assert left.value.code == 2
+    said = "belongs to --version" if "methods" in wrong else "name a command"
+    assert said in capsys.readouterr().err
 
 
 def test_help_and_version_import_nothing_heavy() -> None:

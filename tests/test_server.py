@@ -228,6 +228,43 @@ def test_only_the_loopback_interface_checks_the_host_name() -> None:
         assert tornado_settings(host)["allow_remote_access"] is True
 
 
+@pytest.mark.parametrize(
+    "origin", ["lms.example", "https://lms.example/", "https://lms.example/a", "ftp://lms.example",
+               "https://", "https://a b", "*", "https://lms.example; script-src *"],
+)  # fmt: skip
+def test_what_may_embed_pages_is_the_origin_of_a_site(notebooks: Path, origin: str) -> None:
+    with pytest.raises(ServeError, match=r"give it as https://lms\.example"):
+        ServeOptions(notebooks=notebooks, embed=(origin,))
+
+
+def test_sites_that_may_embed_pages_are_told_to_the_browser(notebooks: Path) -> None:
+    plain, embedded = (
+        voila_config(ServeOptions(notebooks=notebooks, embed=embed))
+        for embed in ((), ("https://lms.example", "http://localhost:90"))
+    )
+    policies = [
+        config.Voila.tornado_settings["headers"]["Content-Security-Policy"]
+        for config in (plain, embedded)
+    ]
+    assert policies[0].endswith("; frame-ancestors 'self'")
+    assert policies[1].endswith("; frame-ancestors 'self' https://lms.example http://localhost:90")
+    assert plain.IdentityProvider.cookie_options == {}
+    assert embedded.IdentityProvider.cookie_options == {"samesite": "None", "secure": True}
+
+
+def test_inside_a_strange_site_there_is_a_link_and_no_kernel(running: Running) -> None:
+    for site, page in (("cross-site", "in a tab of its own"), ("same-origin", "The first page")):
+        answer = running.ask(
+            "/voila/render/01_first.ipynb?a=%22%3Cb%3E",
+            Sec_Fetch_Dest="iframe", Sec_Fetch_Site=site,
+        )  # fmt: skip
+        assert answer.status == 200 and page in answer.text
+        own = "frame-ancestors 'self'" in answer.headers["Content-Security-Policy"]
+        assert own is (site == "same-origin")
+        assert ("jupyter-config-data" in answer.text) is own  # where a kernel is named
+        assert '"<b>' not in answer.text
+
+
 def test_a_page_is_asked_for_a_sign_of_life_before_it_is_cut_off() -> None:
     """Jupyter's own rule, one interval after a page has come, whose connection lives on."""
     settings = tornado_settings("127.0.0.1")

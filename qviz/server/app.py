@@ -164,6 +164,11 @@ def serve(options: ServeOptions, say: Say) -> None:
         say("Stop with Ctrl-C.")
         if not options.token and not is_loopback(options.host):
             say("Take care: anyone who can reach this machine can now use its processor.")
+        if options.embed:
+            say(
+                f"Pages may be shown inside {', '.join(options.embed)}; browsers keep the cookies "
+                "that this needs only where this server is reached over https."
+            )
         loop = app.ioloop
 
         def warm_up() -> None:

@@ -2,20 +2,50 @@
 
 from html import escape
 from typing import Any
+from urllib.parse import urlsplit
 
 from jupyter_server.auth.login import LoginFormHandler
 from jupyter_server.base.handlers import JupyterHandler
 from jupyter_server.utils import url_path_join
 from markupsafe import Markup
+from tornado.ioloop import IOLoop
 from tornado.web import HTTPError, authenticated
 from voila.static_file_handler import TemplateStaticFileHandler
 from voila.tornado.handler import TornadoVoilaHandler
 from voila.tornado.kernel_websocket_handler import VoilaKernelWebsocketHandler
 
 from qviz.server.options import START_PAGE
+from qviz.server.warm import given
+
+# A page connects as soon as its scripts have come, which a slow network delays.
+CONNECT_SECONDS = 60.0
 
 
-class StartPageHandler(JupyterHandler):  # type: ignore[misc]
+class InFrame(JupyterHandler):  # type: ignore[misc]
+    """Inside the page of a site that was not named with --embed there is a link, and no kernel.
+
+    Its browser would show neither the page nor why, and keep the token's cookie to itself.
+    """
+
+    async def prepare(self, *args: Any, **kwargs: Any) -> None:
+        sent = self.request.headers
+        framed = sent.get("Sec-Fetch-Dest") in ("iframe", "frame", "embed", "object")
+        around = urlsplit(sent.get("Referer", ""))
+        # A site may keep its name to itself; the browser holds pages to frame-ancestors anyway.
+        names = self.settings["embed"]
+        named = bool(names) and f"{around.scheme}://{around.netloc}" in ("://", *names)
+        if framed and sent.get("Sec-Fetch-Site") == "cross-site" and not named:
+            page = self.settings["voila_jinja2_env"].get_template("framed.html")
+            self.set_header(
+                "Content-Security-Policy",
+                "default-src 'none'; style-src 'unsafe-inline'; img-src data:",
+            )
+            self.finish(page.render(address=self.request.uri))
+            return
+        await super().prepare(*args, **kwargs)
+
+
+class StartPageHandler(InFrame):
     """`/` leads to the gallery; the token, if the address had one, is by then in a cookie."""
 
     @authenticated  # type: ignore[untyped-decorator]
@@ -23,8 +53,16 @@ class StartPageHandler(JupyterHandler):  # type: ignore[misc]
         self.redirect(url_path_join(self.base_url, "voila", "render", START_PAGE))
 
 
-class PageHandler(TornadoVoilaHandler):  # type: ignore[misc]
-    """A notebook as a page; what goes wrong half-way is said on the page, in words."""
+class PageHandler(InFrame, TornadoVoilaHandler):  # type: ignore[misc]
+    """A notebook as a page; what goes wrong half-way is said on the page, in words.
+
+    A page that is left while it is being prepared ends its kernel; so does one that has not
+    connected a minute after it was sent.
+    """
+
+    def initialize(self, **kwargs: Any) -> None:
+        super().initialize(**kwargs)
+        self._kernels: list[str] = []
 
     @authenticated  # type: ignore[untyped-decorator]
     async def get(self, path: str | None = None) -> None:
@@ -32,8 +70,11 @@ class PageHandler(TornadoVoilaHandler):  # type: ignore[misc]
             raise HTTPError(404, "pages are notebooks")
         # The page sends this cookie back when it is closed, to end its kernel.
         _ = self.xsrf_token
+        given.set(self._kernels)
         try:
             async for part in self.get_generator(path=path):
+                if self._left():
+                    break
                 self.write(part)
                 self.flush()
         except HTTPError:
@@ -46,6 +87,16 @@ class PageHandler(TornadoVoilaHandler):  # type: ignore[misc]
                 "<script>qvizPage.alarm('This page could not be built. The terminal in which the "
                 "server runs says why.')</script>"
             )
+        finally:
+            IOLoop.current().call_later(0 if self._left() else CONNECT_SECONDS, self._end_kernels)
+
+    def _left(self) -> bool:
+        stream = self.request.connection.stream
+        return stream is None or bool(stream.closed())
+
+    async def _end_kernels(self) -> None:
+        for kernel in self._kernels:
+            await self.kernel_manager.end_unless_met(kernel)
 
 
 class TemplateFileHandler(TemplateStaticFileHandler):  # type: ignore[misc]

@@ -2,15 +2,18 @@
 
 import errno
 import os
+import re
 import secrets
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import urlsplit
 
 DEFAULT_PORT = 8866
 START_PAGE = "00_start.ipynb"
+ORIGIN_HOST = re.compile(r"[\w.-]+(:\d+)?").fullmatch
 
 Say = Callable[[str], None]
 
@@ -24,7 +27,8 @@ class ServeOptions:
     """What `qviz serve` was asked for.
 
     `port=None` means 8866 or, where that is in use, the next free one; a port that is named is
-    taken or refused. `pool` is the number of warm kernels for each page.
+    taken or refused. `pool` is the number of warm kernels for each page. `embed` are origins of
+    sites that may show the pages inside their own ("https://lms.example").
     """
 
     notebooks: Path
@@ -34,6 +38,22 @@ class ServeOptions:
     token: str | None = None
     pool: int = 1
     fill_cache: bool = True
+    embed: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for origin in self.embed:
+            check_origin(origin)
+
+
+def check_origin(text: str) -> None:
+    """ValueError unless this names a site as browsers do: scheme, host and perhaps a port."""
+    parts = urlsplit(text)
+    whole = f"{parts.scheme}://{parts.netloc}"
+    if parts.scheme not in ("http", "https") or text != whole or not ORIGIN_HOST(parts.netloc):
+        raise ServeError(
+            f"{text!r} is not the origin of a site; give it as https://lms.example or "
+            "https://lms.example:8443, without a path"
+        )
 
 
 def find_notebooks(directory: str | Path | None = None) -> Path:
@@ -109,5 +129,5 @@ def bind(port: int | None, host: str, say: Say) -> socket.socket:
         )
     raise ServeError(
         f"port {port} is in use; stop what uses it, or choose another with --port, "
-        "or leave --port away to get a free one"
+        "or omit --port to get a free one"
     )

@@ -27,9 +27,10 @@ CONTENT_POLICY = "; ".join(
         "font-src 'self' data:",
         "connect-src 'self' blob: data:",
         "worker-src 'self' blob:",
-        "frame-ancestors 'self'",
     ]
 )
+
+FRAMED_COOKIES = {"samesite": "None", "secure": True}
 
 
 def voila_config(options: ServeOptions) -> Config:
@@ -43,8 +44,10 @@ def voila_config(options: ServeOptions) -> Config:
                 "open_browser": False,  # done here, after the link has been printed
                 "config_file_paths": [],  # a stray voila.json must not loosen what follows
                 "log_level": logging.WARNING,
-                "tornado_settings": tornado_settings(options.host),
+                "tornado_settings": tornado_settings(options.host, options.embed),
             },
+            # Inside another site's page a browser sends back no other cookies than these.
+            "IdentityProvider": {"cookie_options": dict(FRAMED_COOKIES) if options.embed else {}},
             "VoilaConfiguration": {
                 "template": "qviz",
                 "allow_template_override": "NO",
@@ -68,14 +71,17 @@ def voila_config(options: ServeOptions) -> Config:
     )
 
 
-def tornado_settings(host: str) -> dict[str, Any]:
+def tornado_settings(host: str, embed: tuple[str, ...] = ()) -> dict[str, Any]:
+    ancestors = " ".join(["frame-ancestors 'self'", *embed])
     return {
         "headers": {
-            "Content-Security-Policy": CONTENT_POLICY,
+            "Content-Security-Policy": f"{CONTENT_POLICY}; {ancestors}",
             "X-Content-Type-Options": "nosniff",
             "Referrer-Policy": "same-origin",
         },
         "xsrf_cookies": True,
+        "xsrf_cookie_kwargs": dict(FRAMED_COOKIES) if embed else {},
+        "embed": embed,
         # Another site can point a name of its own at 127.0.0.1; its Host header gives it away.
         "allow_remote_access": not is_loopback(host),
         "local_hostnames": ["localhost"],

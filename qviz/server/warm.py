@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from contextvars import ContextVar
 from typing import Any
 
 from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
@@ -15,6 +16,9 @@ from qviz.core.memory import available_memory
 REFILL_DELAY_SECONDS = 3.0
 # Below this much free memory no further kernel is warmed; pages then start cold, and work.
 KEEP_FREE_BYTES = 1 << 30
+
+# Kernels that were given to the page which is being sent in this context.
+given: ContextVar[list[str] | None] = ContextVar("given", default=None)
 
 _PreheatedKernels: Any = voila_kernel_manager_factory(AsyncMappingKernelManager, True, 0)
 
@@ -32,6 +36,7 @@ class WarmKernels(_PreheatedKernels):  # type: ignore[misc]
         self._size = size
         self._closing = False
         self._starting: asyncio.Task[Any] | None = None
+        self._met: set[str] = set()  # kernels that a page has been connected to
         self._one_at_a_time = asyncio.Semaphore(1)
         super().__init__(**kwargs)
         self._pages = pages
@@ -99,7 +104,27 @@ class WarmKernels(_PreheatedKernels):  # type: ignore[misc]
     async def get_rendered_notebook(self, notebook_name: str, **kwargs: Any) -> Any:
         pool = self._pools[notebook_name]
         pool.sort(key=lambda entry: not ready(entry))  # the parent takes the first
-        return await super().get_rendered_notebook(notebook_name, **kwargs)
+        found = await super().get_rendered_notebook(notebook_name, **kwargs)
+        _note_given(found[2])
+        return found
+
+    async def start_kernel(self, *args: Any, **kwargs: Any) -> str:
+        kernel: str = await super().start_kernel(*args, **kwargs)
+        _note_given(kernel)
+        return kernel
+
+    def notify_connect(self, kernel_id: str) -> None:
+        self._met.add(kernel_id)
+        super().notify_connect(kernel_id)
+
+    def remove_kernel(self, kernel_id: str) -> None:
+        self._met.discard(kernel_id)
+        super().remove_kernel(kernel_id)
+
+    async def end_unless_met(self, kernel_id: str) -> None:
+        """End a kernel whose page nobody has connected: it was left while it came."""
+        if kernel_id in self and kernel_id not in self._met:
+            await self.shutdown_kernel(kernel_id, now=True)
 
     async def shutdown_all(self, *args: Any, **kwargs: Any) -> None:
         self._closing = True
@@ -120,6 +145,12 @@ class WarmKernels(_PreheatedKernels):  # type: ignore[misc]
             # All are ended at once: one that was just ending by itself is gone as it should be.
             if not (self._closing and error.status_code == 404):
                 raise
+
+
+def _note_given(kernel_id: str) -> None:
+    kernels = given.get()
+    if kernels is not None:
+        kernels.append(kernel_id)
 
 
 def ready(entry: "asyncio.Future[Any]") -> bool:

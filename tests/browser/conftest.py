@@ -1,5 +1,6 @@
 """Fixtures of the browser tests: one Chromium for the session, servers and tabs on request."""
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,12 +12,12 @@ from driver import CHROMIUM_ARGUMENTS, SERVER, Tab, require_chromium, running
 
 
 @pytest.fixture(scope="session")
-def serve_notebooks() -> Callable[[Path], Any]:
-    """Context manager: folder of notebooks → base URL of a server that shows them."""
+def serve_notebooks() -> Callable[..., Any]:
+    """Context manager: folder of notebooks, options → base URL of a server that shows them."""
 
     @contextmanager
-    def serve(folder: Path) -> Iterator[str]:
-        arguments = [sys.executable, "-c", SERVER, str(folder)]
+    def serve(folder: Path, **options: Any) -> Iterator[str]:
+        arguments = [sys.executable, "-c", SERVER, str(folder), json.dumps(options)]
         with running(arguments, r"(http://127\.0\.0\.1:\d+)") as (match, _):
             yield match.group(1)
 

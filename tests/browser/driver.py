@@ -33,13 +33,13 @@ CHROMIUM_ARGUMENTS = [
     "--no-first-run",
 ]
 SERVER = """
-import sys
+import json, sys
 from pathlib import Path
 from qviz.server import ServeOptions, serve
 serve(
     ServeOptions(
         notebooks=Path(sys.argv[1]), port=0, host="127.0.0.1", browser=False, token=None, pool=0,
-        fill_cache=False,
+        fill_cache=False, **json.loads(sys.argv[2]),
     ),
     lambda text: print(text, flush=True),
 )

@@ -2,6 +2,7 @@
 keyboard, names, the guide, the projector.
 """
 
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -190,10 +191,14 @@ def test_the_guide_sets_the_page_and_remembers(tab: Tab, base: str, lesson: Less
 def test_keyboard_stops_come_in_order_with_names_and_in_sight(
     tab: Tab, base: str, lesson: Lesson
 ) -> None:
-    """Through everything by Tab: forwards down the document, named, not under a bar."""
-    for part in ["", *PARTS.get(lesson.slug, [])]:
+    """Through everything by Tab: forwards down the document, named, not under a bar, also where
+    the page is enlarged to 200 and to 400 %."""
+    parts = ["", *PARTS.get(lesson.slug, [])]
+    sizes = ((1280, 800), (640, 400), (320, 256))
+    for part, (width, height) in itertools.product(parts, sizes):
         page = go(tab, base, lesson, part)
-        page.wait_for_timeout(1000)
+        page.set_viewport_size({"width": width, "height": height})
+        page.wait_for_timeout(600)
         page.evaluate("document.activeElement?.blur(); scrollTo(0, 0)")
         seen = page.evaluate("window.qvStops = []")
         for _ in range(150):
@@ -205,7 +210,20 @@ def test_keyboard_stops_come_in_order_with_names_and_in_sight(
         assert len(seen) > 12
         assert [s["html"] for s in seen if not s["name"]] == []
         assert [s["html"] for s in seen if not s["after"]] == []
-        assert [s["html"] for s in seen if s["hidden"]] == []
+        assert [s["html"] for s in seen if s["hidden"]] == [], (part, width)
+    page.set_viewport_size({"width": 1280, "height": 800})
+
+
+def test_the_first_stop_leads_to_the_controls(tab: Tab, base: str, lesson: Lesson) -> None:
+    page = go(tab, base, lesson)
+    page.evaluate("document.activeElement?.blur(); scrollTo(0, 0)")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    here = page.evaluate(
+        "[document.activeElement.closest('.qv-lead, .qv-foot, .qv-controls') !== null,"
+        " document.activeElement.getBoundingClientRect().top]"
+    )
+    assert here[0] and 0 <= here[1] < 800
 
 
 STOP = """() => {

@@ -281,6 +281,9 @@ def test_in_jupyterlab(open_tab, tmp_path, walk):
         run_first_cell(tab, f"{url}/lab/tree/07_gptq.ipynb")
         tab.page.get_by_role("radio", name="a real layer").check(force=True)
         tab.page.wait_for_selector(READY, timeout=60_000, state="attached")
+        tab.page.locator(".qv-stage:visible").first.scroll_into_view_if_needed()
+        bar = tab.page.locator(".qv-transport").bounding_box()  # in sight with the pictures
+        assert bar["y"] > 0 and bar["y"] + bar["height"] <= 1000
         steps_bar(tab).focus()
         tab.page.keyboard.press("]")
         wait_for_step(tab, 128)

@@ -2,11 +2,17 @@
 
 import json
 import re
+import socket
+import threading
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from driver import Tab, eventually, write_notebooks
 
@@ -32,6 +38,79 @@ class Own(anywidget.AnyWidget):
 
 display(widgets.VBox([slider, label, end]), Own())
 '''
+
+
+class CuttableProxy:
+    """Passes bytes on between a port of its own and another one, until it is cut."""
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self.listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listening.getsockname()[1]
+        self.open: list[socket.socket] = []
+        self.is_cut = False
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self.listening.accept()
+            except OSError:  # closed
+                return
+            if self.is_cut:
+                near.close()
+                continue
+            far = socket.create_connection(("127.0.0.1", self.target))
+            self.open += [near, far]
+            for one, other in ((near, far), (far, near)):
+                threading.Thread(target=self._pump, args=(one, other), daemon=True).start()
+
+    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):  # cut, or closed by either side
+            while data := source.recv(1 << 16):
+                target.sendall(data)
+        for end in (source, target):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def cut(self) -> None:
+        self.is_cut = True
+        for end in self.open:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+        self.open = []
+
+    def restore(self) -> None:
+        self.is_cut = False
+
+
+@contextmanager
+def cuttable_proxy(target: int) -> Iterator[CuttableProxy]:
+    proxy = CuttableProxy(target)
+    try:
+        yield proxy
+    finally:
+        proxy.cut()
+        proxy.listening.shutdown(socket.SHUT_RDWR)
+        proxy.listening.close()
+
+
+@contextmanager
+def files_served(folder: Path) -> Iterator[int]:
+    """Another site: a folder, on a port of its own."""
+    handler = partial(QuietFiles, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        yield int(other.server_address[1])
+        other.shutdown()
+
+
+class QuietFiles(SimpleHTTPRequestHandler):
+    def log_message(self, *args: Any) -> None:
+        """Nothing in the test's output."""
+
+
 READY = "body[data-qviz-ready]"
 
 
@@ -49,6 +128,18 @@ def base(
 def kernel_of(tab: Tab) -> str:
     text = tab.page.locator("#jupyter-config-data").text_content()
     return str(json.loads(text)["kernelId"])
+
+
+def kernels() -> dict[str, psutil.Process]:
+    """The kernels that run here now, by their ids."""
+    found = {}
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            line = " ".join(process.cmdline())
+            match = re.search(r"kernel-([0-9a-f-]{36})\.json", line)
+            if match and process.status() != psutil.STATUS_ZOMBIE:
+                found[match[1]] = process
+    return found
 
 
 def status_of(url: str) -> int:
@@ -112,6 +203,44 @@ def test_a_lost_kernel_is_said_and_can_be_started_again(
     page.get_by_text("3 bits").wait_for()
 
 
+def test_a_connection_that_comes_back_takes_the_alarm_with_it(
+    base: str, open_tab: Callable[..., Tab]
+) -> None:
+    """Cut for as long as it takes to notice; then the page answers, the alarm is gone, and a
+    kernel that really ends is still reported."""
+    port = int(base.rsplit(":", 1)[1].split("/")[0])
+    with cuttable_proxy(port) as proxy:
+        tab = open_tab()
+        page = tab.open(f"http://127.0.0.1:{proxy.port}/voila/render/01_widgets.ipynb", READY)
+        proxy.cut()
+        page.get_by_text("The server does not answer").wait_for(timeout=20_000)
+        proxy.restore()
+        page.get_by_text("The connection is back").wait_for(timeout=20_000)
+        page.locator("[role=slider]").focus()
+        page.keyboard.press("ArrowRight")
+        page.get_by_text("3 bits").wait_for()
+        page.wait_for_function("!document.querySelector('.qv-notice')")
+        proxy.cut()
+        page.get_by_text("The server does not answer").wait_for(timeout=20_000)
+        kernels()[kernel_of(tab)].kill()
+        proxy.restore()
+        page.get_by_text("The Python process behind this page has ended").wait_for(timeout=20_000)
+        assert page.locator(".qv-notice").count() == 1
+
+
+def test_pages_that_are_left_early_leave_no_kernel(base: str, open_tab: Callable[..., Tab]) -> None:
+    """Reloaded again and again before it was ready: one page, one kernel."""
+    before = set(kernels())
+    tab = open_tab()
+    for pause in (50, 300, 800, 1500, 2200):
+        tab.page.goto(f"{base}/voila/render/01_widgets.ipynb", wait_until="commit")
+        tab.page.wait_for_timeout(pause)
+    tab.open(f"{base}/voila/render/01_widgets.ipynb", READY)
+    eventually(lambda: set(kernels()) - before == {kernel_of(tab)}, 20)
+    tab.page.goto("about:blank")
+    eventually(lambda: set(kernels()) == before)
+
+
 def test_a_page_that_cannot_be_built_says_so(base: str, open_tab: Callable[..., Tab]) -> None:
     tab = open_tab(width=390)
     page = tab.open(f"{base}/voila/render/02_broken.ipynb", READY)
@@ -158,3 +287,32 @@ def test_a_stopped_server_is_said(
     with serve_notebooks(tmp_path) as url:
         tab.open(f"{url}/voila/render/01_widgets.ipynb", READY)
     tab.page.get_by_text("The server does not answer").wait_for(timeout=20_000)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_page_inside_another_site(
+    serve_notebooks: Callable[..., Any], tmp_path: Path, open_tab: Callable[..., Tab], named: bool
+) -> None:
+    """As a link that opens a tab, or, where the site was named to the server, as the lesson."""
+    write_notebooks(tmp_path / "pages", {"01_widgets": WIDGETS})
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    with (
+        files_served(outside) as port,
+        serve_notebooks(
+            tmp_path / "pages", embed=[f"http://localhost:{port}"] if named else []
+        ) as url,
+    ):
+        frame = f'<iframe src="{url}/voila/render/01_widgets.ipynb" width=900 height=600></iframe>'
+        (outside / "index.html").write_text(frame)
+        tab = open_tab()
+        tab.page.goto(f"http://localhost:{port}/index.html")
+        inside = tab.page.frame_locator("iframe")
+        if named:
+            inside.locator("[role=slider]").focus(timeout=30_000)
+            tab.page.keyboard.press("ArrowRight")
+            inside.get_by_text("3 bits").wait_for()
+        else:
+            with tab.context.expect_page() as opened:
+                inside.get_by_role("link", name="Open it").click()
+            opened.value.wait_for_selector(READY, timeout=30_000)

@@ -1,5 +1,6 @@
 """Every widget in a real browser: what is painted and said is compared with the Python values."""
 
+import itertools
 import os
 import re
 import signal
@@ -483,6 +484,88 @@ def test_equation_lights_up_and_explains(tab: Tab) -> None:
 
 
 # ---------------------------------------------------------------------- other controls
+
+
+def test_with_reduced_motion_playing_is_as_fast_in_fewer_changes(
+    url: str, open_tab: Callable[..., Tab]
+) -> None:
+    """40 steps of 20 a second: two seconds, and at most one change in each."""
+    tab = open_tab(reduced_motion="reduce")
+    tab.open(url, ".t-chart[data-qv-painted]")
+    changes = tab.page.evaluate(
+        """async () => {
+            const el = document.querySelector('.t-transport');
+            const times = [];
+            const seen = () => times.push([performance.now(), el.dataset.qvPainted]);
+            el.addEventListener('qv-painted', seen);
+            el.querySelector('[aria-label="Play"]').click();
+            const end = performance.now() + 15000;
+            while (el.dataset.qvPainted !== '39' && performance.now() < end)
+                await new Promise((ok) => setTimeout(ok, 20));
+            return times.filter(([, i], k) => !k || i !== times[k - 1][1]);
+        }"""
+    )
+    assert changes[-1][1] == "39"
+    assert len(changes) <= 5
+    assert all(later[0] - earlier[0] > 900 for earlier, later in itertools.pairwise(changes))
+
+
+def test_a_swipe_that_begins_on_a_chart_moves_the_page(
+    url: str, open_tab: Callable[..., Tab]
+) -> None:
+    tab = open_tab(width=390, height=600, has_touch=True, is_mobile=True)
+    tab.open(url, ".t-chart[data-qv-painted]")
+    for name in (".t-chart .qv-plot", ".t-small .qv-stage", ".t-line .qv-line-stage"):
+        tab.page.locator(name).evaluate("e => e.scrollIntoView({ block: 'center' })")
+        tab.page.wait_for_timeout(300)
+        before = tab.page.evaluate("scrollY")
+        where = tab.page.locator(name).bounding_box()
+        x, y = where["x"] + 40, where["y"] + where["height"] / 2
+        finger = tab.context.new_cdp_session(tab.page)
+        for kind, at in [("touchStart", 0), *(("touchMove", 10 * k) for k in range(1, 13))]:
+            finger.send(
+                "Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y + at}]}
+            )
+            tab.page.wait_for_timeout(16)
+        finger.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+        eventually(lambda before=before: before - tab.page.evaluate("scrollY") > 60)
+
+
+def test_pictures_are_sharp_on_another_screen(url: str, open_tab: Callable[..., Tab]) -> None:
+    """A window that is dragged to a screen of twice the resolution keeps its size."""
+    tab = open_tab()
+    tab.open(url, ".t-chart[data-qv-painted]")
+    wide = "document.querySelector('.t-small canvas').width"
+    before = tab.page.evaluate(wide)
+    session = tab.context.new_cdp_session(tab.page)
+    for factor in (2, 1, 3):
+        session.send(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": 1280, "height": 800, "deviceScaleFactor": factor, "mobile": False},
+        )
+        # the emulated screen tells nobody that it has changed: the next picture finds out
+        tab.page.locator(".t-slider input").focus()
+        tab.page.keyboard.press("ArrowRight" if factor == 2 else "ArrowLeft")
+        eventually(lambda factor=factor: abs(tab.page.evaluate(wide) - factor * before) <= factor)
+
+
+def test_on_paper_nothing_is_cut_and_no_bar_covers_anything(
+    url: str, open_tab: Callable[..., Tab]
+) -> None:
+    tab = open_tab(width=1920, height=1080)
+    tab.open(url, ".t-chart[data-qv-painted]")
+    tab.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    tab.page.emulate_media(media="print")
+    tab.page.set_viewport_size({"width": 700, "height": 1000})
+    too_wide = (
+        "[...document.querySelectorAll('.qv-plot, .qv-plot svg, .qv-stage, .qv-line-stage')]"
+        ".filter((e) => e.getBoundingClientRect().right > 700).map((e) => e.className)"
+    )
+    assert tab.page.evaluate(too_wide) == []
+    stuck = "getComputedStyle(document.querySelector('.qv-foot')).position"
+    assert tab.page.evaluate(stuck) == "static"
+    tab.page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert tab.page.evaluate("document.querySelector('.t-chart .qv-plot').style.zoom") == ""
 
 
 def test_transport_steps_plays_and_jumps(tab: Tab) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from gptq_plans import NAMES, problem, run
 from inputs import calibration_for
 
 import qviz
@@ -15,7 +16,6 @@ from qviz.study.gptq_compared import better
 from qviz.study.gptq_contrasts import CONTRASTS, FEW, Plan, contrasts_for
 
 LAYER = "model.layers.0.mlp.up_proj"
-NAMES = {c.name: c for c in CONTRASTS}
 OPTIONS = [
     {},
     {"bits": 2, "act_order": True, "group_size": 32},
@@ -23,31 +23,6 @@ OPTIONS = [
     {"group_size": 32, "symmetric": False, "static_groups": True, "act_order": True},
     {"group_size": 16, "stale_groups": True, "block_size": 1},
 ]
-
-
-def problem(columns=64, rows=24, tokens=200):
-    """A plan of correlated inputs, with a judge of its own, in float64."""
-    g = torch.Generator().manual_seed(0)
-    mix = torch.randn(6, columns, generator=g, dtype=torch.float64)
-    sizes = torch.logspace(-0.5, 0.5, columns, dtype=torch.float64)
-
-    def inputs(seed):
-        h = torch.Generator().manual_seed(seed)
-        base = torch.randn(tokens, 6, generator=h, dtype=torch.float64) @ mix
-        noise = torch.randn(tokens, columns, generator=h, dtype=torch.float64)
-        return calibration_for((base + 0.5 * noise) * sizes)
-
-    w = torch.randn(rows, columns, generator=g, dtype=torch.float64)
-    return Plan(w, inputs(1), inputs(2), {"group_size": 32, "bits": 3}), lambda _: inputs(7)
-
-
-def run(name, plan, texts):
-    second = NAMES[name].apply(plan, texts)
-    return second, plan.walk(), second.walk()
-
-
-def numbers(text):
-    return [float(x) for x in re.findall(r"\d+\.?\d*(?:e-?\d+)?", text)]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)

@@ -3,6 +3,7 @@
 // slider moves on, one chart a second is drawn, and the next only when the page has shown a frame.
 
 const REST = 45; // milliseconds without news after which the slider rests
+const PAPER = 640; // pixels of a column of A4
 const PATIENCE = 1000; // milliseconds that charts wait at most, with news coming all the time
 
 const ARRAYS = {
@@ -74,7 +75,6 @@ export default widget(({ model, el, signal }) => {
   const numbers = elem("div", "qv-scroll");
   numbers.tabIndex = 0;
   numbers.setAttribute("role", "region");
-  numbers.setAttribute("aria-label", "Numbers of the chart");
   more.append(elem("summary", "", "As numbers"), numbers);
   const box = elem("div", "qv-plot-box");
   const line = elem("div", "qv-mark");
@@ -159,6 +159,7 @@ export default widget(({ model, el, signal }) => {
 
   function describe() {
     const text = model.get("summaries")[frame()] ?? "";
+    numbers.setAttribute("aria-label", `Numbers of the chart: ${model.get("label")}`);
     plot.setAttribute("aria-label", [model.get("label"), text].filter(Boolean).join(". "));
     if (more.open) tabulate();
   }
@@ -217,6 +218,11 @@ export default widget(({ model, el, signal }) => {
     }
   });
   sizes.observe(el);
+  // On paper the page is narrower than on the screen for which the chart was drawn.
+  addEventListener("beforeprint", () => {
+    plot.style.zoom = Math.min(1, PAPER / Math.max(1, el.clientWidth));
+  }, { signal });
+  addEventListener("afterprint", () => (plot.style.zoom = ""), { signal });
   signal.addEventListener("abort", () => {
     sizes.disconnect();
     queue.jobs.delete(key);

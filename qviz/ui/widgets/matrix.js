@@ -2,6 +2,8 @@
 // run. Everything is redrawn in animation frames alone. The parts stand in matrix_*.js, before this
 // file in the same module, and share one view.
 
+const pixelRatio = () => Math.min(3, globalThis.devicePixelRatio || 1);
+
 export default widget(({ model, el, signal }) => {
   el.classList.add("qv-matrix");
   const get = (name) => model.get(name);
@@ -26,6 +28,7 @@ export default widget(({ model, el, signal }) => {
 
   view.schedule = painter(() => {
     if (!view.ready()) return;
+    if (view.dpr !== pixelRatio()) resize();
     if (!paint.themed) paint.readTheme();
     view.zoom.update();
     if (view.stale) {
@@ -63,7 +66,7 @@ export default widget(({ model, el, signal }) => {
     const [rows, cols] = get("shape");
     const aspect = get("aspect") || clamp(cols / Math.max(1, rows), 1, 4 / 3);
     stage.style.aspectRatio = `${aspect}`;
-    view.dpr = Math.min(3, globalThis.devicePixelRatio || 1);
+    view.dpr = pixelRatio();
     const [w, h] = [Math.round(stage.clientWidth * view.dpr), Math.round(stage.clientHeight * view.dpr)];
     if ((w === view.W && h === view.H) || w < 2 || h < 2) return;
     [view.W, view.H] = [w, h];
@@ -75,6 +78,7 @@ export default widget(({ model, el, signal }) => {
     view.schedule();
   });
   sizes.observe(view.page.stage);
+  onResolution(signal, view.schedule);
   signal.addEventListener("abort", () => sizes.disconnect());
   pointAt(view);
   typeAt(view);

@@ -57,7 +57,6 @@ function matrixPage(el) {
   tableBox.append(table);
   tableBox.tabIndex = 0;
   tableBox.setAttribute("role", "region");
-  tableBox.setAttribute("aria-label", "Numbers around the cursor");
   more.append(elem("summary", "", "As numbers"), tableBox);
   el.append(title, frameBox, legend, readout, note, more, summary, keys);
   return {

@@ -97,11 +97,12 @@ class MatrixWords {
   frame() {
     const { view } = this;
     const { get } = view;
-    const { name, which, title, summary, base, table, stage } = view.page;
+    const { name, which, title, summary, base, table, tableBox, stage } = view.page;
     const f = view.frame();
     name.textContent = get("label");
     which.textContent = view.source().label(f);
     title.dataset.role = get("role");
+    tableBox.setAttribute("aria-label", `${get("label")}: numbers around the cursor`);
     clearTimeout(this.telling); // a screen reader is told where the slider stopped, not every station
     this.telling = setTimeout(() => {
       if (!view.ready() || !view.source().prepare(view.frame())) return; // whatever comes next tells

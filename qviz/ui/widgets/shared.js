@@ -106,6 +106,17 @@ function onTheme(signal, fn) {
   signal.addEventListener("abort", () => seen.disconnect());
 }
 
+/** Calls fn when a pixel of the page has become more or fewer of the screen's: by zoom, or because
+ *  the window was dragged to another screen. */
+function onResolution(signal, fn) {
+  if (signal.aborted) return;
+  const media = matchMedia(`(resolution: ${devicePixelRatio}dppx)`);
+  media.addEventListener("change", () => {
+    fn();
+    onResolution(signal, fn);
+  }, { signal, once: true });
+}
+
 /** A colour of the stylesheet as the browser resolves it here and now. */
 function cssColor(el, value) {
   const probe = elem("span");

@@ -122,15 +122,17 @@ export default widget(({ model, el, signal }) => {
   let timer = 0;
   let since = 0;
   let owed = 0;
+  let moved = 0; // when
   const calm = matchMedia("(prefers-reduced-motion: reduce)");
   function tick(now) {
     timer = 0;
     if (!get("playing")) return;
-    // reduced motion: still playing, but never faster than one change a second
-    const pace = Math.min(get("rate") * get("speeds")[get("speed")], calm.matches ? 1 : Infinity);
-    owed += (Math.min(now - since, 500) / 1000) * pace;
+    owed += (Math.min(now - since, 500) / 1000) * get("rate") * get("speeds")[get("speed")];
     since = now;
-    const steps = Math.floor(owed);
+    // reduced motion: just as fast, but no more than one change a second
+    const rests = calm.matches && now - moved < 1000;
+    const steps = rests ? 0 : Math.floor(owed);
+    if (steps) moved = now;
     owed -= steps;
     if (steps) go(get("index") + steps);
     if (get("index") >= get("n") - 1) set("playing", false);
@@ -147,7 +149,7 @@ export default widget(({ model, el, signal }) => {
     timer = 0;
     if (on) {
       owed = 0;
-      since = performance.now();
+      since = moved = performance.now();
       timer = requestAnimationFrame(tick);
     }
   };

@@ -3,28 +3,55 @@
 window.qvizPage = (() => {
   const byId = (id) => document.getElementById(id);
   let heartbeats = 0;
-  let failed = false;
+  let cause = ""; // what the alarm on the page is about
 
   function say(text) {
     const place = byId("loading_text");
     if (place) place.textContent = text;
   }
 
-  function alarm(text) {
-    if (failed) return; // the first reason is the cause; later ones only follow from it
-    failed = true;
+  // The first reason is the cause, and later ones only follow from it; but a connection may come
+  // back, and what is found out then is truer.
+  function alarm(text, about = "end") {
+    if (cause && cause !== "connection") return;
+    if (cause === about) return;
+    cause = about;
     const notice = document.createElement("p");
     notice.className = "qv-notice";
     notice.textContent = text;
-    const again = document.createElement("button");
-    again.type = "button";
-    again.textContent = "Start again";
-    again.onclick = () => location.reload();
-    notice.append(again);
+    notice.append(about === "frame" ? ownTab() : startAgain());
     byId("qv-alarm").replaceChildren(notice);
     byId("loading")?.remove();
     byId("qv-cells")?.classList.remove("qv-waiting");
     notice.scrollIntoView({ block: "nearest" });
+  }
+
+  function startAgain() {
+    const again = document.createElement("button");
+    again.type = "button";
+    again.textContent = "Start again";
+    again.onclick = () => location.reload(); // the address holds what was chosen
+    return again;
+  }
+
+  function ownTab() {
+    const link = document.createElement("a");
+    Object.assign(link, { href: location.href, target: "_blank", textContent: "Open it in a tab" });
+    return link;
+  }
+
+  async function withdraw() {
+    // A kernel that ended meanwhile was started anew, and knows nothing of this page.
+    const kernel = window.jupyterapp?.widgetManager?.kernel;
+    const answer = await kernel?.requestCommInfo({ target_name: "jupyter.widget" });
+    if (answer && !Object.keys(answer.content.comms ?? {}).length) return lost();
+    if (cause !== "connection") return;
+    cause = "";
+    const notice = document.createElement("p");
+    notice.className = "qv-notice";
+    notice.textContent = "The connection is back.";
+    byId("qv-alarm").replaceChildren(notice);
+    setTimeout(() => notice.remove(), 5000);
   }
 
   function reveal() {
@@ -35,6 +62,9 @@ window.qvizPage = (() => {
 
   // Ready means: every widget that the notebook shows has drawn its first element.
   function cellsSent() {
+    if (window !== window.top && !/\b_xsrf=/.test(document.cookie)) {
+      return alarm("Your browser keeps no cookies of pages that are shown inside another site, and this lesson needs one. ", "frame");
+    }
     prepareGoodbye();
     const root = byId("qv-cells");
     const WIDGET = "application/vnd.jupyter.widget-view+json";
@@ -55,12 +85,31 @@ window.qvizPage = (() => {
     }, 20000);
   }
 
+  /** To what the lesson is about: its own slider, the bar of steps, or the first of its controls. */
+  function skip() {
+    const places = [".qv-lead input", ".qv-foot [aria-label='Play']", ".qv-controls :is(input, select, button)", ".qv-page :is(a, button)"];
+    const there = places.flatMap((place) => [...document.querySelectorAll(place)]);
+    const first = there.find((one) => one.getClientRects().length);
+    first?.focus();
+    first?.scrollIntoView({ block: "center" });
+  }
+
   const base = () => JSON.parse(byId("jupyter-config-data").textContent).baseUrl;
 
   // Voilà ends the kernel when the page is closed, if this cookie is there to prove where we are.
   function prepareGoodbye() {
     if (!/\b_xsrf=/.test(document.cookie)) fetch(`${base()}qviz/cookie`).catch(() => {});
   }
+
+  // Voilà's own goodbye comes with the widgets; a page that is left earlier says it here.
+  addEventListener("pagehide", (event) => {
+    const config = byId("jupyter-config-data");
+    if (event.persisted || !config || window.jupyterapp?.widgetManager) return;
+    const proof = new FormData();
+    proof.append("_xsrf", /\b_xsrf=([^;]*)/.exec(document.cookie)?.[1] ?? "");
+    const { baseUrl, kernelId } = JSON.parse(config.textContent);
+    navigator.sendBeacon(`${baseUrl}voila/api/shutdown/${kernelId}`, proof);
+  });
 
   // Voilà calls these by name while the notebook runs and when its theme is there.
   window.voila_process = (index, count) => say(`Preparing step ${index} of ${count}…`);
@@ -76,13 +125,21 @@ window.qvizPage = (() => {
 
   // A kernel that is gone leaves a page that looks alive and answers nothing. The socket to it is
   // the only witness, and it is opened by scripts that load later: so listen where it is made.
+  let open = null; // the socket to the kernel
   const Plain = window.WebSocket;
   window.WebSocket = class extends Plain {
     constructor(...args) {
       super(...args);
       const kernel = /\/api\/kernels\/([\w-]+)\/channels/.exec(this.url);
       if (!kernel) return;
-      this.addEventListener("close", () => setTimeout(lookAfter, 1500, kernel[1]));
+      this.addEventListener("open", () => {
+        open = this;
+        if (cause === "connection") withdraw();
+      });
+      this.addEventListener("close", () => {
+        if (open === this) open = null;
+        setTimeout(lookAfter, 1500, kernel[1]);
+      });
       this.addEventListener("message", (event) => {
         const size = event.data.byteLength ?? event.data.length;
         if (size > 4000) return; // status messages are short; never decode a picture
@@ -101,15 +158,27 @@ window.qvizPage = (() => {
     setTimeout(() => (leaving = false), 5000); // a download also fires this, and then we stay
   });
 
-  async function lookAfter(id) {
-    if (leaving) return;
-    try {
-      const answer = await fetch(`${base()}api/kernels/${id}`, { cache: "no-store" });
-      if (!answer.ok || answer.redirected) lost();
-    } catch {
-      alarm("The server does not answer: it was stopped, or the connection is down.");
-    }
-  }
+  let looking = 0; // one round at a time
 
-  return { cellsSent, alarm };
+  /** What has become of the kernel whose socket has closed? Asked until the answer is final. */
+  async function lookAfter(id) {
+    clearTimeout(looking);
+    if (leaving || open || cause === "end") return;
+    try {
+      const signal = AbortSignal.timeout(8000);
+      const answer = await fetch(`${base()}api/kernels/${id}`, { cache: "no-store", signal });
+      if (answer.status >= 500) throw new Error("a proxy answers, and not the server");
+      if (!answer.ok || answer.redirected) return lost();
+      // Jupyter tries by itself, but less and less often, and not for ever.
+      window.jupyterapp?.widgetManager?.kernel.reconnect().catch(() => {});
+    } catch {
+      alarm("The server does not answer: it was stopped, or the connection is down. This page keeps trying.", "connection");
+    }
+    looking = setTimeout(lookAfter, 4000, id);
+  }
+  // A laptop that wakes, a network that comes back: no need to wait for the next round.
+  addEventListener("online", () => cause === "connection" && lookAfter(kernelId()));
+  const kernelId = () => JSON.parse(byId("jupyter-config-data").textContent).kernelId;
+
+  return { cellsSent, alarm, skip };
 })();
