@@ -183,7 +183,7 @@ def equal_bits_chart(
     layout["xaxis"] |= {"range": [min(costs) - 0.1, max(costs) + 0.15], "dtick": 1}
     layout |= {
         "showlegend": True,
-        "legend": {**LEGEND, "x": 1, "y": 1.02, "xanchor": "right", "yanchor": "top"},
+        "legend": {**LEGEND, "x": 1, "y": 1, "xanchor": "right", "yanchor": "top"},
     }
     data += [
         {"type": "scatter", "mode": "lines", "name": "budget", "showlegend": False,
@@ -218,30 +218,40 @@ def _line(i: int, last: int) -> dict[str, Any]:
     return {"color": WAIT, "width": 1.5, "dash": styles[i % len(styles)]}
 
 
-def behind_chart(budgets: Sequence[float], behind: Mapping[str, Sequence[float | None]]) -> Figure:
+def behind_chart(
+    budgets: Sequence[float], behind: Mapping[str, Sequence[float | None]], finest: str, winner: str
+) -> Figure:
     """Error of each granularity's best within a budget, as a multiple of the best of all; a frame
     for each budget, which marks it.
 
     behind  granularity → multiple for each budget, None where it affords nothing
+    finest  the smallest group, winner: what is closest most often; both are drawn firmly
     """
     last = len(behind) - 1
+    firm = {finest: {"color": INK, "width": 2}, winner: {"color": ERROR, "width": 2}}
     data: list[Figure] = [
         {
             "type": "scatter", "mode": "lines", "name": label, "x": list(budgets),
-            "y": list(values), "line": {**_line(i, last), "shape": "hv"}, "connectgaps": False,
+            "y": list(values), "connectgaps": False,
+            "line": {**firm.get(label, {"color": WAIT, "width": 1.5, "dash": DASHES[min(i, 1)]}),
+                     "shape": "hv"},
             "hovertemplate": f"{label}, %{{x:.4g}} bits: %{{y:.3g}}× the best<extra></extra>",
         }
         for i, (label, values) in enumerate(behind.items())
     ]  # fmt: skip
     known = [v for values in behind.values() for v in values if v]
     layout = _layout("budget, bits per weight", "× the error of the best")
-    top = math.log10(max([*known, 2.0]))
+    top = 1.25 * math.log10(max([*known, 2.0]))  # above the lines there is room for the legend
     ticks = [t for t in (1, 1.5, 2, 3, 4, 6, 10, 20, 50) if math.log10(t) <= top * 1.1]
     layout["yaxis"] |= {
-        "type": "log", "range": [-0.06 * top, 1.1 * top], "tickmode": "array", "tickvals": ticks,
+        "type": "log", "range": [-0.06 * top, 1.15 * top], "tickmode": "array", "tickvals": ticks,
         "ticktext": [f"{tick:g}" for tick in ticks],
     }  # fmt: skip
     layout["xaxis"] |= {"range": [budgets[0] - 0.1, budgets[-1] + 0.1], "dtick": 1}
+    layout |= {
+        "showlegend": True,
+        "legend": {**LEGEND, "x": 1, "y": 1, "xanchor": "right", "yanchor": "top"},
+    }
     ends = [10.0**end for end in layout["yaxis"]["range"]]
     data.append(
         {"type": "scatter", "mode": "lines", "name": "budget", "showlegend": False,

@@ -105,8 +105,8 @@ class BudgetPart:
         self.error_control = page.add(
             "error", Choice("Error of the", [OF_WEIGHTS, OF_OUTPUT], kind="segmented"), live=live
         )
-        self.chart = Chart("Error against true bits per weight", height=320)
-        self.behind = Chart("How far behind the best within each budget", height=320)
+        self.chart = Chart("Error against true bits per weight", height=360)
+        self.behind = Chart("How far behind the best within each budget", height=360)
         self.table = Table("The best of each within the budget")
         self.note = Text("", role="wait")
         self.caption = Caption()
@@ -178,9 +178,11 @@ class BudgetPart:
                 for i, (budget, w) in enumerate(zip(BUDGETS, firsts, strict=True))
             ],
         )  # fmt: skip
-        behind = {label: [_behind(one, label) for one in facts] for label in shown.labels}
+        first = next(iter(shown.wins()), shown.finest)
+        told = dict.fromkeys((MATRIX, ROW, first, shown.finest))
+        behind = {label: [_behind(one, label) for one in facts] for label in told}
         self.behind.set_figures(
-            behind_chart(BUDGETS, behind),
+            behind_chart(BUDGETS, behind, shown.finest, first),
             summary=[
                 f"Within {number(budget)} bits, times the error of the best: "
                 + ", ".join(

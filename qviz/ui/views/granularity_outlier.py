@@ -502,30 +502,31 @@ class OutlierPart:
 
     def _draw_code(self, shown: Shown) -> None:
         layer = call("qviz.load_layer", shown.opened.source, shown.opened.layer)
-        head = f"x = {layer}.float()"
-        if shown.kind == INPUTS:
+        imports, head = "import qviz, torch", f"x = {layer}.float()"
+        if shown.kind == INPUTS:  # along columns: what the registry does not offer by name
             loaded = call("qviz.load_calibration", shown.opened.source, shown.opened.layer)
+            imports += "\nfrom qviz.methods.affine import affine"
             head = f"x = {loaded}.inputs.clone()"
-        made = []
-        for one in shown.shared.values():
-            unit, options = one.unit, dict(shown.options)
-            if shown.kind == BLOCKS:
-                made.append(call("qviz.quantize", Name("x"), "nf4", group_size=unit.group_size))
-                continue
-            kind: Any = unit.kind
-            if unit.axis == 0:
-                kind = Name("qviz.Granularity('channel', axis=0)")
-            options |= {"granularity": kind, "group_size": unit.group_size}
-            made.append(call("qviz.quantize", Name("x"), "affine", **options))
+        made = [self._call(shown, one.unit) for one in shown.shared.values()]
         row, column = shown.cell
         body = "\n".join(f"q.append({text})" for text in made)
         self._page.code.set_texts(
             [
-                f"import qviz, torch\n\n{head}\nx[{row}, {column}] = {value!r}\nq = []\n{body}\n"
+                f"{imports}\n\n{head}\nx[{row}, {column}] = {value!r}\nq = []\n{body}\n"
                 f"for one in q:\n    print(one, (x - one.dequantize())[{row}])"
                 for value in shown.values
             ]
         )
+
+    def _call(self, shown: Shown, unit: Granularity) -> str:
+        x = Name("x")
+        if shown.kind == BLOCKS:
+            return call("qviz.quantize", x, "nf4", group_size=unit.group_size)
+        size = {"group_size": unit.group_size}
+        if unit.axis == 0:
+            along = Name(f"qviz.Granularity({unit.kind!r}, axis=0)")
+            return call("affine", x, granularity=along, **size, **shown.options)
+        return call("qviz.quantize", x, "affine", granularity=unit.kind, **size, **shown.options)
 
     # ---------------------------------------------------------------- where one looks
 

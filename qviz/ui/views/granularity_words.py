@@ -26,10 +26,12 @@ EQUATION = """
   <msub><mi data-term="s">s</mi><mi data-term="g">g</mi></msub><mo>=</mo><mfrac><mrow>
   <munder><mi data-term="max">max</mi><mrow><mi>i</mi><mo>∈</mo><mi data-term="g">g</mi></mrow>
   </munder><mo>|</mo><msub><mi data-term="x">x</mi><mi>i</mi></msub><mo>|</mo></mrow>
-  <mi data-term="d">D</mi></mfrac><mspace width="2em"/>
+  <mi data-term="d">D</mi></mfrac>
+</mrow></math>
+<math display="block"><mrow>
   <mi data-term="q">q</mi><mo>=</mo><mi data-term="round">round</mi><mo>(</mo>
   <mfrac><mi data-term="x">x</mi><msub><mi data-term="s">s</mi><mi data-term="g">g</mi></msub>
-  </mfrac><mo>)</mo><mspace width="2em"/>
+  </mfrac><mo>)</mo><mspace width="1em"/>
   <mover accent="true"><mi data-term="xhat">x</mi><mo>^</mo></mover><mo>=</mo>
   <msub><mi data-term="s">s</mi><mi data-term="g">g</mi></msub><mo>·</mo><mi data-term="q">q</mi>
 </mrow></math>
@@ -53,10 +55,11 @@ BLOCK_EQUATION = """
   <msub><mi data-term="s">s</mi><mi data-term="g">g</mi></msub><mo>=</mo>
   <munder><mi data-term="max">max</mi><mrow><mi>i</mi><mo>∈</mo><mi data-term="g">g</mi></mrow>
   </munder><mo>|</mo><msub><mi data-term="x">x</mi><mi>i</mi></msub><mo>|</mo>
-  <mspace width="2em"/>
+</mrow></math>
+<math display="block"><mrow>
   <mi data-term="q">q</mi><mo>=</mo><mi data-term="nearest">nearest</mi><mo>(</mo>
   <mfrac><mi data-term="x">x</mi><msub><mi data-term="s">s</mi><mi data-term="g">g</mi></msub>
-  </mfrac><mo>)</mo><mspace width="2em"/>
+  </mfrac><mo>)</mo><mspace width="1em"/>
   <mover accent="true"><mi data-term="xhat">x</mi><mo>^</mo></mover><mo>=</mo>
   <msub><mi data-term="s">s</mi><mi data-term="g">g</mi></msub><mo>·</mo>
   <msub><mi data-term="v">v</mi><mi data-term="q">q</mi></msub>
@@ -538,9 +541,9 @@ def tally(wins: Mapping[str, tuple[float, int]], finest: str) -> str:
     share, _ = wins.get(finest, (0.0, 0))
     text = f"Closest, as a share of all budgets: {said}."
     if share == 0:
-        return f"{text} The {finest} never is."
+        return f"{text} The {finest} never comes first."
     first = next(iter(wins))
     if first == finest:
-        return f"{text} The {finest} is most often."
+        return f"{text} The {finest} comes first most often."
     often = "far less often" if share < wins[first][0] / 2 else "less often"
-    return f"{text} The {finest} is {often} than the {first}."
+    return f"{text} The {finest} comes first {often} than the {first}."

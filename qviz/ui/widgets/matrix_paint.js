@@ -237,7 +237,7 @@ class MatrixPainter {
     const { view, top, line } = this;
     const { sx, sy, x0, y0 } = view.zoom;
     const span = (a, b, scale, from, end) => {
-      const spare = Math.max(0, 6 * view.dpr - (b - a) * scale) / 2; // a single cell must be seen, too
+      const spare = Math.max(0, 11 * view.dpr - (b - a) * scale) / 2; // a single cell must be seen, too
       const lo = clamp((a - from) * scale - spare, 2 * line, end - 2 * line);
       return [lo, clamp((b - from) * scale + spare, 2 * line, end - 2 * line) - lo];
     };
