@@ -417,11 +417,12 @@ def affine(
     weight = as_matrix(weight)
     require_bits(bits, BITS)
     _, compute = _rule(convention, symmetric, weight.dtype)
-    unit = Granularity.of(granularity, group_size if granularity == "group" else None)
-    if unit.kind == "flat":
+    kind = granularity.kind if isinstance(granularity, Granularity) else granularity
+    if kind == "flat":
         raise ValueError(
             'groups of the flattened matrix are those of "nf4"; here take granularity="group"'
         )
+    unit = Granularity.of(granularity, group_size if granularity == "group" else None)
     shape = (weight.shape[0], weight.shape[1])
     x = unit.split(weight).to(compute)  # [rows, groups, group_size]
 

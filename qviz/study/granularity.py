@@ -424,25 +424,17 @@ def best_within(
 
 def shares_won(
     points: Sequence[Point], low: float, high: float, error: Callable[[Point], float]
-) -> dict[str, tuple[float, int]]:
-    """Label → the share of all budgets from low to high in which it is the closest, and how many
-    separate stretches they make up; the largest share first.
-
-    The winner changes only where another point becomes affordable.
+) -> dict[str, float]:
+    """Label → the share of all budgets from low to high in which it is the closest, the largest
+    first. The winner changes only where another point becomes affordable.
     """
-    width: dict[str, float] = {}
-    runs: dict[str, int] = {}
+    won: dict[str, float] = {}
     turns = sorted({low, *(p.cost for p in points if low < p.cost < high), high})
-    before = ""
     for start, end in itertools.pairwise(turns):
         best = next(iter(best_within(points, start, error)), "")
         if best:
-            width[best] = width.get(best, 0.0) + (end - start) / (high - low)
-            runs[best] = runs.get(best, 0) + (best != before)
-        before = best
-    return {
-        label: (share, runs[label]) for label, share in sorted(width.items(), key=lambda x: -x[1])
-    }
+            won[best] = won.get(best, 0.0) + (end - start) / (high - low)
+    return dict(sorted(won.items(), key=lambda item: -item[1]))
 
 
 # ------------------------------------------------------------------------- what articles say

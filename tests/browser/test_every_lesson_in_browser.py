@@ -53,10 +53,13 @@ LINKS = {
                   ["3 bits: 8 levels for each group of 32", "7, 9", "layers.0.self_attn.q_proj"]),
     "gptq": ("part=a+real+layer&beside=act_order&step=512",
              ["Step 512, column 512", "Second run: Act-order", "both runs have rounded"]),
+    "granularity": ("layer=model.layers.0.self_attn.k_proj&size=16%C3%97&outlier=3%2C+4",
+                    ["Row 75, column 4", "16× the typical weight", "the outlier"]),
     "memory_and_speed": ("part=inside&multiplied=triton.nf4&stored=nf4-g64&rows=16&step=3",
                          ["this is number 0", "its level", "step of the program 3 /"]),
 }  # fmt: skip
-PARTS = {"gptq": ["part=a+real+layer"], "memory_and_speed": ["part=inside", "part=model"]}
+PARTS = {"gptq": ["part=a+real+layer"], "granularity": ["part=equal+bits"],
+         "memory_and_speed": ["part=inside", "part=model"]}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

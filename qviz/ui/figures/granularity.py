@@ -70,7 +70,7 @@ def growing_error(
     ]  # fmt: skip
     layout = _layout("size of the outlier, × typical", "off by, %")
     layout["xaxis"] |= {
-        "tickvals": places, "ticktext": ["trained", *(size.rstrip("×") for size in sizes[1:])],
+        "tickvals": places, "ticktext": [size.rstrip("×") for size in sizes],
         "range": [-0.4, len(sizes) - 0.6],
     }  # fmt: skip
     layout["yaxis"] |= _log_axis([100 * v for values in curves.values() for v in values])

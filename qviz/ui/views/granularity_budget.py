@@ -84,7 +84,7 @@ class Shown:
             None if ahead is None else standing(ahead, self.error(ahead)),
         )  # fmt: skip
 
-    def wins(self) -> dict[str, tuple[float, int]]:
+    def wins(self) -> dict[str, float]:
         """Which share of all budgets, from the first to the last, each granularity wins."""
         return shares_won(self.points, BUDGETS[0], BUDGETS[-1], self.error)
 

@@ -235,7 +235,7 @@ class OutlierPart:
             "weight", lambda: self.error_views[0], lambda: self._cell, live=live
         )
         for trait in ("cursor", "pinned"):
-            self._page.on_change(self.first_view, trait, self._at_first, busy=COMPUTING)
+            self._page.on_change(self.first_view, trait, self._at_first)
             self._page.on_change(self.error_views[0], trait, self._at_others)
 
     def _main(self) -> list[Any]:
@@ -260,7 +260,7 @@ class OutlierPart:
                     stack(Text(self.curves.label, "h3"), self.curves),
                     wide=True,
                 ),
-                details("What articles say of it, and what is so here", *claims),
+                details("What articles say of it, and what is so here", *claims, open=True),
             ),
         ]
 
@@ -301,7 +301,8 @@ class OutlierPart:
     def fit(self) -> None:
         kinds = [WEIGHTS, BLOCKS, *([INPUTS] if self._page.has_inputs else [])]
         if kinds != list(self.matrix_control.options):
-            self.matrix_control.set_options(kinds)
+            kept = kinds.index(self.kind) if self.kind in kinds else 0
+            self.matrix_control.set_options(kinds, kept)
         columns = self._page.opened.weight.shape[1]
         fitting = [g for g in GROUPS if g < columns and columns % g == 0] or [columns]
         sizes = {BLOCKS: list(BLOCK_SIZES), WEIGHTS: fitting}.get(self.kind)
@@ -357,7 +358,10 @@ class OutlierPart:
             cell = self._first_cell(matrix, at, window)
         trained = float(matrix[cell])
         sign = -1.0 if trained < 0 else 1.0
-        values = (trained, *(sign * k * unit for k in MULTIPLES))
+        wanted = [trained, *(sign * k * unit for k in MULTIPLES)]
+        values = tuple(
+            torch.tensor(wanted, dtype=matrix.dtype).tolist()
+        )  # as the matrix holds them
         rounding = self.rounding
         shared = {
             label: grow(matrix, cell, values, unit_, rounding, window)
@@ -452,6 +456,11 @@ class OutlierPart:
             f"Click any {names.one} in this picture to make it the outlier. In the others, point "
             f"for its arithmetic; a click holds it. Outlined: the outlier, and those who share "
             f"its scale."
+        ) + (
+            " A scale for each channel is here for comparison: it differs from term to term of the "
+            "sum that makes an output, so no integer kernel can take it out of that sum."
+            if shown.kind == INPUTS
+            else ""
         )
 
     def _draw_row(self, shown: Shown) -> None:
@@ -542,13 +551,12 @@ class OutlierPart:
         row, column = self._held()
         shown = self._now
         place = (shown.window.row + row, shown.window.column + column)
-        if self.first_view.pinned:
-            if row >= 0 and place != shown.cell:
-                self._update()
-            return
-        if shown.cell != self._first_cell(shown.matrix, shown.at, shown.window):
-            self._update()  # let go
-        if row >= 0:
+        held = self.first_view.pinned
+        wanted = place if held else self._first_cell(shown.matrix, shown.at, shown.window)
+        if wanted != shown.cell and (row >= 0 or not held):
+            self._page.status.busy(COMPUTING)
+            self._update()
+        elif not held and row >= 0 and not self.error_views[0].pinned:
             self.error_views[0].cursor = [row, column]
 
     def _at_others(self) -> None:

@@ -16,10 +16,10 @@ OUTLIER, BUDGET = "one outlier", "equal bits"
 WEIGHTS, BLOCKS, INPUTS = "weights", "weights in flat blocks", "inputs of the layer"
 QUIET, LOUD = "a quiet part", "around the largest"
 OF_WEIGHTS, OF_OUTPUT = "weights", "layer output"
-TRAINED = "as trained"
+UNTOUCHED = "untouched"
 #: Multiples of the typical value that the outlier takes, after the trained one.
 MULTIPLES = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 100)
-SIZES = (TRAINED, *(f"{k}×" for k in MULTIPLES))
+SIZES = (UNTOUCHED, *(f"{k}×" for k in MULTIPLES))
 
 EQUATION = """
 <math display="block"><mrow>
@@ -205,18 +205,18 @@ def outlier_sentence(moment: Moment) -> str:
     """Where the outlier is, and what its neighbours are off by under each granularity."""
     names = NAMES[moment.kind]
     row, column = moment.cell
-    where = f"{upper(names.axes[0])} {row}, {names.axes[1]} {column}"
-    trained = moment.size == TRAINED
+    where = f"{names.axes[0]} {row}, {names.axes[1]} {column}"
+    untouched = moment.size == UNTOUCHED
     text = (
-        f"{where} is {number(moment.value, 3)}{' as trained' if trained else ''}, "
+        f"{f'Untouched, {where}' if untouched else upper(where)} is {number(moment.value, 3)}, "
         f"{number(moment.multiple, 3)}× the typical {names.one}. "
     )
     return text + " ".join(
-        f"With {one_scale(pays.unit)}, {_off(pays, trained)}." for pays in moment.pays
+        f"With {one_scale(pays.unit)}, {_off(pays, names.one, untouched)}." for pays in moment.pays
     )
 
 
-def _off(pays: Pays, trained: bool) -> str:
+def _off(pays: Pays, one: str, untouched: bool) -> str:
     """Who shares the outlier's scale, and what they are off by."""
     if pays.sharing == 0:
         return "nobody shares it"
@@ -225,10 +225,11 @@ def _off(pays: Pays, trained: bool) -> str:
     )
     are = "is" if pays.sharing == 1 else "are"
     was, now = percent(pays.before), percent(pays.now)
-    if trained:
+    if untouched:
         return f"{who} {are} off by {now}"
     if was == now:
-        return f"{who} {are} still off by {now}"
+        why = "" if pays.sets else f": another {one}, {number(pays.peak, 3)}×, sets the scale"
+        return f"{who} {are} still off by {now}{why}"
     return f"{who} {are} off by {now}, {'up' if pays.now > pays.before else 'down'} from {was}"
 
 
@@ -384,15 +385,14 @@ def claim_texts(claims: OutlierClaims, far: Moment | None) -> list[tuple[str, st
     """(what articles say, what is so on this layer). `far`: the outlier of the page at 32×."""
     made = [
         (
-            "“One row with outlier values 10× larger than the rest.”",
+            "Claimed: one row can be 10× as large as the rest",
             f"In this layer the widest row is {number(claims.widest_row, 3)}× the median row, "
             f"{'as wide as that' if claims.widest_row >= 10 else 'far from 10×'}. Its outliers are "
             f"single weights: the largest is {number(claims.peak, 3)}× the typical weight, the "
             f"next {number(claims.second, 3)}×.",
         ),
         (
-            "“If one value is 100 and the rest lie between −1 and 1, INT8 leaves them only "
-            "−1, 0 and 1.”",
+            "Claimed: beside a value of 100, INT8 leaves those between −1 and 1 three codes",
             f"The arithmetic {'holds' if claims.used_at_100 == 3 else 'does not hold here'}: with "
             f"one weight 100× as large as any other, the others use "
             f"{counted(claims.used_at_100, 'code')} of 255. The premise is not what training "
@@ -400,17 +400,18 @@ def claim_texts(claims: OutlierClaims, far: Moment | None) -> list[tuple[str, st
             f"the next, and the others use {claims.used}.",
         ),
         (
-            "“Per-group error is typically 3 to 10× lower than per-tensor” (squared, 4 bits).",
-            f"Groups of {claims.group_size} here: {number(claims.gain, 3)}×, "
-            f"{_within(claims.gain)}. But they also cost more bits; “equal bits” settles that.",
+            "Claimed: groups make the squared error at 4 bits 3 to 10× smaller",
+            f"Groups of {claims.group_size}, beside one scale for the matrix: "
+            f"{number(claims.gain, 3)}×, {_within(claims.gain)}. They also cost more bits: what "
+            f"that is worth is the question of “equal bits”.",
         ),
     ]
     if far is not None:
         fine, coarse = far.pays[-1], far.pays[0]
         made.append(
             (
-                "“Smaller groups isolate the outlier and keep the precision of normal values.”",
-                f"Of those outside the group. With the outlier at {far.size}, its "
+                "Claimed: small groups isolate the outlier and spare everybody else",
+                f"Those outside the group, yes. With the outlier at {far.size}, its "
                 f"{counted(fine.sharing, 'neighbour')} in the {fine.unit} are off by "
                 f"{percent(fine.now)}; with one scale for the matrix all the others are off by "
                 f"{percent(coarse.now)}. Inside a group the damage is the same kind as before; "
@@ -535,15 +536,15 @@ def budget_rows(
     return rows
 
 
-def tally(wins: Mapping[str, tuple[float, int]], finest: str) -> str:
+def tally(wins: Mapping[str, float], finest: str) -> str:
     """Which share of the budgets each granularity wins, and how the smallest group fares."""
-    said = ", ".join(f"{percent(share)} {label}" for label, (share, _) in wins.items())
-    share, _ = wins.get(finest, (0.0, 0))
+    said = ", ".join(f"{percent(share)} {label}" for label, share in wins.items())
     text = f"Closest, as a share of all budgets: {said}."
+    share = wins.get(finest, 0.0)
     if share == 0:
-        return f"{text} The {finest} never comes first."
-    first = next(iter(wins))
-    if first == finest:
-        return f"{text} The {finest} comes first most often."
-    often = "far less often" if share < wins[first][0] / 2 else "less often"
-    return f"{text} The {finest} comes first {often} than the {first}."
+        return f"{text} The {finest} never wins."
+    winner = next(iter(wins))
+    if winner == finest:
+        return f"{text} The {finest} wins most often."
+    often = "far less often" if share < wins[winner] / 2 else "less often"
+    return f"{text} The {finest} wins {often} than the {winner}."
