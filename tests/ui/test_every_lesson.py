@@ -372,6 +372,7 @@ def test_its_code_runs_and_gives_what_is_on_screen(page: Any, capsys: Any) -> No
         leads = {"bit_width": "bits", "granularity": "size", "memory_and_speed": "tokens"}
         lead = leads.get(page.lesson.slug)
         at = 0 if lead is None else page.fields[lead].control.index  # whose frame it shows
+        at = min(at, len(code.texts) - 1)  # or one text for all
         names: dict[str, Any] = {}
         exec(code.texts[at], names)
         check(page, names)

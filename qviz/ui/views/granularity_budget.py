@@ -42,7 +42,7 @@ from qviz.ui.widgets import (
 #: Where granularities become affordable: a row of 1024 at 1/64 above whole bits, a group of 256 at
 #: 1/16, and so on to a group of 16 at one bit.
 PARTS_OF_A_BIT = (1 / 64, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
-BUDGETS = tuple(bits + part for bits in range(2, 9) for part in PARTS_OF_A_BIT)
+BUDGETS = tuple(bits + part for bits in range(2, 8) for part in PARTS_OF_A_BIT)
 FIRST_BUDGET = BUDGETS.index(4.5)  # what articles give for 4 bits in groups of 32
 BLOCKS = (4096, 1024, 512, 256, 128, 64, 32)
 MEASURED = 4 << 20  # weights; of a larger layer as many whole rows as make up so many

@@ -51,6 +51,7 @@ from qviz.ui.views.granularity_words import (
     Moment,
     Pays,
     cell_rows,
+    cell_title,
     claim_texts,
     outlier_sentence,
     pays_rows,
@@ -506,7 +507,8 @@ class OutlierPart:
         frames = []
         for i in range(len(SIZES)):
             cells = [_cell(shown, label, i, (row, column), place) for label in shown.shared]
-            frames.append(cell_rows(cells, place, shown.kind, place == shown.cell))
+            frames.append(cell_rows(cells, place == shown.cell))
+        self.cell_table.label = cell_title(shown.kind, *place)
         self.cell_table.set_rows(list(shown.shared), frames)
 
     def _draw_code(self, shown: Shown) -> None:
@@ -618,8 +620,6 @@ def _cell(
     return Cell(
         unit=label,
         x=shown.values[frame] if place == shown.cell else float(shown.matrix[place]),
-        low=low,
-        high=high,
         spacing=made,
         scale=scale,
         zero=None if zero is None else float(zero[where]),

@@ -326,8 +326,6 @@ class Cell:
 
     unit: str
     x: float
-    low: float
-    high: float
     spacing: str
     scale: float
     zero: float | None
@@ -338,17 +336,23 @@ class Cell:
     sharing: int
 
 
-def cell_rows(
-    cells: Sequence[Cell], place: tuple[int, int], kind: str, outlier: bool
-) -> list[tuple[str, list[str], list[int], str]]:
-    """The arithmetic of one value, a column for each granularity, in the equation's symbols."""
-    lit = [i for i, c in enumerate(cells) if c.shares]
-    one = cells[0]
-    table = one.level is not None
-    zero = one.zero is not None
+def cell_title(kind: str, row: int, column: int) -> str:
+    """Which value the arithmetic is about."""
     axes = NAMES[kind].axes
-    rows = [
-        (f"{axes[0]}, {axes[1]}", [f"{place[0]}, {place[1]}"] + [""] * (len(cells) - 1), [], ""),
+    return f"{upper(axes[0])} {row}, {axes[1]} {column}: how it gets its code"
+
+
+def cell_rows(cells: Sequence[Cell], outlier: bool) -> list[tuple[str, list[str], list[int], str]]:
+    """The arithmetic of one value, a column for each granularity, in the equation's symbols.
+
+    outlier  whether the value is the outlier itself
+    """
+    lit = [i for i, c in enumerate(cells) if c.shares]
+    table, zero = cells[0].level is not None, cells[0].zero is not None
+    position = [number(c.x / c.scale + (c.zero or 0.0)) if c.scale else "–" for c in cells]
+    codes = [number(c.code) if c.level is None else f"{c.code} → {number(c.level)}" for c in cells]
+    times = "v_{q}" if table else "(q − z)" if zero else "q"
+    return [
         ("x, the outlier" if outlier else "x", [number(c.x) for c in cells], [], "original"),
         ("others in g", [str(c.sharing) for c in cells], lit, ""),
         (
@@ -357,23 +361,11 @@ def cell_rows(
             lit,
             "now",
         ),
-        ("g spans", [f"{number(c.low, 2)} … {number(c.high, 2)}" for c in cells], [], ""),
         ("max |x_{i}|" if table else "max |x_{i}| ÷ D", [c.spacing for c in cells], [], ""),
         ("s_{g}, as stored", [number(c.scale) for c in cells], lit, ""),
-        (
-            "x / s_{g} + z" if zero else "x / s_{g}",
-            [number(c.x / c.scale + (c.zero or 0.0)) if c.scale else "–" for c in cells],
-            [],
-            "",
-        ),
-        ("q", [number(c.code) for c in cells], [], "codes"),
-    ]
-    if table:
-        rows.append(("v_{q}", [number(c.level or 0.0) for c in cells], [], "codes"))
-    back = "x̂ = s_{g} · v_{q}" if table else "x̂ = s_{g} · (q − z)" if zero else "x̂ = s_{g} · q"
-    return [
-        *rows,
-        (back, [number(c.back) for c in cells], [], "codes"),
+        ("x / s_{g} + z" if zero else "x / s_{g}", position, [], ""),
+        ("q → v_{q}" if table else "q", codes, [], "codes"),
+        (f"x̂ = s_{{g}} · {times}", [number(c.back) for c in cells], [], "codes"),
         ("x − x̂", [number(c.x - c.back) for c in cells], [], "error"),
     ]
 
