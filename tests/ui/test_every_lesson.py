@@ -72,6 +72,17 @@ def _gptq(page: Any, names: dict[str, Any]) -> None:
     assert names["walk"].error[-1] == page.shown.first.error[-1]
 
 
+def _granularity(page: Any, names: dict[str, Any]) -> None:
+    if page.part == "equal bits":
+        assert names["points"] == page.budget.shown.points
+        return
+    at = page.outlier.size_control.index
+    for q, shared in zip(names["q"], page.outlier.shown.shared.values(), strict=True):
+        window = page.outlier.shown.window
+        assert torch.equal(window.of(q.codes), shared.fates[at].codes)
+        assert q.bits_per_weight == shared.trained.bits_per_weight
+
+
 def _kernels(page: Any, names: dict[str, Any]) -> None:
     at = page.race.batch_control.index
     assert names["found"].speedup(names["point"]) == page.race.shown.speedup(names["point"])
@@ -118,6 +129,13 @@ CODE: dict[str, list[tuple[dict[str, str], Check]]] = {
         ({"layer": SMALL, "tokens": "64", "order": "act-order",
           "judge": "the calibration text"}, _gptq),
     ],
+    "granularity": [
+        ({"size": "16×", "layer": SMALL}, _granularity),
+        ({"size": "100×", "layer": SMALL, "outlier": "3, 5", "bits": "3"}, _granularity),
+        ({"size": "8×", "matrix": "weights in flat blocks", "layer": SMALL}, _granularity),
+        ({"size": "8×", "matrix": "inputs of the layer", "layer": SMALL}, _granularity),
+        ({"part": "equal bits", "layer": SMALL}, _granularity),
+    ],
     "memory_and_speed": [({"tokens": "16"}, _kernels)],
     "nf4": [
         ({"part": "fill", "layer": SMALL}, _nf4),
@@ -129,16 +147,18 @@ CODE: dict[str, list[tuple[dict[str, str], Check]]] = {
 LEADS = {
     "bit_width": "bits",
     "formats": "format",
+    "granularity": "size",
     "memory_and_speed": "tokens",
     "nf4": "block",
     "scale_and_zero_point": "kept",
 }
 #: Lessons that are as well tested on a small layer as on their own.
-SMALL_FIRST = ("bit_width", "nf4", "scale_and_zero_point", "toy")
+SMALL_FIRST = ("bit_width", "granularity", "nf4", "scale_and_zero_point", "toy")
 #: States in which the parts of a lesson are open, besides the one it opens in.
 PARTS: dict[str, list[dict[str, str]]] = {
     "formats": [{"part": "a block of weights", "layer": SMALL}],
     "gptq": [{"part": "a real layer", "layer": SMALL}],
+    "granularity": [{"part": "equal bits", "layer": SMALL}],
     "memory_and_speed": [
         {"part": "race", "format": "int8"},
         {"part": "inside"},
@@ -269,6 +289,7 @@ def values_of(field: Any) -> list[str]:
 DECIDING = {
     "part",
     "layer",
+    "matrix",
     "levels",
     "text",
     "figures",
@@ -406,8 +427,9 @@ def test_its_code_runs_and_gives_what_is_on_screen(page: Any, capsys: Any) -> No
                     w.label == "Python code")  # fmt: skip
         lead = LEADS.get(page.lesson.slug)
         at = 0 if lead is None else page.fields[lead].control.index  # whose frame it shows
+        at = min(at, len(code.texts) - 1)  # or one text for all
         names: dict[str, Any] = {}
-        exec(code.texts[min(at, len(code.texts) - 1)], names)
+        exec(code.texts[at], names)
         check(page, names)
 
 
@@ -486,7 +508,7 @@ def test_each_step_of_the_guide_can_be_done(page: Any) -> None:
         assert not page.guide.done[i], f"“{step.title}” is done before the learner did it"
         for key, goal in step.done.items():
             field = page.fields[key]
-            offered = getattr(field, "names", [])
+            offered = getattr(field, "names", None) or values_of(field)
             field.set(goal.example(page._began.get(key, ""), offered))
         if "measure" in step.deeds:
             page.race.measuring.wait(1)  # none is under way

@@ -15,6 +15,7 @@ __all__ = [
     "FormatsLesson",
     "Gallery",
     "GptqLesson",
+    "GranularityLesson",
     "KernelsLesson",
     "Nf4Lesson",
     "ScaleAndZeroPointLesson",

@@ -64,6 +64,9 @@ COURSE = (
     Lesson(
         4, "granularity", "Granularity and outliers",
         "Whose precision does one large weight destroy?", THEMES[1],
+        "Drag one weight of a trained layer and see who pays for it: everybody, its row, or its "
+        "group. Then set small groups and more bits against each other at the same true price.",
+        "qviz.ui.views.granularity", "GranularityLesson",
     ),
     Lesson(
         5, "nf4", "NF4", "Where should sixteen levels lie?", THEMES[1],

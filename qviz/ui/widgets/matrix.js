@@ -105,7 +105,7 @@ export default widget(({ model, el, signal }) => {
     view.schedule();
     view.words.askAround();
   });
-  watch(model, signal, ["pinned", "column_mark", "row_mark", "readout"], view.schedule);
+  watch(model, signal, ["pinned", "column_mark", "row_mark", "outlines", "origin", "readout"], view.schedule);
   onTheme(signal, () => {
     paint.readTheme();
     redraw();
