@@ -565,6 +565,20 @@ def test_a_swipe_that_begins_on_a_chart_moves_the_page(
         eventually(lambda before=before: before - tab.page.evaluate("scrollY") > 60)
 
 
+def test_forced_colours_leave_curves_apart(url: str, open_tab: Callable[..., Tab]) -> None:
+    """And what can be dragged, and where it is, can be seen."""
+    tab = open_tab(forced_colors="active", color_scheme="dark")
+    tab.open(url, ".t-chart[data-qv-painted]")
+    curve = "getComputedStyle(document.querySelector('.t-chart .js-line')).stroke"
+    tick = "getComputedStyle(document.querySelector('.t-chart .xtick text')).fill"
+    assert tab.page.evaluate(curve) != tab.page.evaluate(tick)
+    background = (
+        "getComputedStyle(document.querySelector('.t-line .qv-knob'), '::before').backgroundColor"
+    )
+    page = "getComputedStyle(document.body).backgroundColor"
+    assert tab.page.evaluate(background) != tab.page.evaluate(page)
+
+
 def test_pictures_are_sharp_on_another_screen(url: str, open_tab: Callable[..., Tab]) -> None:
     """A window that is dragged to a screen of twice the resolution keeps its size."""
     tab = open_tab()
