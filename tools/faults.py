@@ -22,7 +22,7 @@ _PAIRS = """
     more/fewer more/less gains/loses gain/lose faster/slower fast/slow above/below smaller/larger
     smallest/largest better/worse up/down higher/lower raises/lowers raised/lowered longer/shorter
     nearer/further before/after first/second earlier/later first/last increases/decreases
-    beyond/within symmetric/asymmetric received/handed most/least low/high right/wrong helped/harmed
+    beyond/within symmetric/asymmetric received/handed most/least low/high helped/harmed
 """
 OPPOSITES: dict[str, str] = {}
 for _pair in _PAIRS.split():

@@ -383,5 +383,7 @@ def test_charts_and_tables_are_named_by_what_they_show(race):
     assert race.speedups.label == "Times as fast as 16 bits"
     assert race.roofline.label == "What memory and arithmetic allow"
     assert race.table.label == KERNEL
+    asked = "Before you drag: up to how many tokens is it faster than 16 bits?"
+    assert race.prediction.control.label == asked
     assert race.equation.aria == "t is at least the larger of bytes over B and 2 m n k over R"
     assert "Recorded on Test 9000 (torch 2.13), not measured here." in race.origin.text
