@@ -106,6 +106,15 @@ def test_when_every_port_is_taken_the_whole_range_is_named(monkeypatch):
     assert len(ports) > 20
 
 
+def test_another_port_than_the_usual_one_is_announced(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setattr(options, "DEFAULT_PORT", taken.getsockname()[1])
+        said = []
+        with bind(None, "127.0.0.1", said.append) as listening:
+            chosen = listening.getsockname()[1]
+        assert said == [f"Port {options.DEFAULT_PORT} is in use; using {chosen} instead."]
+
+
 def test_an_address_that_cannot_be_had_is_named_with_its_reason(monkeypatch):
     refuse(monkeypatch, errno.EADDRNOTAVAIL)
     with pytest.raises(ServeError) as caught:

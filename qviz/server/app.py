@@ -87,12 +87,12 @@ class LessonServer(Voila):  # type: ignore[misc]
         return settings
 
     def init_handlers(self) -> list[Any]:
-        unwanted = (
+        unwanted = {
             TornadoVoilaTreeHandler,
             VoilaContentsHandler,
             AllowListFileHandler,
             ThemesHandler,
-        )
+        }
         ours = {
             TornadoVoilaHandler: PageHandler,
             TemplateStaticFileHandler: TemplateFileHandler,
