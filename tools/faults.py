@@ -294,8 +294,11 @@ def _mapped(node: ast.Dict) -> Iterator[tuple[str, ast.AST]]:
 
 def _tuple(node: ast.Tuple) -> Iterator[tuple[str, ast.AST]]:
     if isinstance(node.ctx, ast.Load):
-        for new in _exchanged(node.elts):
-            yield "exchanged", ast.Tuple(new, node.ctx)
+        # Classes in a tuple are a choice: their order says nothing.
+        names = [part.id for part in node.elts if isinstance(part, ast.Name)]
+        if not any(name[0].isupper() and not name.isupper() for name in names):
+            for new in _exchanged(node.elts):
+                yield "exchanged", ast.Tuple(new, node.ctx)
 
 
 def _added(node: ast.AugAssign) -> Iterator[tuple[str, ast.AST]]:
