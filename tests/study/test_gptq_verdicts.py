@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from inputs import calibration_for
 from said import cut, holds, points
 
-from qviz.core.words import percent
 from qviz.study.gptq_contrasts import CONTRASTS, Contrast, contrasts_for
 from qviz.study.gptq_plan import Plan
 from qviz.study.gptq_walk import Walk
@@ -521,8 +520,8 @@ def test_a_second_run_is_named_by_what_it_has():
     fine = plan.choose(group_size=16)
     size = NAMES["group_size"].apply(fine, texts).setting("group_size")
     assert NAMES["group_size"].named(fine) == f"Groups of {size}"
-    damp = NAMES["damp"].apply(plan, texts).setting("damp")
-    assert NAMES["damp"].named(plan) == f"Damping of {percent(damp)}"
+    assert NAMES["damp"].named(plan) == "Damping of 0 %"
+    assert NAMES["damp"].named(plan.choose(damp=0.0)) == "Damping of 1 %"
     block = NAMES["block_size"].apply(plan, texts).setting("block_size")
     assert NAMES["block_size"].named(plan) == f"Blocks of {block} column"
     assert NAMES["dead_channel"].named(plan) == NAMES["dead_channel"].title
