@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from said import holds, numbers_in
 
 from qviz.server import ServeError, ServeOptions, options
-from qviz.server.app import LessonServer
+from qviz.server.app import LessonServer, kernel_environment
 from qviz.server.options import bind, find_notebooks, is_loopback
 from qviz.server.words import Started, welcome
 
@@ -157,3 +157,9 @@ def test_the_lessons_are_looked_for_where_they_are_said_to_be(tmp_path, monkeypa
         (folder / options.START_PAGE).touch()
         assert find_notebooks() == folder
     assert find_notebooks(package) == package
+
+
+def test_threads_of_kernels_are_few_unless_the_user_says_otherwise():
+    made = kernel_environment({"MKL_NUM_THREADS": "7", "HOME": "/home"})
+    assert made["OMP_NUM_THREADS"] == "1" and made["MALLOC_ARENA_MAX"] == "2"
+    assert made["MKL_NUM_THREADS"] == "7" and made["HOME"] == "/home"

@@ -157,6 +157,7 @@ def check_fewer_bits(text: str, plan: Plan, first: Walk, second: Walk) -> None:
         "below the/above the/the same as the": against,
         "compensation makes up/compensation does not make up/compensation just makes up": against,
     }
+    assert rest.endswith(" for the missing bit.")
     more, fewer = first.options["bits"], second.options["bits"]
     holds(rest, ways=words, nearest=nearest, more=(more, "bits"), fewer=(fewer, ","))
 
