@@ -71,7 +71,7 @@ def test_each_kind_of_fault_can_be_made(code, kind, faulty):
     "code",
     [
         "assert a < b", "import os", "'''Slower, a docstring.'''", "return a or b",
-        "return isinstance(a, b)", "return i in (a, b)", "x: 'list[int]' = a",
+        "return isinstance(a, b)", "return i in (a, b)", "xs = (One, Two)", "x: 'list[int]' = a",
         "return '<mi>first</mi>'",
     ],
 )  # fmt: skip

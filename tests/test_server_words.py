@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from said import holds, numbers_in
 
 from qviz.server import ServeError, ServeOptions, options
-from qviz.server.app import LessonServer
+from qviz.server.app import LessonServer, kernel_environment
 from qviz.server.options import bind, find_notebooks, is_loopback
 from qviz.server.words import Started, welcome
 
@@ -111,6 +111,15 @@ def test_when_every_port_is_taken_the_whole_range_is_named(monkeypatch):
     assert len(ports) > 20
 
 
+def test_another_port_than_the_usual_one_is_announced(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setattr(options, "DEFAULT_PORT", taken.getsockname()[1])
+        said = []
+        with bind(None, "127.0.0.1", said.append) as listening:
+            chosen = listening.getsockname()[1]
+        assert said == [f"Port {options.DEFAULT_PORT} is in use; using {chosen} instead."]
+
+
 def test_an_address_that_cannot_be_had_is_named_with_its_reason(monkeypatch):
     refuse(monkeypatch, errno.EADDRNOTAVAIL)
     with pytest.raises(ServeError) as caught:
@@ -153,3 +162,9 @@ def test_the_lessons_are_looked_for_where_they_are_said_to_be(tmp_path, monkeypa
         (folder / options.START_PAGE).touch()
         assert find_notebooks() == folder
     assert find_notebooks(package) == package
+
+
+def test_threads_of_kernels_are_few_unless_the_user_says_otherwise():
+    made = kernel_environment({"MKL_NUM_THREADS": "7", "HOME": "/home"})
+    assert made["OMP_NUM_THREADS"] == "1" and made["MALLOC_ARENA_MAX"] == "2"
+    assert made["MKL_NUM_THREADS"] == "7" and made["HOME"] == "/home"

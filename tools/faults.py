@@ -22,7 +22,7 @@ _PAIRS = """
     more/fewer more/less gains/loses gain/lose faster/slower fast/slow above/below smaller/larger
     smallest/largest better/worse up/down higher/lower raises/lowers raised/lowered longer/shorter
     nearer/further before/after first/second earlier/later first/last increases/decreases
-    beyond/within symmetric/asymmetric received/handed most/least low/high right/wrong helped/harmed
+    beyond/within symmetric/asymmetric received/handed most/least low/high helped/harmed
 """
 OPPOSITES: dict[str, str] = {}
 for _pair in _PAIRS.split():
@@ -294,8 +294,11 @@ def _mapped(node: ast.Dict) -> Iterator[tuple[str, ast.AST]]:
 
 def _tuple(node: ast.Tuple) -> Iterator[tuple[str, ast.AST]]:
     if isinstance(node.ctx, ast.Load):
-        for new in _exchanged(node.elts):
-            yield "exchanged", ast.Tuple(new, node.ctx)
+        # Classes in a tuple are a choice: their order says nothing.
+        names = [part.id for part in node.elts if isinstance(part, ast.Name)]
+        if not any(name[0].isupper() and not name.isupper() for name in names):
+            for new in _exchanged(node.elts):
+                yield "exchanged", ast.Tuple(new, node.ctx)
 
 
 def _added(node: ast.AugAssign) -> Iterator[tuple[str, ast.AST]]:

@@ -361,7 +361,7 @@ def put_in(copy: Copy, chosen: Sequence[Fault], tests: Tests) -> list[Outcome]:
     outcomes = []
     for i, fault in enumerate(chosen, 1):
         near, seconds = tests.of(fault.file)
-        done = try_one(copy, fault, near, 90 + 4 * seconds)
+        done = try_one(copy, fault, near, 180 + 6 * seconds)
         outcomes.append(done)
         said = f"{done.file}:{done.line} {done.kind}: {done.before} → {done.after}"
         print(f"{i}/{len(chosen)} {said}: {done.noticed or 'SURVIVES'}", flush=True)

@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +87,12 @@ class LessonServer(Voila):  # type: ignore[misc]
         return settings
 
     def init_handlers(self) -> list[Any]:
-        unwanted = (
+        unwanted = {
             TornadoVoilaTreeHandler,
             VoilaContentsHandler,
             AllowListFileHandler,
             ThemesHandler,
-        )
+        }
         ours = {
             TornadoVoilaHandler: PageHandler,
             TemplateStaticFileHandler: TemplateFileHandler,
@@ -159,10 +159,14 @@ class LessonServer(Voila):  # type: ignore[misc]
         shutil.rmtree(self.connection_dir, ignore_errors=True)
 
 
+def kernel_environment(given: Mapping[str, str]) -> dict[str, str]:
+    """What the pages' Pythons are started with: ours, where the user's has nothing to say."""
+    return {**KERNEL_ENVIRONMENT, **given}
+
+
 def serve(options: ServeOptions, say: Say) -> None:
     """Serve the lessons until Ctrl-C. Raises ServeError when it cannot begin."""
-    for name, value in KERNEL_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    os.environ.update(kernel_environment(os.environ))
     app = LessonServer(config=voila_config(options))
     app.options = options
     app.say = say

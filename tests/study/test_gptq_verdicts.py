@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from inputs import calibration_for
 from said import cut, holds, points
 
-from qviz.core.words import percent
 from qviz.study.gptq_contrasts import CONTRASTS, Contrast, contrasts_for
 from qviz.study.gptq_plan import Plan
 from qviz.study.gptq_walk import Walk
@@ -158,6 +157,7 @@ def check_fewer_bits(text: str, plan: Plan, first: Walk, second: Walk) -> None:
         "below the/above the/the same as the": against,
         "compensation makes up/compensation does not make up/compensation just makes up": against,
     }
+    assert rest.endswith(" for the missing bit.")
     more, fewer = first.options["bits"], second.options["bits"]
     holds(rest, ways=words, nearest=nearest, more=(more, "bits"), fewer=(fewer, ","))
 
@@ -521,8 +521,8 @@ def test_a_second_run_is_named_by_what_it_has():
     fine = plan.choose(group_size=16)
     size = NAMES["group_size"].apply(fine, texts).setting("group_size")
     assert NAMES["group_size"].named(fine) == f"Groups of {size}"
-    damp = NAMES["damp"].apply(plan, texts).setting("damp")
-    assert NAMES["damp"].named(plan) == f"Damping of {percent(damp)}"
+    assert NAMES["damp"].named(plan) == "Damping of 0 %"
+    assert NAMES["damp"].named(plan.choose(damp=0.0)) == "Damping of 1 %"
     block = NAMES["block_size"].apply(plan, texts).setting("block_size")
     assert NAMES["block_size"].named(plan) == f"Blocks of {block} column"
     assert NAMES["dead_channel"].named(plan) == NAMES["dead_channel"].title

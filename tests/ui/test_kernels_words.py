@@ -378,10 +378,31 @@ def test_what_two_models_wrote_is_put_under_its_name():
     assert part.where.text.endswith(f"press “{part.write_button.label}” again.")
 
 
+def test_each_record_is_shown_under_its_own_name(monkeypatch):
+    made = []
+    for i, median in enumerate((1e-3, 2e-3, 3e-3)):
+        points_ = [point(BASELINE, 9e-3), point(KERNEL, median)]
+        made.append(Record(f"r{i}", f"Machine {i}", measurement(points_, torch=f"2.{i}")))
+    monkeypatch.setattr(kernels_race, "recorded", lambda: made)
+    race = KernelsLesson().race
+    titles = [kernels_race.HERE, *(f"recorded: Machine {i}" for i in range(3))]
+    assert race.source_control.options == titles
+    for i, median in enumerate((1e-3, 2e-3, 3e-3)):
+        race.source_control.index = i + 1
+        assert race.record is made[i]
+        assert race.origin.text.startswith(f"Recorded on Machine {i} (torch 2.{i}), not measured")
+        (time,) = (row["texts"] for row in race.table.rows if row["label"] == "time")
+        holds(time, time=median)
+    race.source_control.index = 0
+    assert race.record is None
+
+
 def test_charts_and_tables_are_named_by_what_they_show(race):
     assert race.times.label == "Time of one product"
     assert race.speedups.label == "Times as fast as 16 bits"
     assert race.roofline.label == "What memory and arithmetic allow"
     assert race.table.label == KERNEL
+    asked = "Before you drag: up to how many tokens is it faster than 16 bits?"
+    assert race.prediction.control.label == asked
     assert race.equation.aria == "t is at least the larger of bytes over B and 2 m n k over R"
     assert "Recorded on Test 9000 (torch 2.13), not measured here." in race.origin.text
