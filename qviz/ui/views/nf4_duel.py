@@ -112,7 +112,7 @@ class DuelPart:
         self._wire(live)
         self.conventions = Text("", role="wait")
         buttons = figures_row(
-            self.even_button, self.nf4_button, self.round_button, self.rest_button
+            self.even_button, self.nf4_button, self.round_button, self.rest_button, wide=True
         )
         self.controls = [self.board_control, self.prediction.box]
         self.main = [
