@@ -46,14 +46,27 @@ COURSE = (
         "its nearest level, the error grow, and what the bits cost.",
         "qviz.ui.views.bit_width", "BitWidthLesson",
     ),
-    Lesson(2, "formats", "Number formats", "What can sixteen, eight or four bits say?", THEMES[0]),
+    Lesson(
+        2, "formats", "Number formats", "What can sixteen, eight or four bits say?", THEMES[0],
+        "Press the bits of FP32, BF16, FP8, FP4, NF4 and nine more. Follow one number through all "
+        "of them, zoom along all the numbers that each has, and see blocks of real weights share a "
+        "scale.",
+        "qviz.ui.views.formats", "FormatsLesson",
+    ),
     Lesson(
         3, "scale_and_zero_point", "Scale and zero point",
         "Where do the levels lie, and who decides?", THEMES[1],
+        "Drag the range that sixteen levels span, on real weights. Watch what rounding costs and "
+        "what cutting off costs, find the lowest sum, and see what ten systems make of the same "
+        "numbers.",
+        "qviz.ui.views.scale_and_zero_point", "ScaleAndZeroPointLesson",
     ),
     Lesson(
         4, "granularity", "Granularity and outliers",
         "Whose precision does one large weight destroy?", THEMES[1],
+        "Drag one weight of a trained layer and see who pays for it: everybody, its row, or its "
+        "group. Then set small groups and more bits against each other at the same true price.",
+        "qviz.ui.views.granularity", "GranularityLesson",
     ),
     Lesson(
         5, "nf4", "NF4", "Where should sixteen levels lie?", THEMES[1],
