@@ -131,7 +131,8 @@ def occupancy(
         hovertemplate="code %{x}: %{y:.2f} %<extra></extra>",
     )  # fmt: skip
     figure.add_scatter(
-        x=codes, y=100 * np.asarray(as_built), mode="markers", name="normal weights, at the table’s own scale",
+        x=codes, y=100 * np.asarray(as_built), mode="markers",
+        name="normal weights, at the table’s own scale",
         marker={"color": INK, "size": 9, "symbol": "line-ew-open", "line": {"width": 2}},
         hovertemplate="code %{x}: %{y:.2f} %<extra></extra>",
     )  # fmt: skip
