@@ -139,8 +139,8 @@ def test_the_words_about_the_bill(size, plain, double, bytes_):
     text = store_sentence(StoreFacts(size, plain, double, a, b))
     assert numbers_in(text)[1].digits <= 4
     if a > b:
-        holds(text, size=size, plain=plain, double=double, saved=a - b, of=(a, "bytes of this layer"), share=(a - b) / a,
-              digits=2)  # fmt: skip
+        holds(text, size=size, plain=plain, double=double, saved=a - b,
+              of=(a, "bytes of this layer"), share=(a - b) / a, digits=2)  # fmt: skip
         assert "saves" in text and "more than" not in text
     else:
         holds(text, size=size, plain=plain, double=double, lost=(b - a, "byte"),
