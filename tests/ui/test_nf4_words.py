@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from said import cut, holds, numbers_in, points
 from scipy.stats import norm
@@ -139,11 +139,11 @@ def test_the_words_about_the_bill(size, plain, double, bytes_):
     text = store_sentence(StoreFacts(size, plain, double, a, b))
     assert numbers_in(text)[1].digits <= 4
     if a > b:
-        holds(text, size=size, plain=plain, double=double, saved=a - b, of=a, share=(a - b) / a,
-              digits=2)  # fmt: skip
+        holds(text, size=size, plain=plain, double=double, saved=a - b,
+              of=(a, "bytes of this layer"), share=(a - b) / a, digits=2)  # fmt: skip
         assert "saves" in text and "more than" not in text
     else:
-        holds(text, size=size, plain=plain, double=double, lost=b - a,
+        holds(text, size=size, plain=plain, double=double, lost=(b - a, "byte"),
               fixed=["more than it saves"])  # fmt: skip
 
 
@@ -179,6 +179,7 @@ def test_the_bill_adds_up_to_the_bytes_that_are_packed(shape):
 
 
 @given(place=st.integers(0, 2**16), seed=st.integers(0, 50), scale=st.sampled_from([1, 1e-4, 300]))
+@settings(max_examples=25, deadline=None)
 def test_one_weights_arithmetic(place, seed, scale):
     w = scale * torch.randn(6, 80, generator=torch.Generator().manual_seed(seed))
     row, column = divmod(place % w.numel(), 80)
@@ -197,10 +198,10 @@ def test_one_weights_arithmetic(place, seed, scale):
         level = min(NF4, key=lambda v: abs(v - x / a))
         holds(rows["block, place in it"][i], block=k // size, at=k % size)
         holds(rows["a = max |w| of the block"][i], a=a)
-        holds(rows["x = w / a"][i], x=(x / a))
+        near(rows["x = w / a"][i], x / a, 5)
         holds(rows["level v_{q}"][i], v=level)
         holds(rows["code q"][i], q=NF4.index(level))
-        holds(rows["ŵ = v_{q} · a"][i], back=level * a)
+        near(rows["ŵ = v_{q} · a"][i], level * a)
         said = numbers_in(rows["error w − ŵ"][i])[0].value
         assert said == pytest.approx(x - level * a, abs=1e-6 * a + 1e-3 * abs(x - level * a))
         _between(rows["lies between the bounds"][i], x / a)
@@ -214,16 +215,27 @@ def test_one_weights_arithmetic(place, seed, scale):
             assert [c for c in cells if c] == [f"{byte:02x}" for byte in there]
 
 
+def near(text, value, digits=4):
+    """The text is this value to so many digits, but for what float32 rounds before a tie does."""
+    (said,) = numbers_in(text)
+    half = 0.5 * 10.0 ** (math.floor(math.log10(abs(value) or 1)) - digits + 1)
+    assert abs(said.value - value) <= half + 2e-6 * abs(value), (text, value)
+
+
 def _between(text, x):
     """The bounds halfway between levels around x."""
     m = [(a + b) / 2 for a, b in pairwise(NF4)]
     below, above = [b for b in m if b < x], [b for b in m if b >= x]
     if not below:
-        holds(text, above=m[0], ways={"up to": True})
+        near(text, m[0])
+        points(text, "up to/above", True)
     elif not above:
-        holds(text, below=m[-1], ways={"above": True})
+        near(text, m[-1])
+        points(text, "up to/above", False)
     else:
-        holds(text, below=below[-1], above=above[0])
+        low, high = cut(text, " … ")
+        near(low, below[-1])
+        near(high, above[0])
 
 
 def _bytes(rows, i, packed, k, a, w):
@@ -256,7 +268,7 @@ def _second(rows, i, double, block, a, level, x):
     holds(rows["â = d_{c} · A + o"][i], back=back)
     said = numbers_in(rows["its level d_{c}"][i])[0].value
     assert said * biggest + offset == pytest.approx(back, rel=1e-4)
-    holds(rows["ŵ = v_{q} · â"][i], back=level * back)
+    near(rows["ŵ = v_{q} · â"][i], level * back)
     said = numbers_in(rows["error w − ŵ"][i])[0].value
     assert said == pytest.approx(x - level * back, abs=1e-6 * a + 1e-3 * abs(x - level * back))
 
@@ -304,7 +316,7 @@ scores = st.fixed_dictionaries(
     {NF4_NAME: st.tuples(errors, bits), LLOYD: st.tuples(errors, bits)},
     optional={n: st.tuples(errors, bits) for n in (NF4_DOUBLE, FP4_NAME, SYMMETRIC, ASYMMETRIC)},
 )
-near = st.floats(1 - EQUAL / 3, 1 + EQUAL / 3)
+factors = st.floats(1 - EQUAL / 3, 1 + EQUAL / 3)
 
 
 def told(given, output=None):
@@ -314,7 +326,7 @@ def told(given, output=None):
 @given(
     given=scores,
     own=errors,
-    level=st.none() | near,
+    level=st.none() | factors,
     output=st.none() | errors,
     size=st.sampled_from([32, 4096]),
     tell=st.booleans(),

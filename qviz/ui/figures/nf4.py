@@ -126,12 +126,13 @@ def occupancy(
         name="this layer", hovertemplate="code %{x}: %{y:.2f} %<extra></extra>",
     )  # fmt: skip
     figure.add_scatter(
-        x=codes, mode="markers", name="normal weights in such blocks",
+        x=codes, mode="markers", name="normal weights, in such blocks",
         marker={"color": CODES, "size": 8, "symbol": "diamond"},
         hovertemplate="code %{x}: %{y:.2f} %<extra></extra>",
     )  # fmt: skip
     figure.add_scatter(
-        x=codes, y=100 * np.asarray(as_built), mode="markers", name="as the table was made",
+        x=codes, y=100 * np.asarray(as_built), mode="markers",
+        name="normal weights, at the table’s own scale",
         marker={"color": INK, "size": 9, "symbol": "line-ew-open", "line": {"width": 2}},
         hovertemplate="code %{x}: %{y:.2f} %<extra></extra>",
     )  # fmt: skip

@@ -90,7 +90,7 @@ class DuelPart:
         self._outputs: dict[int, float] = {}  # of the learner's levels as they are now
         self._scores: dict[int, dict[str, Score]] = {}
         self.line = NumberLine(
-            "Yours (orange) and NF4’s (purple), for x = w / a",
+            "Yours (with handles) and NF4’s (short lines), for x = w / a",
             [f"level {i}" for i in range(LEVELS)], root=True, height=150,
         )  # fmt: skip
         self.line.set_line((-1.0, 1.0), list(EVEN_FLOATS), step=STEP)
@@ -112,7 +112,7 @@ class DuelPart:
         self._wire(live)
         self.conventions = Text("", role="wait")
         buttons = figures_row(
-            self.even_button, self.nf4_button, self.round_button, self.rest_button
+            self.even_button, self.nf4_button, self.round_button, self.rest_button, wide=True
         )
         self.controls = [self.board_control, self.prediction.box]
         self.main = [

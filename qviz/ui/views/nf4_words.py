@@ -113,7 +113,8 @@ GUIDE = (
     Step(
         "Beat NF4",
         "Start from equal spacing and drag the levels. The bars below say which of them costs "
-        "most. Can you beat NF4? If it takes too long, press “One round of Lloyd”.",
+        "most. Can you beat NF4? “One round of Lloyd” moves each level to the best place for the "
+        "weights it has; then other weights may prefer it.",
         {"part": DUEL},
         {"part": Is(DUEL), "levels": Moved()},
     ),
