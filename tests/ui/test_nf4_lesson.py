@@ -138,11 +138,11 @@ def test_the_bins_are_counted_on_the_codes_of_bitsandbytes(lesson, weight, at):
     full, empty = int(share.argmax()), int(share.argmin())
     assert reach > made_for
     holds(
-        lesson.fill_caption.texts[at], size=SIZES[at], code=full, most=float(share[full]),
+        lesson.filling.caption.texts[at], size=SIZES[at], code=full, most=float(share[full]),
         other=empty, least=float(share[empty]), one=1, sixteen=16, claimed=1 / 16, reach=reach,
         made_for=made_for, ways={"crowds the middle": True}, fixed=["empties the ends"],
     )  # fmt: skip
-    said = numbers_in(lesson.occupancy.summaries[at].split(": ", 1)[1])
+    said = numbers_in(lesson.filling.occupancy.summaries[at].split(": ", 1)[1])
     assert [n.value for n in said] == pytest.approx(share.tolist(), abs=6e-4)
 
 
@@ -184,18 +184,18 @@ def test_the_bytes_on_the_page_are_those_of_bitsandbytes(lesson, weight, cell):
     for at, size in enumerate(SIZES):
         packed, state = quantize_4bit(weight, quant_type="nf4", blocksize=size)
         theirs = packed.flatten().numpy()
-        for label, cells in rows(lesson.bytes, at).items():
+        for label, cells in rows(lesson.storing.bytes, at).items():
             there = theirs[int(label) : int(label) + 8]
             assert cells == [f"{byte:02x}" for byte in there] + [""] * (8 - len(there))
-        lit = [(row["label"], row["lit"]) for row in lesson.bytes.frames[at] if row["lit"]]
+        lit = [(row["label"], row["lit"]) for row in lesson.storing.bytes.frames[at] if row["lit"]]
         assert lit == [(str(k // 16 * 8), [k // 2 % 8])]
-        words = rows(lesson.byte_words)
+        words = rows(lesson.storing.byte_words)
         assert words["a in memory"][at] == state.absmax[k // size].numpy().tobytes().hex(" ")
         nibble = theirs[k // 2] & 15 if k % 2 else theirs[k // 2] >> 4
         assert words["its half"][at].endswith(f"code {nibble}")
         assert rows(lesson.cell_table)["code q"][at] == str(nibble)
         _, twice = quantize_4bit(weight, quant_type="nf4", blocksize=size, compress_statistics=True)
-        assert rows(lesson.second)["code c, one byte"][at].startswith(
+        assert rows(lesson.storing.second)["code c, one byte"][at].startswith(
             f"{int(twice.absmax[k // size])} = 0x"
         )
 
@@ -204,13 +204,13 @@ def test_the_bill_of_the_page(lesson, weight):
     for at, size in enumerate(SIZES):
         plain = qviz.quantize(weight, "nf4", group_size=size)
         double = qviz.quantize(weight, "nf4", group_size=size, double_quant=True)
-        cells = rows(lesson.bill, at)["together"]
+        cells = rows(lesson.storing.bill, at)["together"]
         assert cells[1:] == [
             text for q in (plain, double)
             for text in (str(q.ledger.nbytes), f"{q.bits_per_weight:.3f}")
         ]  # fmt: skip
         saved = plain.ledger.nbytes - double.ledger.nbytes
-        text = lesson.store_caption.texts[at]
+        text = lesson.storing.caption.texts[at]
         if saved > 0:
             holds(text, size=size, plain=plain.bits_per_weight, double=double.bits_per_weight,
                   saved=saved, of=plain.ledger.nbytes, share=saved / plain.ledger.nbytes,

@@ -15,7 +15,6 @@ import torch
 
 from qviz.core.tensor import QuantizedTensor
 from qviz.methods.affine import CONVENTIONS
-from qviz.methods.nf4 import NF4, normal_levels
 from qviz.models.capture import load_calibration
 from qviz.study.level_duel import (
     CONVENTIONS as INT4,
@@ -27,26 +26,19 @@ from qviz.study.level_duel import (
     SYMMETRIC,
     Duel,
     Entry,
-    distinct,
 )
-from qviz.study.nf4_bytes import Stored, second, stored
-from qviz.study.nf4_levels import occupancy_as_built, occupancy_in_blocks
-from qviz.ui.figures.nf4 import bits_by_size, occupancy, spread
+from qviz.study.nf4_bytes import Stored, stored
 from qviz.ui.views.fields import CellField
 from qviz.ui.views.frame import compose, tie_frames
 from qviz.ui.views.layer_page import OFFLINE, LayerPage, Opened
 from qviz.ui.views.lesson_page import COMPUTING
-from qviz.ui.views.nf4_build import BuildPart, narrow
+from qviz.ui.views.nf4_build import BuildPart
 from qviz.ui.views.nf4_cell import (
-    BILL,
     arithmetic,
-    bill,
-    byte_rows,
-    byte_words,
     rivals_rows,
-    second_rows,
 )
-from qviz.ui.views.nf4_duel import DuelPart, said
+from qviz.ui.views.nf4_duel import DuelPart
+from qviz.ui.views.nf4_stored import FillPart, StorePart
 from qviz.ui.views.nf4_words import (
     BUILD,
     DUEL,
@@ -56,16 +48,10 @@ from qviz.ui.views.nf4_words import (
     SPOKEN,
     STORE,
     TERMS,
-    FillFacts,
-    StoreFacts,
-    fill_sentence,
-    store_sentence,
 )
 from qviz.ui.views.snippet import Name, call
 from qviz.ui.views.spacing import system
 from qviz.ui.widgets import (
-    Caption,
-    Chart,
     Choice,
     Code,
     Equation,
@@ -73,13 +59,11 @@ from qviz.ui.widgets import (
     MatrixView,
     Readout,
     Slider,
-    Table,
     Text,
     column_of,
     details,
     figures_row,
     link_matrices,
-    percent,
     section,
     show_only,
     stack,
@@ -185,21 +169,13 @@ class Nf4Lesson(LayerPage):
         self.error_view = MatrixView("Error w − ŵ")
         self.equation = Equation(EQUATION, TERMS, [], aria=SPOKEN)
         self.cell_table = Readout("The chosen weight in NF4")
-        self.occupancy = Chart("How full the sixteen bins are", height=200)
-        self.spread = Chart("Where the weights lie among the levels", height=160)
-        self.bill = Table("The bill of this layer")
-        self.bits = Chart("Bits per weight against block size", height=190)
-        self.bytes = Table("The bytes around it")
-        self.byte_words = Readout("In memory")
-        self.second = Readout("Its absmax, quantized too")
-        self.fill_caption, self.store_caption = Caption(), Caption()
+        self.filling, self.storing = FillPart(), StorePart()
         self.part_of_layer = Text("", role="wait")
         self.code = Code()
         duel = self.dueling
         tie_frames(
-            self.size_control, self.code_view, self.error_view, self.cell_table, self.occupancy,
-            self.spread, self.bill, self.bits, self.bytes, self.byte_words, self.second,
-            self.fill_caption, self.store_caption, self.code, duel.line, duel.shares, duel.board,
+            self.size_control, self.code_view, self.error_view, self.cell_table, self.code,
+            *self.filling.views, *self.storing.views, duel.line, duel.shares, duel.board,
             duel.curves, duel.caption, duel.each,
         )  # fmt: skip
         link_matrices(self.weight_view, self.code_view, self.error_view)
@@ -216,15 +192,8 @@ class Nf4Lesson(LayerPage):
             "The layer",
             figures_row(self.weight_view, self.code_view, self.error_view), self.part_of_layer,
         )  # fmt: skip
-        fill = section(
-            "How full the bins are", said(self.fill_caption),
-            self.occupancy, self.spread,
-        )  # fmt: skip
-        store = section("What is stored", said(self.store_caption), narrow(self.bill))
-        memory = section("", figures_row(narrow(self.bytes), self.byte_words, wide=True))
-        bits = section("", Text(self.bits.label, "h3"), self.bits)
+        fill, store = self.filling.box, self.storing
         cell = section("What happens to a weight", self.equation, self.cell_table)
-        second_box = section("", self.second)
         layer_box, duel_box = stack(self.layer_control), stack(*duel.controls)
         more = stack(details("More", self.convention_control))
         bar = stack(build.transport)
@@ -234,8 +203,8 @@ class Nf4Lesson(LayerPage):
             controls=[
                 self.part_control, layer_box, duel_box, more,
             ],
-            main=[*build.main, fill, store, memory, *duel.main, layer, bits],
-            side=[*build.side, cell, second_box, *duel.side],
+            main=[*build.main, fill, store.box, store.memory, *duel.main, layer, store.bits_box],
+            side=[*build.side, cell, store.second_box, *duel.side],
             foot=bar,
             code=self.code,
             own=[self.source_control, self.open_button, self.bundled_button],
@@ -245,7 +214,10 @@ class Nf4Lesson(LayerPage):
         self._boxes = {
             BUILD: [*build.main, *build.side, bar],
             FILL: [lead, layer_box, fill, *shared[FILL]],
-            STORE: [lead, layer_box, store, memory, second_box, bits, *shared[STORE]],
+            STORE: [
+                lead, layer_box, store.box, store.memory, store.second_box, store.bits_box,
+                *shared[STORE],
+            ],
             DUEL: [
                 lead, layer_box, duel_box, more, cell, *duel.main, *duel.side,
                 *shared[DUEL],
@@ -311,8 +283,9 @@ class Nf4Lesson(LayerPage):
         if last is None or last.opened is not shown.opened:
             self._draw_layer(shown)
             self.dueling.new_layer()
-        self._draw_fill(shown)
-        self._draw_store(shown)
+        plain, double = zip(*((shown.plain(n), shown.double(n)) for n in SIZES), strict=True)
+        self.filling.draw([shown.duel.blocks(size) for size in SIZES], SIZES)
+        self.storing.draw(plain, double, SIZES)
         self._draw_cell(shown)
         self.dueling.draw(shown)
         self.code.set_texts([self._snippet(shown, size) for size in SIZES])
@@ -346,46 +319,6 @@ class Nf4Lesson(LayerPage):
             self.weight_view.cursor = list(self._cell)
             self.weight_view.pinned = False
 
-    def _draw_fill(self, shown: Shown) -> None:
-        levels = distinct(NF4)
-        largest = float(normal_levels().quantile[-1])
-        measured, facts = [], []
-        for size in SIZES:
-            blocks = shown.duel.blocks(size)
-            share = blocks.counts(levels) / len(blocks.x)
-            full, empty = int(share.argmax()), int(share.argmin())
-            measured.append(share)
-            facts.append(
-                FillFacts(size, full, float(share[full]), empty, float(share[empty]),
-                          blocks.reach, largest)
-            )  # fmt: skip
-        normal = [occupancy_in_blocks(levels, size).numpy() for size in SIZES]
-        built = occupancy_as_built(levels, largest).numpy()
-        texts = [fill_sentence(one) for one in facts]
-        self.fill_caption.set_texts(texts)
-        self.occupancy.set_figures(
-            occupancy(measured, normal, built),
-            [
-                f"Blocks of {size}, share of codes 0 to 15: {', '.join(map(percent, share))}"
-                for size, share in zip(SIZES, measured, strict=True)
-            ],
-        )
-        edges = np.linspace(-1, 1, 82)
-        counts = [np.histogram(shown.duel.blocks(size).x, edges)[0] for size in SIZES]
-        self.spread.set_figures(spread(counts, edges, NF4, largest), texts)
-
-    def _draw_store(self, shown: Shown) -> None:
-        pairs = [(shown.plain(size), shown.double(size)) for size in SIZES]
-        self.bill.set_rows(BILL, [bill(*pair) for pair in pairs])
-        plain, double = ([q.bits_per_weight for q in each] for each in zip(*pairs, strict=True))
-        facts = [
-            StoreFacts(size, a.bits_per_weight, b.bits_per_weight, a.ledger.nbytes, b.ledger.nbytes)
-            for size, (a, b) in zip(SIZES, pairs, strict=True)
-        ]
-        texts = [store_sentence(one) for one in facts]
-        self.store_caption.set_texts(texts)
-        self.bits.set_figures(bits_by_size(SIZES, plain, double), texts)
-
     # ---------------------------------------------------------------- one weight
 
     def look(self) -> None:
@@ -406,11 +339,8 @@ class Nf4Lesson(LayerPage):
             stored(shown.weight, packed, size, row, column)
             for size, packed in zip(SIZES, shown.packed, strict=True)
         ]
-        then = [second(shown.double(size), at) for size, at in zip(SIZES, self._found, strict=True)]
         self.cell_table.set_rows(arithmetic(row, column, self._found))
-        self.bytes.set_rows([f"+{i}" for i in range(8)], byte_rows(shown.packed, self._found))
-        self.byte_words.set_rows(byte_words(self._found))
-        self.second.set_rows(second_rows(self._found, then))
+        self.storing.draw_cell(shown.packed, self._found, [shown.double(size) for size in SIZES])
 
     def draw_each(self) -> None:
         """The chosen weight by each contender, in the duel."""
