@@ -16,7 +16,7 @@ PYTHON ?= $(firstword $(foreach python,python3 python3.14 python3.13 python3.12 
 	$(shell command -v $(python) >/dev/null 2>&1 \
 	&& $(python) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(python))))
 
-.PHONY: help serve lab test test-all check format bench exactness binder-check gpu-check clean
+.PHONY: help serve lab test test-all check faults format bench exactness binder-check gpu-check clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -38,6 +38,9 @@ check: $(VENV)/.installed-dev  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+faults: $(VENV)/.installed-test  ## put small faults in and say which no test notices (ARGS="--only FILE --count 60 …")
+	@$(BIN)/python tools/put_faults.py $(ARGS)
 
 format: $(VENV)/.installed-dev  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .

@@ -12,6 +12,12 @@ from qviz import __version__
 
 # What a user can cause and repair: said in one sentence. Anything else is our fault and keeps its
 # traceback.
+# Whose versions matter where a page looks wrong.
+PACKAGES_OF_PAGES = (
+    "torch", "triton", "bitsandbytes", "numpy", "transformers", "safetensors", "ipywidgets",
+    "anywidget", "plotly", "voila", "jupyter_server", "jupyterlab",
+)  # fmt: skip
+
 USER_ERRORS = (ValueError, OSError, LookupError, RuntimeError, ImportError, MemoryError)
 
 
@@ -38,6 +44,19 @@ def serve_command(args: argparse.Namespace) -> None:
         ),
         say,
     )
+
+
+def version_command(args: argparse.Namespace) -> None:
+    say(f"qviz {__version__}")
+    if args.verbose:
+        from qviz.kernels.machine import machine
+        from qviz.kernels.registry import default_device
+
+        about = machine(default_device(), packages=PACKAGES_OF_PAGES)
+        for name in ("qviz", "load before", "cache"):  # said above, or of a benchmark's interest
+            del about[name]
+        for name, value in about.items():
+            say(f"{name}: {value}")
 
 
 def methods_command(args: argparse.Namespace) -> None:
@@ -155,8 +174,11 @@ def print_indented(text: str, indent: int = 14) -> None:
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="qviz", description="See and touch LLM quantization.")
-    top.add_argument("--version", action="version", version=f"qviz {__version__}")
-    commands = top.add_subparsers(dest="command", metavar="command", required=True)
+    top.add_argument("--version", action="store_true", help="print the version")
+    top.add_argument(
+        "--verbose", action="store_true", help="with --version: what a report of a problem needs"
+    )
+    commands = top.add_subparsers(dest="command", metavar="command")
 
     serve = commands.add_parser("serve", help="serve the lessons to a browser")
     serve.add_argument(
@@ -214,9 +236,14 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 when it went well, 2 when the user can repair what went wrong."""
-    args = parser().parse_args(argv)
+    top = parser()
+    args = top.parse_args(argv)
+    if args.command is None and not args.version:
+        top.error("name a command, or --help")
+    if args.verbose and not args.version:
+        top.error("--verbose belongs to --version")
     try:
-        args.run(args)
+        (version_command if args.version else args.run)(args)
     except BrokenPipeError:  # `qviz methods | head`
         sys.stderr.close()
         return 0

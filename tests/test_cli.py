@@ -1,8 +1,10 @@
 """The command line: thin, and in words when the user can repair what went wrong."""
 
+import platform
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,26 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_python_m_qviz_is_the_command() -> None:
     done = run("--version")
     assert (done.returncode, done.stdout) == (0, f"qviz {qviz.__version__}\n")
+
+
+def test_what_a_report_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version", "--verbose"]) == 0
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first == f"qviz {qviz.__version__}"
+    said = dict(line.split(": ", 1) for line in lines)
+    assert said["python"] == platform.python_version()
+    for package in ("torch", "numpy", "voila", "anywidget", "jupyterlab"):
+        assert said[package] == metadata.version(package)
+    assert {"device", "processor", "system", "date"} <= said.keys()
+
+
+@pytest.mark.parametrize("wrong", [[], ["--verbose"], ["--verbose", "methods"]])
+def test_what_is_no_command_is_said(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main(wrong)
+    assert left.value.code == 2
+    said = "belongs to --version" if "methods" in wrong else "name a command"
+    assert said in capsys.readouterr().err
 
 
 def test_help_and_version_import_nothing_heavy() -> None:
@@ -63,6 +85,59 @@ def test_a_missing_package_or_too_little_memory_is_said(
     monkeypatch.setattr("qviz.models.checkpoint.list_layers", fail)
     assert cli.main(["layers", "minilm"]) == 2
     assert capsys.readouterr().err == f"qviz: {error}\n"
+
+
+def test_a_name_that_is_not_found_is_said_without_quotes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """str() of a KeyError would put some around its whole message."""
+
+    for error, text in [(KeyError("no 'x' here"), "no 'x' here"), (LookupError("none"), "none")]:
+
+        def fail(name: str, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr("qviz.models.checkpoint.list_layers", fail)
+        assert cli.main(["layers"]) == 2
+        assert capsys.readouterr().err == f"qviz: {text}\n"
+
+
+def test_what_serve_is_asked_for_is_what_the_server_gets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from qviz import server
+
+    got: list[server.ServeOptions] = []
+    monkeypatch.setattr(server, "serve", lambda options, say: got.append(options))
+    monkeypatch.setenv("QVIZ_TOKEN", "named")
+    (tmp_path / "00_start.ipynb").touch()
+    folder = ["--notebooks", str(tmp_path)]
+    assert cli.main(["serve", *folder]) == 0
+    assert cli.main(["serve", *folder, "--no-token", "--no-browser", "--port", "0"]) == 0
+    assert cli.main(["serve", *folder, "--host", "0.0.0.0", "--pool", "0", "--port", "65535"]) == 0
+    first, second, third = got
+    assert first == server.ServeOptions(tmp_path.resolve(), token="named")
+    assert (second.token, second.browser, second.port) == (None, False, 0)
+    assert (third.host, third.pool, third.port, third.token) == ("0.0.0.0", 0, 65535, "named")
+    assert third.browser and first.host == "127.0.0.1" and first.pool == 1
+    assert capsys.readouterr().err == ""
+    for wrong in (["--port", "-1"], ["--port", "65536"], ["--pool", "-1"]):
+        assert cli.main(["serve", *folder, *wrong]) == 2
+    assert len(got) == 3
+
+
+def test_the_measurements_that_ship_are_counted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from qviz.kernels import records
+
+    shipped = records.recorded()
+    for count in (0, 1, 2):
+        monkeypatch.setattr(records, "recorded", lambda count=count: (shipped * 2)[:count])
+        assert cli.main(["kernels", "--recorded"]) == 0
+        said = capsys.readouterr().out
+        opening = f"{count} measurement{'' if count == 1 else 's'} of other machines:"
+        assert said.startswith(opening) and said.count("(recorded)") == count
 
 
 def test_a_port_in_use_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ _PAIRS = """
     more/fewer more/less gains/loses gain/lose faster/slower fast/slow above/below smaller/larger
     smallest/largest better/worse up/down higher/lower raises/lowers raised/lowered longer/shorter
     nearer/further before/after first/second earlier/later first/last increases/decreases
-    beyond/within symmetric/asymmetric received/handed most/least low/high right/wrong helped/harmed
+    beyond/within symmetric/asymmetric received/handed most/least low/high helped/harmed
 """
 OPPOSITES: dict[str, str] = {}
 for _pair in _PAIRS.split():
@@ -39,6 +39,7 @@ _UNITS = re.compile(
     rf"({'|'.join(map(re.escape, sorted(UNITS, key=len, reverse=True)))})(?![\w{{])"
 )
 
+TYPES = {"str", "int", "bool", "Any", "Row"}
 FORMATTERS = {"number", "percent", "signed", "counted", "three", "share", "size", "duration", "_n"}
 SHARES = {"percent", "share"}
 ROUND = {10, 100, 1000, 1e6, 1e9}
@@ -113,7 +114,10 @@ def _nodes(node: ast.AST, inside: bool) -> Iterator[tuple[ast.AST, bool]]:
             continue
         for child in value if isinstance(value, list) else [value]:
             if isinstance(child, ast.AST) and not _is_prose(child):
-                yield from _nodes(child, within)
+                found = _nodes(child, within)
+                if name == "comparators" and isinstance(child, ast.Tuple):
+                    next(found)  # `x in (a, b)`: their order says nothing
+                yield from found
 
 
 def _is_prose(node: ast.AST) -> bool:
@@ -239,7 +243,8 @@ def _subscript(node: ast.Subscript) -> Iterator[tuple[str, ast.AST]]:
     elif isinstance(at, ast.UnaryOp) and isinstance(at.operand, ast.Constant):
         other = ast.Constant(-at.operand.value - 1)
         yield "neighbour", ast.Subscript(node.value, other, node.ctx)
-    elif isinstance(at, ast.Name) and len(at.id) <= 4:  # a counter: names of keys are longer
+    elif isinstance(at, ast.Name) and len(at.id) <= 4 and at.id not in TYPES:
+        # A counter: names of keys are longer.
         other = ast.BinOp(at, ast.Sub(), ast.Constant(1))
         yield "neighbour", ast.Subscript(node.value, other, node.ctx)
 
@@ -289,8 +294,11 @@ def _mapped(node: ast.Dict) -> Iterator[tuple[str, ast.AST]]:
 
 def _tuple(node: ast.Tuple) -> Iterator[tuple[str, ast.AST]]:
     if isinstance(node.ctx, ast.Load):
-        for new in _exchanged(node.elts):
-            yield "exchanged", ast.Tuple(new, node.ctx)
+        # Classes in a tuple are a choice: their order says nothing.
+        names = [part.id for part in node.elts if isinstance(part, ast.Name)]
+        if not any(name[0].isupper() and not name.isupper() for name in names):
+            for new in _exchanged(node.elts):
+                yield "exchanged", ast.Tuple(new, node.ctx)
 
 
 def _added(node: ast.AugAssign) -> Iterator[tuple[str, ast.AST]]:

@@ -4,6 +4,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,8 +17,9 @@ from qviz.kernels.timing import last_level_cache
 PACKAGES = ("torch", "triton", "bitsandbytes", "llama-cpp-python", "numpy")
 
 
-def machine(device: torch.device) -> dict[str, str]:
-    """Names → what is there now; all text, and "unknown" where the system does not say."""
+def machine(device: torch.device, *, packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Names → what is there now, versions of `packages` among it; all text, and "unknown" where the
+    system does not say."""
     found = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "processor": processor(),
@@ -28,7 +30,7 @@ def machine(device: torch.device) -> dict[str, str]:
         "python": platform.python_version(),
         "qviz": __version__,
     }
-    found |= {name: _version(name) for name in PACKAGES}
+    found |= {name: _version(name) for name in packages}
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         found["compute capability"] = f"{major}.{minor}"

@@ -1,4 +1,4 @@
-"""One program of a Triton kernel, step by step: what it reads, what it makes of it, what it writes.
+"""One program of a Triton kernel, step by step: what it reads, computes and writes.
 
 `walk` goes through the loop of a function in `triton_source` for one program, with torch and
 without Triton, and keeps every intermediate result; `source` is that function's text. The lines

@@ -1,7 +1,7 @@
 """OBQ: rounding one weight at a time, in each row the one that costs least next.
 
 Every row is a problem of its own: the weight whose rounding harms the output least is rounded, the
-others of its row are moved so as to make good for it, and it leaves the problem. GPTQ is this in
+others of its row move to compensate for it, and it leaves the problem. GPTQ is this in
 one order for all rows, which is what makes it fast. Frantar and Alistarh 2022 (arXiv 2208.11580).
 
 Symbols: w a row, H Hessian of the squared output error, F the weights not yet rounded, H_F⁻¹ the

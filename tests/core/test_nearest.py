@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from qviz.core.ledger import PIECE, Stream
-from qviz.core.nearest import CHUNK, count_below, midpoints
+from qviz.core.nearest import CHUNK, count_below, midpoints, searched
 
 LEVELS = torch.tensor([-1.0, -0.25, 0.0, 0.5, 0.75])
 
@@ -24,6 +24,15 @@ def test_a_tie_takes_the_lower_level_and_nan_the_first():
     assert count_below(above, bounds).tolist() == [1, 2, 3, 4]
     ends = torch.tensor([[-torch.inf, torch.inf], [torch.nan, -0.0]])
     assert count_below(ends, bounds).tolist() == [[0, 4], [0, 2]]
+
+
+def test_the_search_of_a_gpu_counts_the_same():
+    """On the CPU, where both can run."""
+    bounds = midpoints(LEVELS)
+    x = torch.cat([torch.linspace(-2, 2, 401), bounds, torch.tensor([-torch.inf, torch.inf])])
+    assert searched(x, bounds).dtype == torch.uint8
+    assert torch.equal(searched(x.reshape(-1, 11), bounds), count_below(x.reshape(-1, 11), bounds))
+    assert searched(torch.tensor([torch.nan]), bounds).tolist() == [4]
 
 
 def test_views_keep_their_shape():

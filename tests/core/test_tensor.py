@@ -120,6 +120,48 @@ def test_outputs_that_the_next_layer_divided_are_undone_too():
     assert torch.isclose(q.levels(3, 9), q.dequantize()[3, 9]).any()
 
 
+@pytest.mark.parametrize("zero", [None, torch.uint8, torch.float32])
+@pytest.mark.parametrize("offset", [False, True])
+def test_equally_spaced_levels_by_hand(zero, offset):
+    """x̂ = s·(q − z) + offset, its levels, its ends and what is stored of it."""
+    scale = torch.tensor([[0.5, 2.0], [0.25, 1.0]])
+    zeros = None if zero is None else torch.tensor([[3, 0], [7, 15]], dtype=zero)
+    offsets = torch.tensor([[1.0, -1.0], [0.5, 4.0]]) if offset else None
+    grid = Affine(scale, 4, 0, 15, torch.float32, zeros, offsets)
+    codes = torch.randint(0, 16, (2, 6), generator=torch.Generator().manual_seed(2)).byte()
+    q = QuantizedTensor(codes, grid, Granularity("group", 3), (2, 6))
+
+    def value(code: int, row: int, group: int) -> float:
+        z = 0.0 if zeros is None else float(zeros[row, group])
+        return float(scale[row, group]) * (code - z) + (float(offsets[row, group]) if offset else 0)
+
+    for row in range(2):
+        for column in range(6):
+            group = column // 3
+            wanted = value(int(codes[row, column]), row, group)
+            assert float(q.dequantize()[row, column]) == wanted
+            levels = [value(code, row, group) for code in range(16)]
+            assert q.levels(row, column).tolist() == levels
+            low, high = grid.extremes()
+            assert (float(low[row, group]), float(high[row, group])) == (levels[0], levels[-1])
+    stored = {item.name: (item.count, item.bits) for item in q.ledger.items}
+    wanted = {"codes": (12, 4), "scales": (4, 32)}
+    if zero is not None:  # an integer zero point is one of the codes
+        wanted["zero points"] = (4, 4 if zero == torch.uint8 else 32)
+    assert stored == wanted | ({"offsets": (4, 32)} if offset else {})
+
+
+def test_signed_codes_are_stored_from_zero_on():
+    grid = Affine(torch.ones(1, 1), 4, -8, 7, torch.float32, torch.full((1, 1), -3))
+    codes = torch.tensor([[-8, 7, 0, -1]], dtype=torch.int8)
+    q = QuantizedTensor(codes, grid, Granularity("channel"), (1, 4))
+    assert q.pack()["codes"].tolist() == [0xF0, 0x78]
+    assert q.pack()["zero points"].tolist() == [5]
+    assert (grid.code_dtype, Affine(torch.ones(1, 1), 4, 0, 15, torch.float32).code_dtype) == (
+        torch.int8, torch.uint8,
+    )  # fmt: skip
+
+
 def test_columns_may_belong_to_any_group():
     g_idx = torch.tensor([2, 0, 1, 0, 2, 1, 1, 0], dtype=torch.int32)
     scale = torch.rand(3, 3) + 0.5

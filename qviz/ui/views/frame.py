@@ -54,6 +54,7 @@ def compose(
     controls: Sequence[Any] = (),
     main: Sequence[Any] = (),
     side: Sequence[Any] = (),
+    below: Sequence[Any] = (),
     caption: Any = None,
     foot: Any = None,
     code: Code | None = None,
@@ -66,10 +67,11 @@ def compose(
     lead      the one control the page is about
     controls  one column; main: sections in the middle; side: sections on the right
     caption   one sentence about what is shown
+    below     sections across the page, below the columns
     own       opens across the page under *Your own layer*; code: under *Show the code*
     foot      a bar that stays in sight, such as a Transport
     """
-    wide = [details(own_label, *own)] if own else []
+    wide = [*below, *([details(own_label, *own)] if own else [])]
     if code is not None:
         wide.append(details("Show the code", code))
     return page(
@@ -87,5 +89,8 @@ def compose(
 
 
 def tie_frames(control: Any, *views: Any, trait: str = "index") -> None:
-    """Every view shows the frame that the control says, in the browser, without the kernel."""
-    link(control, trait, *((view, "frame") for view in views))
+    """Every view shows the frame that the control says, in the browser, without the kernel.
+
+    Not the other way round: a view that is given fewer frames must not move the control.
+    """
+    link(control, trait, *((view, "frame") for view in views), back=False)

@@ -56,12 +56,24 @@ COURSE = (
     Lesson(
         3, "scale_and_zero_point", "Scale and zero point",
         "Where do the levels lie, and who decides?", THEMES[1],
+        "Drag the range that sixteen levels span, on real weights. Watch what rounding costs and "
+        "what cutting off costs, find the lowest sum, and see what ten systems make of the same "
+        "numbers.",
+        "qviz.ui.views.scale_and_zero_point", "ScaleAndZeroPointLesson",
     ),
     Lesson(
         4, "granularity", "Granularity and outliers",
         "Whose precision does one large weight destroy?", THEMES[1],
+        "Drag one weight of a trained layer and see who pays for it: everybody, its row, or its "
+        "group. Then set small groups and more bits against each other at the same true price.",
+        "qviz.ui.views.granularity", "GranularityLesson",
     ),
-    Lesson(5, "nf4", "NF4", "Where should sixteen levels lie?", THEMES[1]),
+    Lesson(
+        5, "nf4", "NF4", "Where should sixteen levels lie?", THEMES[1],
+        "Build NF4's table from the normal distribution, one level at a time. See how full its "
+        "bins really are, read its bytes, and drag sixteen levels of your own against it.",
+        "qviz.ui.views.nf4", "Nf4Lesson",
+    ),
     Lesson(
         6, "activation_outliers", "Activation outliers",
         "What if the inputs are harder to round than the weights?", THEMES[2],

@@ -67,13 +67,17 @@ class BrowserWidget(anywidget.AnyWidget):  # type: ignore[misc]
 
 
 def link(
-    source: ipywidgets.Widget, trait: str, *targets: tuple[ipywidgets.Widget, str]
+    source: ipywidgets.Widget,
+    trait: str,
+    *targets: tuple[ipywidgets.Widget, str],
+    back: bool = True,
 ) -> list[ipywidgets.Widget]:
-    """Tie `source.trait` to each (widget, trait) in the browser, in both directions.
+    """Tie `source.trait` to each (widget, trait) in the browser; `back`: in both directions.
 
     The browser does it without the kernel, so a slider moves its views at once even over a slow
     connection; Python sees the values a moment later.
     """
     if not targets:
         raise ValueError("link needs at least one (widget, trait) pair to tie to")
-    return [ipywidgets.jslink((source, trait), target) for target in targets]
+    tie = ipywidgets.jslink if back else ipywidgets.jsdlink
+    return [tie((source, trait), target) for target in targets]

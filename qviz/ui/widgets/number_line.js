@@ -178,6 +178,10 @@ export default widget(({ model, el, signal }) => {
   for (const end of ["pointerup", "pointercancel", "lostpointercapture"])
     stage.addEventListener(end, () => (held = -1), { signal });
 
+  watch(model, signal, ["frame"], () => {
+    const places = get("places")[get("frame")];
+    if (places?.length) set("values", [...places]);
+  });
   watch(model, signal, ["label", "handles", "root", "disabled"], build);
   watch(model, signal, ["bounds", "values", "shade", "unit", "height", "bars", "levels", "summaries", "frame"], show);
   const sizes = new ResizeObserver(() => {

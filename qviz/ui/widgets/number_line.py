@@ -17,7 +17,8 @@ class NumberLine(BrowserWidget):
 
     A handle is dragged, or moved with the arrow keys (Shift: by ten), Page Up and Down, Home and
     End. Handles keep their order: none passes its neighbour. `values` follows while dragging.
-    `frame` says which of the histograms and sets of levels is shown.
+    `frame` says which of the histograms and sets of levels is shown, and takes the handles to that
+    frame's places where there are any.
 
     >>> line = NumberLine("Weights", handles=["lowest level", "highest level"])
     >>> line.set_line(bounds=(-1, 1), values=[-0.5, 0.5])
@@ -37,6 +38,7 @@ class NumberLine(BrowserWidget):
     height = traitlets.Int(130).tag(sync=True)
     bars = traitlets.List().tag(sync=True)  # per frame: [counts, edges]
     levels = traitlets.List().tag(sync=True)  # per frame: numbers
+    places = traitlets.List().tag(sync=True)  # per frame: where its handles are, or nothing
     summaries = traitlets.List(traitlets.Unicode()).tag(sync=True)
     frame = traitlets.Int(0).tag(sync=True)
     disabled = traitlets.Bool(False).tag(sync=True)
@@ -60,6 +62,7 @@ class NumberLine(BrowserWidget):
             label=label, handles=names, shade=shade, root=root, unit=unit, height=height,
             values=[0.0] * len(names),
         )  # fmt: skip
+        self.observe(self._on_frame, "frame")
 
     def set_line(
         self,
@@ -123,3 +126,12 @@ class NumberLine(BrowserWidget):
         with self.hold_sync():
             self.levels = made
             self.summaries = texts
+
+    def set_places(self, places: Sequence[Sequence[float]]) -> None:
+        """Where the handles go when a frame is shown; where it has an empty list they stay."""
+        self.places = [self.checked(each) if len(each) else [] for each in places]
+
+    def _on_frame(self, _change: Any) -> None:
+        """As the browser does by itself."""
+        if self.frame < len(self.places) and self.places[self.frame]:
+            self.values = list(self.places[self.frame])

@@ -1,4 +1,4 @@
-// Runs in the browser: the picture of any step, from the vectors that each step hands on.
+// Runs in the browser: the picture of any step, from the vectors that each step passes on.
 
 const MARKS = 48; // kept sums along a run; a jump replays at most half of the way between two
 const LOOK = 30; // milliseconds of one animation frame that a jump into unknown steps may take
@@ -53,7 +53,7 @@ class Run {
     this.marks = new Map(); // step → the sums of the columns that are not finished there
     this.prepare();
   }
-  /** Adds to sums what step j hands on (or, with −1, takes it back). */
+  /** Adds to sums what step j passes on (or, with −1, takes it back). */
   hand(sums, j, sign) {
     const { rows, count, line, errors, shares } = this;
     const factor = this.factors[j] / this.unit * sign;
