@@ -192,6 +192,18 @@ def test_fields_notes_and_arithmetic_make_the_value(name, data):
         assert lit == ["whole", "minus"]
     elif f.subnormals:
         assert (lit == ["E", "M"]) == (abs(value) >= f.min_normal)
+    for group, note in zip(made, said, strict=True):
+        if group.kind == "exponent":
+            power = int(re.search(r"2\^\{(−?\d+)\}$", note)[1].replace("−", "-"))
+            normal = math.frexp(value)[1] - 1 if value else -math.inf
+            assert power == max(normal, math.log2(f.min_normal))
+            if "subnormal" in note or value == 0:
+                assert note.startswith("0: ") and ("subnormal" in note) == (value != 0)
+            else:
+                field, bias = re.match(r"(\d+) − (\d+): ", note).groups()
+                assert int(field) - int(bias) == power and int(bias) == f.bias
+        elif group.kind == "sign":
+            assert note == ("−" if math.copysign(1, value) < 0 else "+") or f.is_integer
     mantissa = [g for g in made if g.kind == "mantissa"]
     if mantissa and said[-1]:
         holds(said[-1].split("/")[0], mantissa=int(bits[-1], 2))
@@ -242,6 +254,11 @@ FATES = {
 @example(0.0, "e8m0", "nearest_even", False)
 @example(-3e-8, "fp16", "toward_zero", False)
 @example(3.0, "e8m0", "half_toward_zero", False)
+@example(3.0, "e8m0", "nearest_even", False)
+@example(3.0, "e8m0", "half_away", False)
+@example(float(np.float32(NF4[8]) / 2), "nf4", "nearest_even", False)
+@example(-float(np.float32(2.5)), "fp4_e2m1", "half_away", False)
+@example(1e6, "fp16", "nearest_even", True)
 def test_what_is_said_of_a_number(x, name, rounding, saturate):
     """Every number and direction of sentence, table and readout, from x and what torch-free
     arithmetic makes of the code."""

@@ -1,5 +1,5 @@
 // All numbers of two formats on one line: the one above it, the other below. A column of pixels is
-// the taller the more numbers fall on it; numbers that stand alone are short strokes.
+// the taller the more numbers fall on it (by their logarithm); what stands alone is a short stroke.
 
 const LEAST = 2 ** -149; // the smallest number above 0 of all formats here
 const MOST = 4e38;
@@ -109,22 +109,29 @@ export default widget(({ model, el, signal }) => {
     look(Math.min(a, v) - room, Math.max(b, v) + room);
   };
 
-  function lane(numbers, top, bottom, fill, ctx) {
+  /** How many numbers fall on each column of pixels. */
+  function columns(numbers) {
     const { from } = scale();
     const [a, b] = seen();
-    const up = bottom < top ? -1 : 1;
-    const room = Math.abs(bottom - top);
-    ctx.fillStyle = fill;
-    ctx.globalAlpha = 0.6; // the marks have to stand out
+    const counts = new Float64Array(W);
     let before = numbers.below(from(a));
     for (let x = 0; x < W; x += 1) {
       const now = numbers.below(from(a + ((x + 1) * (b - a)) / W));
-      if (now > before) {
-        const tall = room * Math.min(1, 0.3 + 0.7 * (Math.log2(now - before) / 24));
-        ctx.fillRect(x, up > 0 ? top : top - tall, Math.max(1, dpr * 0.75), tall);
-      }
+      counts[x] = now - before;
       before = now;
     }
+    return counts;
+  }
+  /** The columns as strokes from `top` to at most `bottom`; one number is a third as tall as `most`. */
+  function lane(counts, most, top, bottom, fill, ctx) {
+    const room = Math.abs(bottom - top);
+    ctx.fillStyle = fill;
+    ctx.globalAlpha = 0.6; // the marks have to stand out
+    counts.forEach((count, x) => {
+      if (!count) return;
+      const tall = room * (0.36 + (0.64 * Math.log2(count)) / Math.max(2, Math.log2(most)));
+      ctx.fillRect(x, bottom > top ? top : top - tall, Math.max(1, dpr * 0.75), tall);
+    });
     ctx.globalAlpha = 1;
   }
   function place(v) {
@@ -220,8 +227,10 @@ export default widget(({ model, el, signal }) => {
     const [frame, beside] = [get("frame"), get("beside")];
     const [low, high] = get("view");
     const [codes, soft] = [colour("codes"), colour("wait")];
-    lane(formats[frame], middle - gap, NAMES * dpr * size, codes, ctx);
-    lane(formats[beside], middle + gap, H - NAMES * dpr * size, soft, ctx);
+    const both = [columns(formats[frame]), columns(formats[beside])];
+    const most = both.reduce((top, counts) => counts.reduce((a, b) => Math.max(a, b), top), 1);
+    lane(both[0], most, middle - gap, NAMES * dpr * size, codes, ctx);
+    lane(both[1], most, middle + gap, H - NAMES * dpr * size, soft, ctx);
     axis(ctx, middle);
     names(formats[frame], low, high, 7 * dpr * size, ctx, codes);
     names(formats[beside], low, high, H - 6 * dpr * size, ctx, colour("soft"));
