@@ -1,10 +1,13 @@
 """The pages in a real Chromium: keypress to paint, opening time, bytes and memory.
 
-    python bench/pages.py            all of it, about five minutes
-    python bench/pages.py --quick    fewer repeats
+    python bench/pages.py                 all of it, some minutes for each lesson
+    python bench/pages.py --quick         fewer repeats
+    python bench/pages.py --only gptq     pages whose notebook has this in its name
 
 Keypress to paint runs from the browser's own time stamp of the key event to the frame after the
-drawing was done. plotly's FigureWidget heatmap stands beside MatrixView in the same run.
+drawing was done. plotly's FigureWidget heatmap stands beside MatrixView in the same run. Of every
+lesson, and of each part of one, the slider that leads is moved, and what the browser then shows by
+itself is found by moving it: a lesson to come is measured without a line here.
 """
 
 import argparse
@@ -29,11 +32,16 @@ from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import Browser, Page, sync_playwright
 from record import save
 
+from qviz.ui.views.lessons import LESSONS, Lesson
+
 CHROMIUM = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--no-first-run",
 ]  # fmt: skip
 ROUND_TRIP = 0.150
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+# What a page shows first: a picture, a chart, or (GPTQ by hand) a table of numbers.
+PAINTED = "[data-qv-painted] canvas, .qv-chart .js-plotly-plot, .qv-main td"
 
 MATRIX = """
 import numpy as np
@@ -58,23 +66,19 @@ slider.observe(show, "value")
 widgets.VBox([slider, figure])
 """
 
-# Resolves with [milliseconds from key to drawn, …] of everything that has to be drawn. Drawn is
-# one animation frame and one task after the last widget said so: the frame is with the compositor.
+# Resolves with milliseconds from key to drawn, of everything that has to be drawn. Drawn is one
+# animation frame and one task after the last widget said so: the frame is with the compositor.
 WATCH = """
-([what, skip]) => {
+(what) => {
   const state = (window.bench = { key: 0, waiting: new Set(), done: null });
   const finish = () => requestAnimationFrame(() => setTimeout(() => {
     if (state.done) { state.done(performance.now() - state.key); state.done = null; }
   }));
   const hit = (el) => { if (state.waiting.delete(el) && !state.waiting.size) finish(); };
   addEventListener("keydown", (e) => { state.key = e.timeStamp; }, true);
-  const drawn = what === "plotly"
-    ? [...document.querySelectorAll(".js-plotly-plot")]
-    : [...document.querySelectorAll(what)].slice(skip);
+  const drawn = [...document.querySelectorAll(what === "plotly" ? ".js-plotly-plot" : what)];
   if (what === "plotly") for (const gd of drawn) gd.on("plotly_afterplot", () => hit(gd));
-  else addEventListener("qv-painted", (e) => {
-    for (const el of drawn) if (el.contains(e.target) || e.target.contains(el)) hit(el);
-  });
+  else addEventListener("qv-painted", (e) => hit(e.target));
   state.expect = () => new Promise((resolve) => {
     state.waiting = new Set(drawn);
     state.done = resolve;
@@ -82,6 +86,29 @@ WATCH = """
   return drawn.length;
 }
 """
+# What shows another frame at every one of the keys pressed between the two: tied to the slider in
+# the browser. What the kernel draws anew keeps its frame. Marks it, and says how much there is.
+LISTEN = """() => {
+  const seen = (window.benchSeen = new Map());
+  const frames = new Map();
+  window.benchListen?.abort();
+  const stop = (window.benchListen = new AbortController());
+  addEventListener("qv-painted", ({ target, detail }) => {
+    if (frames.get(target) !== detail.frame) seen.set(target, (seen.get(target) ?? 0) + 1);
+    frames.set(target, detail.frame);
+  }, { signal: stop.signal });
+}"""
+MARK = """(presses) => {
+  window.benchListen.abort();
+  for (const el of document.querySelectorAll("[data-bench]")) delete el.dataset.bench;
+  for (const [el, times] of window.benchSeen)
+    if (times >= presses && el.getClientRects().length)
+      el.dataset.bench = el.classList.contains("qv-chart") ? "chart" : "picture";
+  return ["picture", "chart"].map((kind) =>
+    document.querySelectorAll(`[data-bench=${kind}]`).length);
+}"""
+PICTURES, ALL_OF_IT = "[data-bench=picture]", "[data-bench]"
+LEAD = ".qv-lead .qv-range:visible, .qv-transport .qv-range:visible"
 
 
 # Resolves with milliseconds from an input event of the steps' bar, or a key on it, to the frame
@@ -140,12 +167,12 @@ def write_notebooks(folder: Path) -> None:
         nbformat.write(new_notebook(cells=[new_code_cell(code)], metadata=kernel), folder / name)
 
 
-def press_and_time(page: Page, slider: str, drawn: str, skip: int, presses: int) -> list[float]:
-    """Milliseconds from keypress to paint of all `drawn` but the first `skip`."""
-    page.locator(slider).first.focus()
+def press_and_time(page: Page, slider: Any, drawn: str, presses: int) -> list[float]:
+    """Milliseconds from keypress to paint of all `drawn`."""
+    slider.focus()
     page.keyboard.press("End")  # where the first keys below lead away from
     page.wait_for_timeout(600)
-    assert page.evaluate(WATCH, [drawn, skip]) > 0, f"nothing to watch: {drawn}"
+    assert page.evaluate(WATCH, drawn) > 0, f"nothing to watch: {drawn}"
     # Never past an end, where nothing would be drawn.
     keys = ["ArrowLeft", "ArrowLeft", "ArrowRight", "ArrowRight"] * (presses // 4 + 1)
     times = []
@@ -153,8 +180,22 @@ def press_and_time(page: Page, slider: str, drawn: str, skip: int, presses: int)
         page.evaluate("() => { window.bench.result = window.bench.expect(); }")
         page.keyboard.press(key)
         times.append(page.evaluate("() => window.bench.result"))
-        page.wait_for_timeout(60)
+        page.wait_for_timeout(120)  # a single change, not a movement
     return times[2:]  # the first two warm the page up
+
+
+def find_what_follows(page: Page, slider: Any) -> tuple[int, int]:
+    """Marks what the slider moves by itself, and counts it: pictures and tables, charts."""
+    slider.focus()
+    page.keyboard.press("End")
+    page.wait_for_timeout(1500)
+    page.evaluate(LISTEN)
+    keys = ["ArrowLeft", "ArrowLeft", "ArrowRight"]
+    for key in keys:
+        page.keyboard.press(key)
+        page.wait_for_timeout(1500)
+    pictures, charts = page.evaluate(MARK, len(keys))
+    return pictures, charts
 
 
 def spread(times: list[float]) -> dict[str, float]:
@@ -162,44 +203,74 @@ def spread(times: list[float]) -> dict[str, float]:
 
 
 def latencies(browser: Browser, presses: int) -> list[dict[str, Any]]:
-    """Rows of keypress-to-paint for the bench notebooks and the first lesson, near and far."""
+    """Rows of keypress-to-paint for the bench notebooks, near and far."""
     rows = []
-    lessons = Path(__file__).parents[1] / "notebooks"
-    ours = (".qv-range", ".qv-matrix")
-    all_of_it = (".qv-range", ".qv-matrix, .qv-chart")
-    heatmap = (".noUi-handle", "plotly")
-    table = ".qv-side .qv-card:first-child .qv-readout"
     with tempfile.TemporaryDirectory() as folder:
         write_notebooks(Path(folder))
         runs = [
-            (Path(folder), "MatrixView 256²", "matrix_256", *ours),
-            (Path(folder), "MatrixView 1024²", "matrix_1024", *ours),
-            (Path(folder), "FigureWidget heatmap 256²", "heatmap_256", *heatmap),
-            (Path(folder), "FigureWidget heatmap 1024²", "heatmap_1024", *heatmap),
-            (lessons, "first lesson, the pictures", "01_bit_width", *ours),
-            (lessons, "first lesson, pictures and charts", "01_bit_width", *all_of_it),
-            (lessons, "kernels lesson, the figures", "11_memory_and_speed", ".qv-range", table),
-            (
-                lessons, "kernels lesson, figures and charts", "11_memory_and_speed",
-                ".qv-range", f"{table}, .qv-main .qv-card:first-child .qv-chart",
-            ),
-        ]  # fmt: skip
-        for notebooks in (Path(folder), lessons):
-            with server(notebooks) as (port, _):
-                wait_for_warm_kernels()
-                with delaying_proxy(port, ROUND_TRIP) as far:
-                    for where, name, notebook, slider, drawn in runs:
-                        if where != notebooks:
-                            continue
-                        for at, trip in ((port, "none"), (far, "150 ms")):
-                            skip = int("first lesson" in name)  # its first picture never changes
-                            few = 8 if "FigureWidget" in name else presses
-                            page = open_page(browser, at, notebook, slider, drawn)
-                            times = press_and_time(page, slider, drawn, skip, few)
-                            page.close()
-                            row = {"what": name, "added round trip": trip, **spread(times)}
-                            rows.append({**row, "presses": len(times)})
-                            print(rows[-1], flush=True)
+            ("MatrixView 256²", "matrix_256", ".qv-range", ".qv-matrix", presses),
+            ("MatrixView 1024²", "matrix_1024", ".qv-range", ".qv-matrix", presses),
+            ("FigureWidget heatmap 256²", "heatmap_256", ".noUi-handle", "plotly", 8),
+            ("FigureWidget heatmap 1024²", "heatmap_1024", ".noUi-handle", "plotly", 8),
+        ]
+        with server(Path(folder)) as (port, _):
+            wait_for_warm_kernels()
+            with delaying_proxy(port, ROUND_TRIP) as far:
+                for name, notebook, slider, drawn, few in runs:
+                    for at, trip in ((port, "none"), (far, "150 ms")):
+                        page = open_page(browser, at, notebook, slider, drawn)
+                        times = press_and_time(page, page.locator(slider).first, drawn, few)
+                        page.close()
+                        rows.append(row_of(name, trip, times))
+    return rows
+
+
+def row_of(what: str, trip: str, times: list[float]) -> dict[str, Any]:
+    row = {"what": what, "added round trip": trip, **spread(times), "presses": len(times)}
+    print(row, flush=True)
+    return row
+
+
+def lessons_led(browser: Browser, lessons: list[Lesson], presses: int) -> list[dict[str, Any]]:
+    """Rows of keypress-to-paint of the slider that leads in every part of these lessons."""
+    rows: list[dict[str, Any]] = []
+    with server(NOTEBOOKS) as (port, _):
+        wait_for_warm_kernels()
+        with delaying_proxy(port, ROUND_TRIP) as far:
+            for lesson in lessons:
+                for at, trip in ((port, "none"), (far, "150 ms")):
+                    name = Path(lesson.notebook).stem
+                    page = open_page(browser, at, name, ".qv-range:visible", "")
+                    for part in parts_of(page):
+                        rows += led(page, lesson, part, trip, presses)
+                    page.close()
+    return rows
+
+
+def parts_of(page: Page) -> list[str]:
+    """The names of a lesson's parts; one without a name where it has none."""
+    names = page.get_by_role("group", name="Part", exact=True).locator("label").all_inner_texts()
+    return [name.strip() for name in names] or [""]
+
+
+def led(page: Page, lesson: Lesson, part: str, trip: str, presses: int) -> list[dict[str, Any]]:
+    """Rows of one part: its pictures, and with its charts."""
+    what = f"{lesson.title}{f', {part}' if part else ''}"
+    if part:
+        page.get_by_role("radio", name=part, exact=True).check(force=True)
+        page.wait_for_timeout(6000)
+    slider = page.locator(LEAD).first
+    if not slider.count():
+        print(f"{what}: no slider leads", flush=True)
+        return []
+    pictures, charts = find_what_follows(page, slider)
+    rows = []
+    for drawn, there, said in (
+        (PICTURES, pictures, "pictures and tables"), (ALL_OF_IT, charts, "and charts"),
+    ):  # fmt: skip
+        if there:
+            times = press_and_time(page, slider, drawn, presses)
+            rows.append(row_of(f"{what}: {said}", trip, times))
     return rows
 
 
@@ -207,9 +278,8 @@ def walking(browser: Browser, repeats: int) -> list[dict[str, Any]]:
     """Rows of input-to-paint of the GPTQ lesson, whose layer has 1024 columns: one step, a scrub
     in small moves at 60 a second, and jumps to anywhere; near and far."""
     rows = []
-    lessons = Path(__file__).parents[1] / "notebooks"
     random = Random(0)
-    with server(lessons) as (port, _):
+    with server(NOTEBOOKS) as (port, _):
         wait_for_warm_kernels()
         with delaying_proxy(port, ROUND_TRIP) as far:
             for at, trip in ((port, "none"), (far, "150 ms")):
@@ -228,9 +298,7 @@ def walking(browser: Browser, repeats: int) -> list[dict[str, Any]]:
                     for move in moves:
                         times.append(page.evaluate(STEPS, list(move)))
                         page.wait_for_timeout(pause)
-                    row = {"what": f"GPTQ lesson, {what}", "added round trip": trip}
-                    rows.append({**row, **spread(times[2:]), "presses": len(times) - 2})
-                    print(rows[-1], flush=True)
+                    rows.append(row_of(f"GPTQ lesson, {what}", trip, times[2:]))
                 page.close()
     return rows
 
@@ -240,11 +308,8 @@ def open_page(browser: Browser, port: int, notebook: str, slider: str, drawn: st
     name, _, state = notebook.partition("#")
     page.goto(f"http://127.0.0.1:{port}/voila/render/{name}.ipynb#{state}", timeout=120_000)
     page.wait_for_selector(slider, timeout=120_000)
-    selector = "[data-qv-painted]" if "readout" in drawn else "[data-qv-painted] canvas"
-    selector = ".js-plotly-plot .heatmaplayer" if drawn == "plotly" else selector
-    page.wait_for_selector(selector, timeout=120_000, state="attached")
-    if "qv-chart" in drawn:
-        page.wait_for_selector(".qv-chart .js-plotly-plot", timeout=120_000)
+    ready = ".js-plotly-plot .heatmaplayer" if drawn == "plotly" else PAINTED
+    page.wait_for_selector(ready, timeout=120_000, state="attached")
     page.wait_for_timeout(2500)
     return page
 
@@ -258,12 +323,11 @@ def wait_for_warm_kernels() -> None:
     print("the machine does not come to rest: other programs distort these figures")
 
 
-def openings(browser: Browser, repeats: int) -> list[dict[str, Any]]:
+def openings(browser: Browser, only: str, repeats: int) -> list[dict[str, Any]]:
     """Time to first interaction, bytes and memory of every page, from a warm server."""
-    lessons = Path(__file__).parents[1] / "notebooks"
     rows = []
-    with server(lessons) as (port, process):
-        for notebook in sorted(p.stem for p in lessons.glob("[0-9]*.ipynb")):
+    with server(NOTEBOOKS) as (port, process):
+        for notebook in sorted(p.stem for p in NOTEBOOKS.glob(f"[0-9]*{only}*.ipynb")):
             tries = []
             for _ in range(repeats):
                 wait_for_warm_kernels()
@@ -295,9 +359,7 @@ def open_once(
     start = time.perf_counter()
     page.goto(f"http://127.0.0.1:{port}/voila/render/{notebook}.ipynb", timeout=120_000)
     page.wait_for_selector(".qv-range:visible", timeout=120_000)  # folded ones come first
-    # a picture, a chart, or (GPTQ by hand) a table of numbers
-    painted = "[data-qv-painted] canvas, .qv-chart .js-plotly-plot, .qv-main td"
-    page.wait_for_selector(painted, timeout=120_000, state="attached")
+    page.wait_for_selector(PAINTED, timeout=120_000, state="attached")
     ready = time.perf_counter() - start
     page.wait_for_timeout(4000)
     memory = kernel_memory(process, kernels[-1])
@@ -323,15 +385,19 @@ def middle(tries: list[dict[str, float]]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true")
-    quick = parser.parse_args().quick
+    parser.add_argument("--quick", action="store_true", help="fewer repeats, nothing recorded")
+    parser.add_argument("--only", metavar="NAME", default="", help="of pages with this name alone")
+    options = parser.parse_args()
+    quick, only = options.quick, options.only
+    lessons = [lesson for lesson in LESSONS if only in lesson.notebook]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=CHROMIUM)
-        opened = openings(browser, 2 if quick else 5)
-        walked = walking(browser, 12 if quick else 60)
-        pressed = latencies(browser, 12 if quick else 48)
+        opened = openings(browser, only, 2 if quick else 5)
+        walked = walking(browser, 12 if quick else 60) if only in "07_gptq" else []
+        pressed = [] if only else latencies(browser, 12 if quick else 48)
+        pressed += lessons_led(browser, lessons, 12 if quick else 48)
         browser.close()
-    if quick:
+    if quick or only:  # a part is no record
         print(json.dumps([opened, walked, pressed], indent=1))
         return
     print(save("pages_latency", "Keypress to paint in Chromium", pressed + walked).read_text())

@@ -87,6 +87,59 @@ def test_a_missing_package_or_too_little_memory_is_said(
     assert capsys.readouterr().err == f"qviz: {error}\n"
 
 
+def test_a_name_that_is_not_found_is_said_without_quotes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """str() of a KeyError would put some around its whole message."""
+
+    for error, text in [(KeyError("no 'x' here"), "no 'x' here"), (LookupError("none"), "none")]:
+
+        def fail(name: str, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr("qviz.models.checkpoint.list_layers", fail)
+        assert cli.main(["layers"]) == 2
+        assert capsys.readouterr().err == f"qviz: {text}\n"
+
+
+def test_what_serve_is_asked_for_is_what_the_server_gets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from qviz import server
+
+    got: list[server.ServeOptions] = []
+    monkeypatch.setattr(server, "serve", lambda options, say: got.append(options))
+    monkeypatch.setenv("QVIZ_TOKEN", "named")
+    (tmp_path / "00_start.ipynb").touch()
+    folder = ["--notebooks", str(tmp_path)]
+    assert cli.main(["serve", *folder]) == 0
+    assert cli.main(["serve", *folder, "--no-token", "--no-browser", "--port", "0"]) == 0
+    assert cli.main(["serve", *folder, "--host", "0.0.0.0", "--pool", "0", "--port", "65535"]) == 0
+    first, second, third = got
+    assert first == server.ServeOptions(tmp_path.resolve(), token="named")
+    assert (second.token, second.browser, second.port) == (None, False, 0)
+    assert (third.host, third.pool, third.port, third.token) == ("0.0.0.0", 0, 65535, "named")
+    assert third.browser and first.host == "127.0.0.1" and first.pool == 1
+    assert capsys.readouterr().err == ""
+    for wrong in (["--port", "-1"], ["--port", "65536"], ["--pool", "-1"]):
+        assert cli.main(["serve", *folder, *wrong]) == 2
+    assert len(got) == 3
+
+
+def test_the_measurements_that_ship_are_counted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from qviz.kernels import records
+
+    shipped = records.recorded()
+    for count in (0, 1, 2):
+        monkeypatch.setattr(records, "recorded", lambda count=count: (shipped * 2)[:count])
+        assert cli.main(["kernels", "--recorded"]) == 0
+        said = capsys.readouterr().out
+        opening = f"{count} measurement{'' if count == 1 else 's'} of other machines:"
+        assert said.startswith(opening) and said.count("(recorded)") == count
+
+
 def test_a_port_in_use_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import socket
 

@@ -81,7 +81,15 @@ class Runner(doctest.DocTestRunner):
         assert not example.want, f"{test.name}: {example.source.strip()} gives {got}"
 
 
-@pytest.mark.parametrize("name", examples())
+def runs_long(name: str) -> bool:
+    """Whether an example measures this machine, or trains a model."""
+    return name.split(".")[-1] in ("measure", "ceilings", "train_quantized")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] if runs_long(n) else []) for n in examples()],
+)
 def test_the_example_runs(name, capsys):
     test = examples()[name]
     test.globs = {**names(), **test.globs, **own_names(name)}

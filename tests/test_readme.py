@@ -35,6 +35,7 @@ def test_its_code_runs(capsys):
     assert "Perplexity(value=" in printed
 
 
+@pytest.mark.slow
 def test_the_code_of_the_library_page_runs(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")

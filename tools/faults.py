@@ -39,6 +39,7 @@ _UNITS = re.compile(
     rf"({'|'.join(map(re.escape, sorted(UNITS, key=len, reverse=True)))})(?![\w{{])"
 )
 
+TYPES = {"str", "int", "bool", "Any", "Row"}
 FORMATTERS = {"number", "percent", "signed", "counted", "three", "share", "size", "duration", "_n"}
 SHARES = {"percent", "share"}
 ROUND = {10, 100, 1000, 1e6, 1e9}
@@ -113,7 +114,10 @@ def _nodes(node: ast.AST, inside: bool) -> Iterator[tuple[ast.AST, bool]]:
             continue
         for child in value if isinstance(value, list) else [value]:
             if isinstance(child, ast.AST) and not _is_prose(child):
-                yield from _nodes(child, within)
+                found = _nodes(child, within)
+                if name == "comparators" and isinstance(child, ast.Tuple):
+                    next(found)  # `x in (a, b)`: their order says nothing
+                yield from found
 
 
 def _is_prose(node: ast.AST) -> bool:
@@ -239,7 +243,8 @@ def _subscript(node: ast.Subscript) -> Iterator[tuple[str, ast.AST]]:
     elif isinstance(at, ast.UnaryOp) and isinstance(at.operand, ast.Constant):
         other = ast.Constant(-at.operand.value - 1)
         yield "neighbour", ast.Subscript(node.value, other, node.ctx)
-    elif isinstance(at, ast.Name) and len(at.id) <= 4:  # a counter: names of keys are longer
+    elif isinstance(at, ast.Name) and len(at.id) <= 4 and at.id not in TYPES:
+        # A counter: names of keys are longer.
         other = ast.BinOp(at, ast.Sub(), ast.Constant(1))
         yield "neighbour", ast.Subscript(node.value, other, node.ctx)
 

@@ -15,21 +15,21 @@ this file.
 
 import argparse
 import ast
+import contextlib
 import json
+import multiprocessing
 import os
 import random
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from xml.etree import ElementTree
 
 import platformdirs
 from faults import KINDS, Fault, faults_in
@@ -42,17 +42,25 @@ PLACES = (
     "qviz/ui/views/gptq_beside.py", "qviz/ui/views/kernels_*.py", "qviz/ui/figures/*.py",
     "qviz/study/*_words.py", "qviz/study/gptq_verdicts.py", "qviz/study/gptq_compared.py",
     "qviz/study/gptq_contrasts.py", "qviz/study/gptq_plan.py", "qviz/server/app.py",
+    "qviz/server/words.py",
     "qviz/server/options.py", "qviz/cli.py", "qviz/core/*.py",
 )  # fmt: skip
 #: Faults that change nothing that anybody could see, with the reason: not put in, but named.
-EQUIVALENT: dict[str, str] = {}
+EQUIVALENT = {
+    "qviz/core/granularity.py: (torch.zeros_like(rows), torch.zeros_like(columns)) → "
+    "(torch.zeros_like(columns), torch.zeros_like(rows))": "zeros, which broadcast either way",
+}
 
 NOT_COPIED = shutil.ignore_patterns(
     ".git", ".venv*", "__pycache__", ".*_cache", ".hypothesis", ".binder-venv", "dist", "build"
 )
 EXAMPLES = "tests/test_docstrings.py"
-MOST_TESTS = 6  # files of tests for one module: the nearest
-MOST_SECONDS = 100  # that these may take together without a fault
+NO_TESTS = 5  # pytest's exit status where a file has none that are to run
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["torch", "plotly.graph_objects", "anywidget", "pytest"])
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the process that the others are forked from
+MOST_TESTS = 4  # files of tests for one module: the nearest
+MOST_SECONDS = 60  # that these may take together without a fault
 
 
 @dataclass(frozen=True)
@@ -96,25 +104,28 @@ def test_map(root: Path, files: Iterable[str]) -> dict[str, list[str]]:
             importers[target].add(name)
     found = {}
     for file in files:
-        stem = Path(file).stem
         near, seen, tests = [file], {file}, {}
         for distance in range(1, 5):
             near = sorted({one for name in near for one in importers[name]} - seen)
             seen.update(near)
             for name in near:
                 if Path(name).name.startswith("test_") and "browser" not in name:
-                    tests[name] = (distance - (Path(name).stem == f"test_{stem}"), name)
+                    tests[name] = (distance, *_unlike(name, file))
         found[file] = sorted(tests, key=tests.__getitem__)
     return found
 
 
-def examples(copy: "Copy", files: Iterable[str]) -> dict[str, list[str]]:
-    """Module → the tests that run its docstrings' examples."""
-    if not (copy.root / EXAMPLES).is_file():
-        return {file: [] for file in files}
-    listed = copy.run([EXAMPLES], 600, "--collect-only")[1].splitlines()
-    modules = {file: file.removesuffix(".py").replace("/", ".") for file in files}
-    return {file: [t for t in listed if f"[{name}." in t] for file, name in modules.items()}
+def _unlike(test: str, file: str) -> tuple[int, bool, str]:
+    """For sorting: tests mirror the package, so names and folders say which are a module's own."""
+    words, own = (set(Path(name).stem.split("_")) for name in (test, file))
+    return -len(words & own), Path(test).parts[1] not in Path(file).parts, test
+
+
+def examples(path: Path, file: str) -> list[list[str]]:
+    """What pytest is told to run the examples of a module's docstrings, where there are any."""
+    if ">>>" not in path.read_text(encoding="utf-8"):
+        return []
+    return [[EXAMPLES, "-k", file.removesuffix("py").replace("/", ".")]]
 
 
 # ------------------------------------------------------------------------------------ running tests
@@ -135,32 +146,31 @@ class Copy:
 
     def run(self, tests: Sequence[str], limit: float, *options: str) -> tuple[int | None, str]:
         """(pytest's exit status, None where the time was up; what it printed)."""
-        environment = {
-            **os.environ, "PYTHONPATH": str(self.root), "PYTHONDONTWRITEBYTECODE": "1",
-            "QVIZ_CACHE": str(self.cache.parent), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
-        }  # fmt: skip
         command = [
-            sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider",
-            "-m", "not browser and not slow", *options, *tests,
+            "-q", "-x", "--no-header", "-p", "no:cacheprovider", "-m", "not browser and not slow",
+            *options, *tests,
         ]  # fmt: skip
-        before = set(self.cache.iterdir())
-        with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
-            process = subprocess.Popen(
-                command, cwd=self.root, env=environment, stdout=said, stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL, start_new_session=True,
-            )  # fmt: skip
-            status: int | None = None
-            try:
-                status = process.wait(limit)
-            except subprocess.TimeoutExpired:
-                pass
-            finally:
-                end(process)
-            said.seek(0)
-            text = said.read()
-        for made in set(self.cache.iterdir()) - before if "--junitxml" not in options else ():
-            made.unlink()
-        return status, text
+        with tempfile.NamedTemporaryFile("r", encoding="utf-8") as said:
+            process = FORKS.Process(target=child, args=(command, self.root, self.cache, said.name))
+            process.start()
+            process.join(limit)
+            status = process.exitcode
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid or 0, signal.SIGKILL)  # a server that a test has started, too
+            process.join()
+            return status, said.read()
+
+    @contextlib.contextmanager
+    def having(self, file: str, source: str) -> Iterator[None]:
+        """A file with another text for a while; no calibration that was captured with it stays."""
+        original, cached = (self.root / file).read_text("utf-8"), set(self.cache.iterdir())
+        self.put(file, source)
+        try:
+            yield
+        finally:
+            self.put(file, original)
+            for made in set(self.cache.iterdir()) - cached:
+                made.unlink()
 
     def put(self, file: str, source: str) -> None:
         path = self.root / file
@@ -169,37 +179,66 @@ class Copy:
             stale.unlink()  # it is told from the new one by whole seconds
 
 
-def end(process: "subprocess.Popen[bytes]") -> None:
-    """End it and what it has started: a server of a test outlives a test that was cut off."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        process.wait()
-    else:
-        process.wait()
+def child(command: list[str], root: Path, cache: Path, said: str) -> None:
+    """Run pytest in a process that has torch and the like already."""
+    os.setsid()
+    out = os.open(said, os.O_WRONLY)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    os.environ |= {
+        "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1", "QVIZ_CACHE": str(cache.parent),
+        "HF_HUB_OFFLINE": "1",
+    }  # fmt: skip
+    sys.dont_write_bytecode = True
+    sys.path[0] = str(root)
+    os.chdir(root)
+    import pytest
+
+    status = int(pytest.main(command, [FirstFailure()]))
+    sys.stdout.flush()
+    os._exit(status)  # threads that a test has left behind would be waited for
 
 
-def measured(copy: Copy, tests: Sequence[str]) -> dict[str, float]:
-    """Test file → its seconds without a fault, every module as `ast.unparse` writes it."""
-    report = copy.root.parent / "times.xml"
-    status, text = copy.run(tests, 3600, "--junitxml", str(report), "-o", "junit_family=xunit1")
-    if status != 0:
-        raise SystemExit(f"Tests fail without any fault; mend them first:\n{text[-4000:]}")
-    seconds: dict[str, float] = defaultdict(float)
-    for case in ElementTree.parse(report).getroot().iter("testcase"):
-        seconds[case.get("file") or ""] += float(case.get("time") or 0)
-    return seconds
+class FirstFailure:
+    """A plugin of pytest: an example that fails is enough, a smaller one takes minutes to find."""
+
+    def pytest_configure(self) -> None:
+        """After the settings that the tests bring along."""
+        from hypothesis import Phase, settings
+
+        phases = (Phase.explicit, Phase.generate)
+        settings.register_profile("first failure", settings(), phases=phases, database=None)
+        settings.load_profile("first failure")
 
 
-def nearest(tests: Sequence[str], seconds: dict[str, float]) -> list[str]:
-    """As many of them, the nearest first, as the time allows; one in any case."""
-    chosen: list[str] = []
-    for test in tests:
-        if len(chosen) < MOST_TESTS and (
-            not chosen or sum(seconds[t] for t in [*chosen, test]) <= MOST_SECONDS
-        ):
-            chosen.append(test)
-    return chosen
+class Tests:
+    """The test files of a copy, and how many seconds each of them takes."""
+
+    def __init__(self, copy: Copy, files: Sequence[str], seconds: Mapping[str, float]) -> None:
+        self._copy, self.seconds = copy, dict(seconds)
+        self._map = test_map(copy.root, files)
+        alone = [file for file in files if not self._map[file]]
+        if alone:
+            raise SystemExit(f"No test imports {', '.join(alone)}, however far round")
+
+    def of(self, file: str) -> tuple[list[str], float]:
+        """(as many of the nearest as the time allows, the quickest first and one in any case;
+        their seconds)."""
+        chosen: list[str] = []
+        for test in sorted(self._map[file][:MOST_TESTS], key=self._time):
+            if not chosen or sum(map(self._time, [*chosen, test])) <= MOST_SECONDS:
+                chosen.append(test)
+        return chosen, sum(map(self._time, chosen))
+
+    def _time(self, test: str) -> float:
+        """Measured once, without a fault."""
+        if test not in self.seconds:
+            began = time.monotonic()
+            status, text = self._copy.run([test], 1800)
+            if status not in (0, NO_TESTS):
+                raise SystemExit(f"{test} fails without any fault; mend it first:\n{text[-4000:]}")
+            self.seconds[test] = round(time.monotonic() - began, 1)
+        return self.seconds[test]
 
 
 # ------------------------------------------------------------------------------------------- faults
@@ -228,21 +267,32 @@ def drawn(faults: Sequence[Fault], count: int, seed: int) -> list[Fault]:
 
 
 def try_one(copy: Copy, fault: Fault, tests: Sequence[str], limit: float) -> Outcome:
-    original = (copy.root / fault.file).read_text(encoding="utf-8")
-    began = time.monotonic()
-    copy.put(fault.file, fault.source)
-    try:
-        status, text = copy.run(tests, limit, "--hypothesis-seed=0")
-    finally:
-        copy.put(fault.file, original)
-    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", text, re.MULTILINE)
-    noticed = {0: "", None: f"not done in {limit:.0f} s"}.get(
-        status, failed[1] if failed else f"pytest ended with {status}"
-    )
+    """The nearest tests, and then the examples in the module's docstrings: these import all."""
+    began, noticed = time.monotonic(), ""
+    documented = examples(copy.root / fault.file, fault.file)
+    with copy.having(fault.file, fault.source):
+        for some in [list(tests), *documented]:
+            status, text = copy.run(some, limit, "--hypothesis-seed=0")
+            noticed = verdict(status, text, limit)
+            if noticed:
+                break
     return Outcome(
         fault.file, fault.line, fault.kind, fault.before, fault.after, noticed,
         round(time.monotonic() - began, 1),
     )  # fmt: skip
+
+
+def verdict(status: int | None, text: str, limit: float) -> str:
+    """What noticed a fault; nothing did where it is empty. A run that ends otherwise is no news of
+    the fault: SystemExit with what it said."""
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", text, re.MULTILINE)
+    if status is None:
+        return f"not done in {limit:.0f} s"
+    if status in (0, NO_TESTS):
+        return ""
+    if failed is None and status > 0:
+        raise SystemExit(f"pytest ended with {status} and without a failing test:\n{text[-4000:]}")
+    return failed[1] if failed else f"ended by signal {-status}"
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
@@ -262,6 +312,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the choice (%(default)s)")
     parser.add_argument("--only", nargs="+", metavar="FILE", help="only in these modules")
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the outcomes as JSON")
+    parser.add_argument(
+        "--times", type=Path, metavar="FILE",
+        help="what an earlier run saved: its tests are not run again without a fault",
+    )  # fmt: skip
     parser.add_argument("--list", action="store_true", help="only say which would be put in")
     parser.add_argument("--root", type=Path, default=ROOT, help="the checkout (this one)")
     return parser.parse_args(argv)
@@ -282,37 +336,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         for fault in chosen:
             print(f"{fault.file}:{fault.line}: {fault.kind}: {fault.before} → {fault.after}")
         return 0
+    known = json.loads(args.times.read_text(encoding="utf-8"))["times"] if args.times else {}
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
-        outcomes = put_in(Copy(root, Path(folder)), chosen)
+        copy, faulty = Copy(root, Path(folder)), sorted({fault.file for fault in chosen})
+        for file in faulty:  # written as they will be with a fault, but without one
+            copy.put(file, ast.unparse(ast.parse((root / file).read_text(encoding="utf-8"))))
+        tests = Tests(copy, faulty, known)
+        outcomes = put_in(copy, chosen, tests)
     seconds = time.monotonic() - began
     print(f"\n{table(outcomes)}\n{seconds / 60:.1f} minutes")
     for fault in alike:
         print(f"changes nothing: {fault.name} ({EQUIVALENT[fault.name]})")
     if args.save is not None:
-        found = {"seed": args.seed, "seconds": round(seconds), "of": len(every),
-                 "outcomes": [asdict(o) for o in outcomes]}  # fmt: skip
+        found = {
+            "seed": args.seed, "seconds": round(seconds), "of": len(every), "times": tests.seconds,
+            "outcomes": [asdict(o) for o in outcomes],
+        }  # fmt: skip
         args.save.write_text(json.dumps(found, indent=1, ensure_ascii=False), encoding="utf-8")
     return int(any(not o.noticed for o in outcomes))
 
 
-def put_in(copy: Copy, chosen: Sequence[Fault]) -> list[Outcome]:
+def put_in(copy: Copy, chosen: Sequence[Fault], tests: Tests) -> list[Outcome]:
     """Put in one after the other, and say as it goes."""
-    files = sorted({fault.file for fault in chosen})
-    tests = test_map(copy.root, files)
-    alone = [file for file in files if not tests[file]]
-    if alone:
-        raise SystemExit(f"No test imports {', '.join(alone)}, however far round")
-    wanted = sorted({t for some in tests.values() for t in some[:MOST_TESTS]})
-    for file in files:
-        text = (copy.root / file).read_text(encoding="utf-8")
-        copy.put(file, ast.unparse(ast.parse(text)))
-    documented = examples(copy, files)
-    seconds = measured(copy, [*wanted, *(e for some in documented.values() for e in some)])
     outcomes = []
     for i, fault in enumerate(chosen, 1):
-        near = nearest(tests[fault.file], seconds)
-        limit = 60 + 3 * sum(seconds[test] for test in near)
-        done = try_one(copy, fault, [*documented[fault.file], *near], limit)
+        near, seconds = tests.of(fault.file)
+        done = try_one(copy, fault, near, 90 + 4 * seconds)
         outcomes.append(done)
         said = f"{done.file}:{done.line} {done.kind}: {done.before} → {done.after}"
         print(f"{i}/{len(chosen)} {said}: {done.noticed or 'SURVIVES'}", flush=True)

@@ -46,3 +46,17 @@ def counted(n: int, noun: str) -> str:
     ('1 token', '2 tokens')
     """
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def exactly(value: float) -> str:
+    """A number with the digits that tell it from every other float64, and no more.
+
+    >>> exactly(0.1015625), exactly(-(2.0**-24)), exactly(448)
+    ('0.1015625', '−5.960464477539063e−8', '448')
+    """
+    value = float(value)
+    if not math.isfinite(value):
+        return number(value)
+    mantissa, _, exponent = repr(value).partition("e")
+    text = mantissa.removesuffix(".0") + (f"e{int(exponent)}" if exponent else "")
+    return text.replace("-", "−")

@@ -387,7 +387,7 @@ def affine(
     *,
     bits: int = 4,
     symmetric: bool = True,
-    granularity: str = "group",
+    granularity: str | Granularity = "group",
     group_size: int | None = 128,
     convention: str = DEFAULT_CONVENTION,
     scale_dtype: torch.dtype | None = None,
@@ -399,7 +399,8 @@ def affine(
     bits         2 to 8
     symmetric    levels placed around 0, without a zero point that has to be stored
     granularity  "tensor", "channel", "group" or "token"; group_size counts inputs, and is used
-                 by "group" alone; None or −1 is the whole row
+                 by "group" alone; None or −1 is the whole row. Or a Granularity, which may run
+                 along the columns
     convention   one of `CONVENTIONS`; each names the system it follows
     scale_dtype  dtype in which scales (and real-valued zeros and offsets) are stored; codes are
                  then found with the stored values. None: the dtype the convention computes in
@@ -416,11 +417,13 @@ def affine(
     weight = as_matrix(weight)
     require_bits(bits, BITS)
     _, compute = _rule(convention, symmetric, weight.dtype)
-    if granularity == "flat":
+    kind = granularity.kind if isinstance(granularity, Granularity) else granularity
+    if kind == "flat":
         raise ValueError(
             'groups of the flattened matrix are those of "nf4"; here take granularity="group"'
         )
     unit = Granularity.of(granularity, group_size if granularity == "group" else None)
+    shape = (weight.shape[0], weight.shape[1])
     x = unit.split(weight).to(compute)  # [rows, groups, group_size]
 
     lo, hi = x.amin(-1), x.amax(-1)  # [rows, groups]; aminmax over a dim is four times slower
@@ -436,13 +439,13 @@ def affine(
 
     position = levels.position(x)
     if emit is not None:
-        emit("affine.position", position=position.reshape(weight.shape))
+        emit("affine.position", position=unit.join(position, shape))
     rounded = levels.round_(position)
     whole = rounded.clamp(grid.qmin, grid.qmax)
     clipped = whole != rounded
-    codes = whole.to(grid.code_dtype).reshape(weight.shape)
+    codes = unit.join(whole.to(grid.code_dtype), shape)
     if emit is not None:
-        emit("affine.codes", codes=codes, clipped=clipped.reshape(weight.shape))
+        emit("affine.codes", codes=codes, clipped=unit.join(clipped, shape))
 
     info = {
         "method": "affine",
@@ -453,7 +456,7 @@ def affine(
         "constant_groups": int(torch.count_nonzero(lo == hi)),
         "clipped": int(torch.count_nonzero(clipped)),
     }
-    return QuantizedTensor(codes, grid, unit, (weight.shape[0], weight.shape[1]), info=info)
+    return QuantizedTensor(codes, grid, unit, shape, info=info)
 
 
 def fit_levels(

@@ -34,6 +34,7 @@ from qviz.server.handlers import (
 from qviz.server.options import START_PAGE, Say, ServeOptions, bind, is_loopback, lesson_pages
 from qviz.server.settings import voila_config
 from qviz.server.warm import REFILL_DELAY_SECONDS, WarmKernels
+from qviz.server.words import Started, welcome
 from qviz.ui import extension
 
 # What the pages' Pythons are started with, unless the user's environment says otherwise. Threads of
@@ -119,6 +120,20 @@ class LessonServer(Voila):  # type: ignore[misc]
         query = f"?token={self.options.token}" if self.options.token else ""
         return f"http://{host}:{self.port}{self.base_url}{query}"
 
+    @property
+    def started(self) -> Started:
+        """What is said of it in the terminal."""
+        options = self.options
+        return Started(
+            pages=len(lesson_pages(options.notebooks)),
+            notebooks=options.notebooks,
+            link=self.link,
+            token=bool(options.token),
+            loopback=is_loopback(options.host),
+            capturing=options.fill_cache,
+            embed=options.embed,
+        )
+
     def start(self) -> None:
         self._listening = bind(self.options.port, self.options.host, self.say)
         self.port = self._listening.getsockname()[1]
@@ -158,17 +173,8 @@ def serve(options: ServeOptions, say: Say) -> None:
 
     def on_ready() -> None:
         nonlocal filler
-        say(f"{len(lesson_pages(options.notebooks))} pages from {options.notebooks}")
-        say("Open this link in a browser:" if options.token else "No token is asked for. Open:")
-        say(app.link)
-        say("Stop with Ctrl-C.")
-        if not options.token and not is_loopback(options.host):
-            say("Take care: anyone who can reach this machine can now use its processor.")
-        if options.embed:
-            say(
-                f"Pages may be shown inside {', '.join(options.embed)}; browsers keep the cookies "
-                "that this needs only where this server is reached over https."
-            )
+        for line in welcome(app.started):
+            say(line)
         loop = app.ioloop
 
         def warm_up() -> None:
@@ -178,7 +184,6 @@ def serve(options: ServeOptions, say: Say) -> None:
             # Lessons wait for it: begun now, each would capture the same data by itself. The
             # gallery needs none, and is the page that is opened first.
             app.kernel_manager.warm_up(START_PAGE)
-            say("Preparing calibration data: the model's activations on sample text.")
             filler = CacheFiller(say, warm_up)
             filler.start()
         else:

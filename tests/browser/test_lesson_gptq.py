@@ -258,6 +258,29 @@ def test_answers_to_the_learner_are_in_sight(base, open_tab):
     tab.assert_clean()
 
 
+@pytest.mark.parametrize("beside", ["", "&beside=double_division"])
+def test_what_a_step_needs_is_in_sight(base, open_tab, beside):
+    """At 1280×800 without scrolling, above the steps' bar: pictures, charts, the equation of this
+    moment and the first numbers of the chosen weight."""
+    tab = open_tab()
+    link = f"part=a+real+layer{beside}&step=300"
+    tab.open(f"{base}/voila/render/07_gptq.ipynb#{link}", READY)
+    tab.until("link => document.body.dataset.qvAddress === link", link, seconds=60)
+    bar = tab.page.locator(".qv-transport")
+    needed = ".qv-main .qv-stage, .qv-main .qv-plot, .qv-side .qv-equation"
+    weight = tab.page.locator(".qv-side tr").filter(has_text="now, moved")
+
+    def hidden() -> list[str]:
+        top = bar.bounding_box()["y"]
+        seen = [one for one in tab.page.locator(needed).all() if one.is_visible()]
+        assert len(seen) >= 5
+        out = [one for one in (*seen, weight.first) if _bottom(one) > top]
+        return [str(one.get_attribute("class")) for one in out]
+
+    eventually(lambda: hidden() == [], 20)
+    tab.assert_clean()
+
+
 def _bottom(element: Any) -> float:
     box = element.bounding_box()
     return float(box["y"] + box["height"])

@@ -461,6 +461,40 @@ def test_levels_on_a_line_follow_the_slider(tab: Tab) -> None:
         assert label == f"levels {index}"
 
 
+def test_a_single_change_draws_charts_without_waiting(tab: Tab) -> None:
+    """No timer of any length stands between the change and the chart; while the slider moves one
+    does. A slow machine makes both longer, but changes no timer."""
+    longest = """async (moves) => {
+        const chart = document.querySelector('.t-chart');
+        const slider = document.querySelector('.t-slider input');
+        const plain = window.setTimeout;
+        const delays = [];
+        await new Promise((ok) => plain(ok, 400));
+        window.setTimeout = (act, delay = 0, ...more) => {
+            delays.push(delay);
+            return plain(act, delay, ...more);
+        };
+        const done = new Promise((ok) => chart.addEventListener('qv-painted', (e) => {
+            if (e.detail.frame === moves.at(-1)) ok();
+        }));
+        try {
+            for (const to of moves) {
+                slider.value = to;
+                slider.dispatchEvent(new Event('input', { bubbles: true }));
+                await new Promise((ok) => plain(ok, 15));
+            }
+            await done;
+        } finally {
+            window.setTimeout = plain;
+        }
+        return Math.max(...delays.filter((delay) => delay <= 60)); // others time words
+    }"""
+    choose(tab, 0)
+    painted(tab, "chart", 0)
+    assert tab.page.evaluate(longest, [2]) < 10
+    assert 10 < tab.page.evaluate(longest, [1, 2, 1, 2, 3]) <= 45
+
+
 def test_words_follow_the_slider(tab: Tab) -> None:
     choose(tab, 3)
     eventually(lambda: "s3 <i>" in tab.page.inner_text(".t-table"))
@@ -529,6 +563,20 @@ def test_a_swipe_that_begins_on_a_chart_moves_the_page(
             tab.page.wait_for_timeout(16)
         finger.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
         eventually(lambda before=before: before - tab.page.evaluate("scrollY") > 60)
+
+
+def test_forced_colours_leave_curves_apart(url: str, open_tab: Callable[..., Tab]) -> None:
+    """And what can be dragged, and where it is, can be seen."""
+    tab = open_tab(forced_colors="active", color_scheme="dark")
+    tab.open(url, ".t-chart[data-qv-painted]")
+    curve = "getComputedStyle(document.querySelector('.t-chart .js-line')).stroke"
+    tick = "getComputedStyle(document.querySelector('.t-chart .xtick text')).fill"
+    assert tab.page.evaluate(curve) != tab.page.evaluate(tick)
+    background = (
+        "getComputedStyle(document.querySelector('.t-line .qv-knob'), '::before').backgroundColor"
+    )
+    page = "getComputedStyle(document.body).backgroundColor"
+    assert tab.page.evaluate(background) != tab.page.evaluate(page)
 
 
 def test_pictures_are_sharp_on_another_screen(url: str, open_tab: Callable[..., Tab]) -> None:

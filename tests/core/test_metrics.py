@@ -36,6 +36,7 @@ def test_definitions():
     zero = torch.zeros(2, 2)
     assert metrics.compare(zero, zero).relative_error == 0
     assert metrics.compare(zero, w).relative_error == math.inf
+    assert metrics.compare(zero, w).sqnr_db == -math.inf
     with pytest.raises(ValueError, match="shape"):
         metrics.mse(w, w[:1])
 

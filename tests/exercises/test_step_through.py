@@ -341,6 +341,7 @@ def test_a_mistake_of_blocks_is_named(name, mistake, edit):
     assert [m.name for m in report.mistakes] == [mistake], str(report)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mistake", "edits"), [m[:2] for m in MISTAKES if m[0] in ("double_division", "static_groups")]
 )

@@ -542,6 +542,7 @@ def test_buffers_that_do_not_fit_on_a_gpu_are_refused(monkeypatch):
         _require_room(2**30, torch.device("cuda", 0))
 
 
+@pytest.mark.slow
 def test_ceilings_are_those_of_this_machine():
     found = ceilings("cpu")
     assert found.cache == timing.last_level_cache(CPU).size

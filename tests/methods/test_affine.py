@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import qviz
-from qviz.methods.affine import CONVENTIONS, EVENTS
+from qviz.core.granularity import Granularity
+from qviz.methods.affine import CONVENTIONS, EVENTS, affine
 
 MODES = [
     (name, symmetric)
@@ -307,3 +308,23 @@ def test_every_convention_names_its_source():
 def test_groups_of_the_flattened_matrix_are_refused_in_words():
     with pytest.raises(ValueError, match="nf4"):
         qviz.quantize(torch.ones(4, 32), granularity="flat", group_size=64)
+
+
+@pytest.mark.parametrize("unit", [("channel", None), ("group", 4)])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_scales_along_the_columns_are_those_of_the_transposed_matrix(unit, symmetric):
+    x = torch.randn(8, 12, generator=torch.Generator().manual_seed(1))
+    seen = {}
+    q = affine(
+        x, granularity=Granularity(*unit, axis=0), group_size=None, symmetric=symmetric,
+        emit=lambda name, **tensors: seen.update(tensors),
+    )  # fmt: skip
+    turned = affine(x.T.contiguous(), granularity=unit[0], group_size=unit[1], symmetric=symmetric)
+    assert torch.equal(q.codes.T, turned.codes)
+    assert torch.equal(q.dequantize().T, turned.dequantize())
+    assert torch.equal(q.grid.scale, turned.grid.scale)
+    assert torch.equal(seen["codes"], q.codes)
+    assert seen["position"].shape == seen["clipped"].shape == x.shape
+    assert q.ledger.bits_per_weight == turned.ledger.bits_per_weight
+    with pytest.raises(ValueError, match="nf4"):
+        affine(x, granularity=Granularity("flat", 4), group_size=None)

@@ -141,7 +141,11 @@ class Watched(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(("convention", "symmetric"), MODES)
-@pytest.mark.parametrize("more", [{}, {"mse": True}, {"scale_dtype": torch.float16}], ids=str)
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"scale_dtype": torch.float16}, pytest.param({"mse": True}, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_nothing_in_a_block_waits_for_the_gpu(convention, symmetric, more):
     """With tensors that have shapes and no numbers: whatever asks for a number fails."""
     options = {

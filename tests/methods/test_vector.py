@@ -64,6 +64,7 @@ def test_the_loss_never_rises(data):
     assert q.info["loss"] == pytest.approx(float(error / energy), rel=1e-3, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_more_for_the_same_bits_than_any_scalar():
     """Two bits for each normal weight. The best scalar levels lose 0.1175 of the energy (Max 1960);
     Shannon's limit is 1/16; vectors of 2 and 4 lie between, in this order."""
@@ -253,6 +254,7 @@ class Largest(TorchDispatchMode):
         return out
 
 
+@pytest.mark.slow
 def test_distances_are_never_held_all_at_once(monkeypatch):
     w = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
     with Largest() as largest:

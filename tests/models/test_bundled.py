@@ -60,6 +60,7 @@ def test_texts():
         find_text("pythn")
 
 
+@pytest.mark.slow
 def test_warm_cache(cache, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # as without MiniLM
     said = list(warm_cache())

@@ -276,33 +276,6 @@ def test_minus_one_is_the_whole_row():
         plan.choose(group_size=-2)
 
 
-def test_a_second_run_is_named_by_what_it_has():
-    """The name follows the plan: what is switched on is not called "the other way"."""
-    plan, texts = problem()
-    told = {
-        "act_order": ("act_order", {True: "Act-order", False: "Left to right"}),
-        "symmetric": ("symmetric", {True: "Symmetric levels", False: "Asymmetric levels"}),
-        "mse": ("mse", {True: "Range search", False: "Whole range"}),
-        "static_groups": ("static_groups", {True: "Static groups", False: "Levels found"}),
-        "stale_groups": ("stale_groups", {True: "Stale groups", False: "Groups that are up"}),
-    }
-    for name, (option, words) in told.items():
-        base = plan.choose(group_size=16)
-        for now in (False, True):
-            contrast, before = NAMES[name], base.choose(**{option: now})
-            after = contrast.change(before, texts)
-            assert contrast.named(before).startswith(words[after.setting(option)])
-    assert NAMES["fewer_bits"].named(plan) == "2 bits"
-    fine = plan.choose(group_size=16)
-    size = NAMES["group_size"].apply(fine, texts).setting("group_size")
-    assert NAMES["group_size"].named(fine) == f"Groups of {size}"
-    damp = NAMES["damp"].apply(plan, texts).setting("damp")
-    assert NAMES["damp"].named(plan) == f"Damping of {percent(damp)}"
-    block = NAMES["block_size"].apply(plan, texts).setting("block_size")
-    assert NAMES["block_size"].named(plan) == f"Blocks of {block} column"
-    assert NAMES["dead_channel"].named(plan) == NAMES["dead_channel"].title
-
-
 def test_directions_follow_the_numbers_in_either_order():
     """Each setting's verdict with the two runs exchanged says the opposite."""
     plan, texts = problem()

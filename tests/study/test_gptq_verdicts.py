@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from inputs import calibration_for
 from said import cut, holds, points
 
+from qviz.core.words import percent
 from qviz.study.gptq_contrasts import CONTRASTS, Contrast, contrasts_for
 from qviz.study.gptq_plan import Plan
 from qviz.study.gptq_walk import Walk
@@ -498,3 +499,30 @@ def test_tokens_that_use_few_channels_are_said_to():
     x = PLAN.calibration.inputs.double().clone()
     x[:16, 10:] = 0
     check(NAMES["no_damping"], replace(PLAN, calibration=calibration_for(x)), None)
+
+
+def test_a_second_run_is_named_by_what_it_has():
+    """The name follows the plan: what is switched on is not called "the other way"."""
+    plan, texts = problem(columns=64, rows=2, tokens=80)
+    told = {
+        "act_order": ("act_order", {True: "Act-order", False: "Left to right"}),
+        "symmetric": ("symmetric", {True: "Symmetric levels", False: "Asymmetric levels"}),
+        "mse": ("mse", {True: "Range search", False: "Whole range"}),
+        "static_groups": ("static_groups", {True: "Static groups", False: "Levels found"}),
+        "stale_groups": ("stale_groups", {True: "Stale groups", False: "Groups that are up"}),
+    }
+    for name, (option, words) in told.items():
+        base = plan.choose(group_size=16)
+        for now in (False, True):
+            contrast, before = NAMES[name], base.choose(**{option: now})
+            after = contrast.change(before, texts)
+            assert contrast.named(before).startswith(words[after.setting(option)])
+    assert NAMES["fewer_bits"].named(plan) == "2 bits"
+    fine = plan.choose(group_size=16)
+    size = NAMES["group_size"].apply(fine, texts).setting("group_size")
+    assert NAMES["group_size"].named(fine) == f"Groups of {size}"
+    damp = NAMES["damp"].apply(plan, texts).setting("damp")
+    assert NAMES["damp"].named(plan) == f"Damping of {percent(damp)}"
+    block = NAMES["block_size"].apply(plan, texts).setting("block_size")
+    assert NAMES["block_size"].named(plan) == f"Blocks of {block} column"
+    assert NAMES["dead_channel"].named(plan) == NAMES["dead_channel"].title

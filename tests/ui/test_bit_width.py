@@ -53,20 +53,20 @@ def test_opens_on_the_bundled_model(lesson):
 @pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
 @pytest.mark.parametrize("unit", ["matrix", "row", "group of 32"])
 def test_what_is_shown_is_what_the_library_computes(lesson, scheme, unit):
-    choose(lesson.scheme_control, scheme)
-    choose(lesson.unit_control, unit)
+    choose(lesson.affine.levels, scheme)
+    choose(lesson.affine.unit, unit)
     w = lesson.shown.weight
     calibration = load_calibration(None, FIRST_LAYER)
     kind, size = {"matrix": ("tensor", None), "row": ("channel", None)}.get(unit, ("group", 32))
-    row, column = lesson.original_view.cursor
+    row, column = lesson.pictures.original.cursor
     for i, bits in enumerate(BITS):
         q = qviz.quantize(
             w, bits=bits, symmetric=scheme == "symmetric", granularity=kind, group_size=size,
             scale_dtype=torch.float16,
         )  # fmt: skip
         r = q.dequantize()
-        assert lesson.rounded_view.values_at(row, column)[i] == r[row, column].item()
-        assert lesson.error_view.values_at(row, column)[i] == (w - r)[row, column].item()
+        assert lesson.pictures.rounded.values_at(row, column)[i] == r[row, column].item()
+        assert lesson.pictures.error.values_at(row, column)[i] == (w - r)[row, column].item()
         measured = lesson.shown.rows[unit][i]
         assert measured["output_error"] == pytest.approx(
             metrics.output_error(w, r, calibration), rel=1e-5
@@ -80,8 +80,8 @@ def test_what_is_shown_is_what_the_library_computes(lesson, scheme, unit):
 
 
 def test_the_cursor_brings_that_weights_arithmetic(lesson):
-    assert not lesson.original_view.pinned  # pointing is enough from the start
-    lesson.original_view.cursor = [3, 200]
+    assert not lesson.pictures.original.pinned  # pointing is enough from the start
+    lesson.pictures.original.cursor = [3, 200]
     assert all("weight 3, 200:" in text for text in lesson.histogram.summaries)
     table = rows(lesson.cell_table)
     assert table["row, column"] == ["3, 200"]
@@ -98,11 +98,11 @@ def test_every_kind_of_layer_opens(lesson):
     for i in kinds.values():
         lesson.layer_control.index = i
         assert lesson.status.kind == "", lesson.status.text
-        assert tuple(lesson.original_view.shape) == tuple(lesson.shown.weight.shape)
+        assert tuple(lesson.pictures.original.shape) == tuple(lesson.shown.weight.shape)
 
 
 def test_conventions_follow_the_scheme(lesson):
-    choose(lesson.scheme_control, "asymmetric")
+    choose(lesson.affine.levels, "asymmetric")
     names = lesson.fields["convention"].names
     assert "hqq" in names
     assert "absmax" not in names
@@ -110,7 +110,7 @@ def test_conventions_follow_the_scheme(lesson):
         choose_convention(lesson, name)
         assert lesson.status.kind == "", lesson.status.text
         assert lesson.shown.tensors[0].info["convention"] == name
-    choose(lesson.scheme_control, "symmetric")
+    choose(lesson.affine.levels, "symmetric")
     assert lesson.fields["convention"].text == "compressed_tensors"
 
 
@@ -127,7 +127,7 @@ def test_bad_sources_are_said_in_words_and_nothing_is_lost(lesson, tmp_path):
         assert says in lesson.status.text
         assert lesson.caption.texts == before
         assert lesson.source is None
-    choose(lesson.unit_control, "row")
+    choose(lesson.affine.unit, "row")
     assert lesson.status.kind == ""
 
 
@@ -140,7 +140,7 @@ def test_own_layer_from_a_file(lesson, tmp_path):
     assert torch.equal(lesson.shown.weight, weight.half().float())
     assert lesson.shown.calibration is None
     assert lesson.metric_control.disabled
-    assert lesson.unit_control.options == ["matrix", "row", "group of 32", "group of 16"]
+    assert lesson.affine.unit.options == ["matrix", "row", "group of 32", "group of 16"]
     assert "output" not in lesson.caption.texts[0]
     lesson.bundled_button.click()
     assert lesson.layer == FIRST_LAYER
@@ -153,26 +153,26 @@ def test_a_layer_that_float16_scales_cannot_hold_is_an_error_in_words(lesson, tm
     lesson.open_button.click()
     assert lesson.status.kind == "error"
     assert "scale" in lesson.status.text
-    choose(lesson.dtype_control, "float32")
+    choose(lesson.affine.dtype, "float32")
     lesson.open_button.click()
     assert lesson.status.kind == ""
-    assert lesson.original_view.shape == [8, 64]
-    choose(lesson.dtype_control, "float16")  # goes back: the pictures show float32's
+    assert lesson.pictures.original.shape == [8, 64]
+    choose(lesson.affine.dtype, "float16")  # goes back: the pictures show float32's
     assert lesson.status.kind == "error"
-    assert lesson.dtype_control.value == "float32"
+    assert lesson.affine.dtype.value == "float32"
     assert_agrees(lesson)
     lesson.bundled_button.click()
-    choose(lesson.dtype_control, "float16")
+    choose(lesson.affine.dtype, "float16")
     assert lesson.status.kind == ""
 
 
 def assert_agrees(lesson):
     """Controls, code, pictures and numbers are about the same weight and the same options."""
     weight = qviz.load_layer(lesson.source, lesson.layer).float()
-    q = qviz.quantize(weight, bits=lesson.bits, **lesson.options)
+    q = qviz.quantize(weight, bits=lesson.bits, **lesson.affine.options)
     assert torch.equal(lesson.shown.weight, weight)
     assert torch.equal(lesson.shown.tensors[lesson.bits_control.index].codes, q.codes)
-    assert lesson.original_view.shape == lesson.error_view.shape == list(weight.shape)
+    assert lesson.pictures.original.shape == lesson.pictures.error.shape == list(weight.shape)
     names: dict[str, object] = {}
     exec(lesson.code.texts[lesson.bits_control.index], names)
     assert torch.equal(names["q"].codes, q.codes)
@@ -214,14 +214,14 @@ def test_a_curve_that_cannot_be_computed_is_missing_and_said(lesson, tmp_path):
     save_file({"a.weight": weight}, tmp_path / "zeros.safetensors")
     lesson.source_control.value = str(tmp_path / "zeros.safetensors")
     lesson.open_button.click()
-    choose(lesson.unit_control, "matrix")
+    choose(lesson.affine.unit, "matrix")
     choose_convention(lesson, "torchao")
     assert "row is not on the chart" in lesson.status.text
     assert lesson.fields["convention"].text == "torchao"
     assert_agrees(lesson)
-    choose(lesson.unit_control, "row")
+    choose(lesson.affine.unit, "row")
     assert lesson.status.kind == "error"
-    assert lesson.unit_control.value == "matrix"
+    assert lesson.affine.unit.value == "matrix"
     choose_convention(lesson, "compressed_tensors")
     lesson.bundled_button.click()
 
@@ -232,11 +232,11 @@ def test_a_defect_is_said_in_the_page_and_stays_loud(lesson, monkeypatch):
 
     monkeypatch.setattr("qviz.ui.views.bit_width.affine", broken)
     with pytest.raises(KeyError):
-        choose(lesson.scheme_control, "asymmetric")
+        choose(lesson.affine.levels, "asymmetric")
     monkeypatch.undo()
     assert lesson.status.kind == "error"
     assert "defect" in lesson.status.text
-    assert lesson.scheme_control.value == "symmetric"
+    assert lesson.affine.levels.value == "symmetric"
     assert_agrees(lesson)
 
 
@@ -250,9 +250,9 @@ def test_odd_shapes_and_constant_weights_open(lesson, tmp_path, shape, fill):
     lesson.source_control.value = str(tmp_path / "odd.safetensors")
     lesson.open_button.click()
     for scheme in ("asymmetric", "symmetric"):
-        choose(lesson.scheme_control, scheme)
-        for unit in list(lesson.unit_control.options):
-            choose(lesson.unit_control, unit)
+        choose(lesson.affine.levels, scheme)
+        for unit in list(lesson.affine.unit.options):
+            choose(lesson.affine.unit, unit)
             assert lesson.status.kind == "", lesson.status.text
         assert_agrees(lesson)
         assert not any("nan" in text for text in lesson.caption.texts)
@@ -274,7 +274,7 @@ def test_the_prediction_is_judged_by_the_curve(lesson):
 
 
 def test_the_code_on_the_page_runs_and_gives_the_page(lesson):
-    choose(lesson.unit_control, "group of 64")
+    choose(lesson.affine.unit, "group of 64")
     names: dict[str, object] = {}
     exec(lesson.code.texts[1], names)  # the page's own text, 3 bits
     assert torch.equal(names["q"].codes, lesson.shown.tensors[1].codes)
@@ -323,13 +323,13 @@ def test_the_curves_do_not_give_the_prediction_away():
 
 def test_a_large_layer_is_not_compared_with_everything(lesson, tmp_path, monkeypatch):
     monkeypatch.setattr("qviz.ui.views.bit_width.COMPARE_UP_TO", lesson.shown.weight.numel() - 1)
-    choose(lesson.scheme_control, "asymmetric")
+    choose(lesson.affine.levels, "asymmetric")
     assert list(lesson.shown.rows) == ["group of 128"]
     assert "once you have chosen them" in lesson.note.text
-    choose(lesson.unit_control, "row")
+    choose(lesson.affine.unit, "row")
     assert list(lesson.shown.rows) == ["group of 128", "row"]
     monkeypatch.undo()
-    choose(lesson.scheme_control, "symmetric")
+    choose(lesson.affine.levels, "symmetric")
     assert lesson.note.text == ""
     assert len(lesson.shown.rows) >= 4
 

@@ -14,8 +14,10 @@ from qviz.models.capture import load_calibration
 from qviz.study.gptq_contrasts import CONTRASTS
 from qviz.ui.figures.gptq import column_codes, errors_so_far, exchange
 from qviz.ui.views.gptq import GptqLesson
-from qviz.ui.views.gptq_controls import HELD, NOTHING, OWN_TEXT, SAME_TEXT
-from qviz.ui.views.gptq_words import EQUATION, LIT, MOMENTS, TERMS, sentence, story_rows
+from qviz.ui.views.gptq_controls import HELD, NOTHING, SAME_TEXT
+from qviz.ui.views.gptq_equation import EQUATION, LINES, LIT, MISPRINTS, MOMENTS, TERMS, formulas
+from qviz.ui.views.gptq_words import sentence, story_rows
+from qviz.ui.views.layer_texts import OWN_TEXT
 from qviz.ui.widgets import Text, number
 
 LAYER = "model.layers.0.self_attn.o_proj"  # 256 × 256: quick
@@ -52,7 +54,7 @@ def shown(view):
 
 
 def contrast(lesson, name):
-    lesson.controls.beside.index = lesson.controls.beside_names.index(name)
+    lesson.run.beside.index = lesson.run.beside_names.index(name)
 
 
 def errors(lesson):
@@ -72,9 +74,9 @@ def test_opens_on_the_layer_at_its_first_step(lesson):
 
 def test_codes_are_those_of_the_library(lesson):
     for act_order, bits, scheme in [(False, "2", "symmetric"), (True, "4", "asymmetric")]:
-        lesson.controls.order.index = int(act_order)
-        choose(lesson.controls.bits, bits)
-        choose(lesson.controls.scheme, scheme)
+        lesson.run.order.index = int(act_order)
+        choose(lesson.run.bits, bits)
+        choose(lesson.run.scheme, scheme)
         q = gptq(
             qviz.load_layer(None, LAYER).float(), load_calibration(None, LAYER), bits=int(bits),
             symmetric=scheme == "symmetric", group_size=128, act_order=act_order,
@@ -111,7 +113,7 @@ def test_curves_are_hidden_until_a_guess_or_a_step(lesson):
 
 def test_each_moment_says_the_numbers_of_its_step(lesson):
     lesson.transport.index = 140
-    first, (row, column) = lesson.shown.first, lesson._cell
+    first, (row, column) = lesson.shown.first, lesson.chosen.cell
     assert column == int(first.perm[140]) == 140
     story = first.story(row, column)
     said = {}
@@ -134,13 +136,13 @@ def test_each_moment_says_the_numbers_of_its_step(lesson):
 def test_every_moment_of_every_kind_of_run_can_be_said(lesson):
     """First, last and inner steps; groups found beforehand; clipped weights; dead columns."""
     for static, order in [(0, 0), (1, 1)]:
-        lesson.controls.static.index, lesson.controls.order.index = static, order
+        lesson.run.static.index, lesson.run.order.index = static, order
         walk = lesson.shown.first
         for step in (0, 127, 128, 255, 256):
             for moment in MOMENTS:
                 assert sentence(walk, step, moment, 3)
             assert story_rows(walk, walk.story(3, min(step, 255)), step)
-    choose(lesson.controls.unit, "row")
+    choose(lesson.run.unit, "row")
     assert "whole row shares levels" in sentence(lesson.shown.first, 9, "levels", 0)
     contrast(lesson, "dead_channel")
     dead = lesson.shown.second.result.info["dead_columns"][0]
@@ -153,9 +155,9 @@ def test_every_moment_of_every_kind_of_run_can_be_said(lesson):
 
 def test_the_cell_follows_the_steps_until_it_is_held(lesson):
     lesson.transport.index = 10
-    assert lesson._cell[1] == 10
+    assert lesson.chosen.cell[1] == 10
     lesson.pictures.now_view.cursor = [7, 200]
-    assert lesson._cell == (7, 200)
+    assert lesson.chosen.cell == (7, 200)
     assert rows(lesson.story.table)["row, column"] == "7, 200"
     assert rows(lesson.story.table)["its turn"] == "step 200, waiting"
     lesson.pictures.now_view.pinned = True
@@ -166,18 +168,18 @@ def test_the_cell_follows_the_steps_until_it_is_held(lesson):
         assert float(said.replace("−", "-")) == pytest.approx(now, rel=1e-3, abs=1e-6)
     lesson.transport.index = 210
     assert rows(lesson.story.table)["now, rounded"] == rows(lesson.story.table)["ŵ"]
-    assert lesson._cell == (7, 200)
+    assert lesson.chosen.cell == (7, 200)
     assert rows(lesson.story.table)["its turn"] == "step 200, done"
     lesson.pictures.now_view.pinned = False
     lesson.transport.index = 211
-    assert lesson._cell == (7, 211)
+    assert lesson.chosen.cell == (7, 211)
 
 
 def test_with_act_order_the_picture_goes_by_steps(lesson):
-    lesson.controls.order.index = 1
+    lesson.run.order.index = 1
     walk = lesson.shown.first
     lesson.pictures.now_view.cursor = [2, 0]
-    assert lesson._cell == (2, int(walk.perm[0]))
+    assert lesson.chosen.cell == (2, int(walk.perm[0]))
     for step in (0, 100, 256):
         lesson.transport.index = step
         lesson.pictures.now_view.frame = step
@@ -209,27 +211,48 @@ def test_a_second_run_stands_beside_the_first(lesson):
     share = (apart > 0.499).double().mean()
     assert f"{100 * share:.3g} % differ by s/2" in lesson.transport.caption
     assert lesson.beside.title.text == "Second run: Act-order"
-    choose(lesson.controls.beside, NOTHING)
+    choose(lesson.run.beside, NOTHING)
     assert lesson.shown.second is None
     assert "qv-gone" in lesson.pictures.pair._dom_classes
 
 
 @pytest.mark.parametrize("name", [c.name for c in CONTRASTS])
 def test_every_contrast_can_be_chosen(lesson, name):
-    if name not in lesson.controls.beside_names:
-        choose(lesson.controls.unit, "group of 32")  # groups inside a block can be stale
+    if name not in lesson.run.beside_names:
+        choose(lesson.run.unit, "group of 32")  # groups inside a block can be stale
     contrast(lesson, name)
     assert lesson.status.kind == "", lesson.status.text
     assert lesson.shown.second is not None
     assert lesson.beside.diagnosis.texts[0]
-    assert lesson.controls.beside_name == name
+    assert lesson.run.beside_name == name
+
+
+@pytest.mark.parametrize("variant", list(MISPRINTS))
+def test_a_misprint_stands_in_the_equation(lesson, variant):
+    """Instead of the right lines, marked at every moment, and only while its run is shown."""
+    true, wrong = formulas(), formulas(variant)
+    contrast(lesson, variant)
+    assert lesson.shown.second.options["variant"] == variant
+    assert lesson.equation.mathml == wrong.mathml != true.mathml
+    assert all("wrong" in lit for lit in lesson.equation.actives)
+    meaning, lines = MISPRINTS[variant]
+    for name, (formula, spoken) in lines.items():
+        assert 'data-term="wrong"' in formula and formula in lesson.equation.mathml
+        assert LINES[name][0] not in lesson.equation.mathml
+        assert spoken in lesson.equation.aria
+        assert LINES[name][1] not in lesson.equation.aria
+    assert lesson.equation.terms["wrong"] == meaning
+    assert meaning in lesson.formulas.note.text
+    choose(lesson.run.beside, NOTHING)
+    assert lesson.equation.mathml == true.mathml == EQUATION
+    assert lesson.formulas.note.text == "" and lesson.equation.actives == true.actives
 
 
 def test_other_settings_leave_the_page_at_its_step_and_weight(lesson):
     lesson.transport.index = 70
     lesson.pictures.now_view.cursor = [9, 90]
     lesson.pictures.now_view.pinned = True
-    choose(lesson.controls.bits, "2")
+    choose(lesson.run.bits, "2")
     assert lesson.step == 70
     assert rows(lesson.story.table)["row, column"] == "9, 90"
     assert "of 0 … 3" in rows(lesson.story.table)["code q"]
@@ -239,47 +262,47 @@ def test_other_settings_leave_the_page_at_its_step_and_weight(lesson):
 
 def test_a_run_can_be_kept_and_compared_with(lesson):
     kept = lesson.shown.first
-    lesson.hold_button.click()
-    assert lesson.controls.beside.value == HELD
-    choose(lesson.controls.bits, "5")
+    lesson.keeping.button.click()
+    assert lesson.run.beside.value == HELD
+    choose(lesson.run.bits, "5")
     assert lesson.shown.second is kept
     assert lesson.shown.first.options["bits"] == 5
     assert "Bits 5 beside 3." in lesson.beside.diagnosis.texts[0]
 
 
 def test_tokens_and_texts(lesson):
-    assert lesson.controls.tokens.options[:2] == ["16", "64"]
+    assert lesson.run.tokens.options[:2] == ["16", "64"]
     full = lesson.shown.first
-    choose(lesson.controls.tokens, "64")
+    choose(lesson.run.tokens, "64")
     assert lesson.shown.first.calibration.tokens == 64
     assert lesson.shown.first.error[-1] > full.error[-1]
-    choose(lesson.controls.text, "numbers")
+    choose(lesson.run.text, "numbers")
     assert lesson.shown.first.calibration.source == "numbers"
     assert lesson.shown.first.calibration.tokens == 64  # as chosen
-    choose(lesson.controls.judge, SAME_TEXT)
+    choose(lesson.run.judge, SAME_TEXT)
     assert lesson.shown.first.judge.source == "numbers"
     assert lesson.shown.first.judge.tokens > 64
 
 
 def test_own_text(lesson):
-    lesson.own_text_button.click()
+    lesson.texts.own_button.click()
     assert lesson.status.kind == "error"
     assert "a few words" in lesson.status.text
-    lesson.own_text_control.value = "for x in range(10): print(x) " * 20
-    lesson.own_text_button.click()
+    lesson.texts.own_control.value = "for x in range(10): print(x) " * 20
+    lesson.texts.own_button.click()
     assert lesson.status.kind == "", lesson.status.text
-    assert lesson.controls.text.value == OWN_TEXT
+    assert lesson.run.text.value == OWN_TEXT
     assert lesson.shown.first.calibration.source == "your text"
-    assert OWN_TEXT in lesson.controls.judge.options
+    assert OWN_TEXT in lesson.run.judge.options
 
 
 def test_the_kept_run_says_all_that_is_different(lesson):
-    lesson.hold_button.click()
+    lesson.keeping.button.click()
     assert "the same so far" in lesson.beside.diagnosis.texts[0]
-    lesson.controls.damp.index, lesson.controls.order.index = 0, 1
-    lesson.controls.unit.index = 0
-    choose(lesson.controls.tokens, "64")
-    choose(lesson.controls.judge, SAME_TEXT)
+    lesson.run.damp.index, lesson.run.order.index = 0, 1
+    lesson.run.unit.index = 0
+    choose(lesson.run.tokens, "64")
+    choose(lesson.run.judge, SAME_TEXT)
     said = lesson.beside.diagnosis.texts[0]
     assert "act-order on beside off" in said
     assert "amping 0 % beside 1 %" in said
@@ -289,27 +312,27 @@ def test_the_kept_run_says_all_that_is_different(lesson):
 
 
 def test_the_kept_run_is_let_go_with_its_layer(lesson):
-    lesson.hold_button.click()
+    lesson.keeping.button.click()
     choose(lesson.layer_control, "layers.0.self_attn.k_proj")
     assert lesson.shown.second is None
-    assert lesson.controls.beside.value == NOTHING
-    assert HELD not in lesson.controls.beside.options
+    assert lesson.run.beside.value == NOTHING
+    assert HELD not in lesson.run.beside.options
 
 
 def test_a_contrast_without_meaning_gives_way_to_the_setting(lesson):
     contrast(lesson, "fewer_bits")
-    choose(lesson.controls.bits, "2")
+    choose(lesson.run.bits, "2")
     assert lesson.status.kind == ""
     assert lesson.shown.first.options["bits"] == 2
     assert lesson.shown.second is None
-    assert lesson.controls.beside.value == NOTHING
+    assert lesson.run.beside.value == NOTHING
     assert "“One bit fewer” does not apply" in lesson.note.text
-    choose(lesson.controls.bits, "4")
+    choose(lesson.run.bits, "4")
     assert lesson.note.text == ""
 
 
 def test_the_same_levels_of_other_sums_are_not_called_different(lesson):
-    choose(lesson.controls.dtype, "float32")
+    choose(lesson.run.dtype, "float32")
     contrast(lesson, "block_size")
     lesson.transport.index = 256
     codes = lesson.shown.first.result.codes != lesson.shown.second.result.codes
@@ -322,7 +345,7 @@ def test_the_same_levels_of_other_sums_are_not_called_different(lesson):
 
 def test_the_code_shown_measures_what_the_page_measures(lesson):
     lesson.transport.index = 100
-    choose(lesson.controls.bits, "4")
+    choose(lesson.run.bits, "4")
     scope = {}
     exec(lesson.code.texts[0].replace("walk.now(100), ", "result = "), scope)
     assert scope["result"][0] == lesson.shown.first.error[100]
@@ -330,7 +353,7 @@ def test_the_code_shown_measures_what_the_page_measures(lesson):
 
 def test_only_one_thing_is_done_at_a_time(lesson):
     """A control moved on another thread waits for what is being computed, and is not lost."""
-    meanwhile = Thread(target=choose, args=(lesson.controls.bits, "5"))
+    meanwhile = Thread(target=choose, args=(lesson.run.bits, "5"))
     with lesson.one_at_a_time, lesson.quietly():
         meanwhile.start()
         meanwhile.join(0.2)
@@ -341,15 +364,15 @@ def test_only_one_thing_is_done_at_a_time(lesson):
 
 def test_block_size_is_about_speed_only(lesson):
     codes = lesson.shown.first.result.codes
-    choose(lesson.controls.block, "32")
+    choose(lesson.run.block, "32")
     assert lesson.transport.events["block"] == list(range(0, 256, 32))
     differ = (lesson.shown.first.result.codes != codes).any(1)
     assert differ.float().mean() < 0.05  # rows that part at a tie, if any
 
 
 def test_what_was_adapted_is_said(lesson):
-    choose(lesson.controls.damp, "0 %")
-    choose(lesson.controls.tokens, "64")
+    choose(lesson.run.damp, "0 %")
+    choose(lesson.run.tokens, "64")
     assert "it was raised to" in lesson.note.text
 
 
@@ -360,7 +383,7 @@ def test_an_unknown_model_leaves_everything_as_it_was(lesson, tmp_path):
     assert lesson.status.kind == "error"
     assert lesson.shown.first is before
     assert lesson.layer == LAYER
-    choose(lesson.controls.bits, "4")
+    choose(lesson.run.bits, "4")
     assert lesson.status.kind == ""
 
 
@@ -382,7 +405,7 @@ def test_the_learners_own_function_stands_beside_the_true_run():
     report = qviz.step_through(mine, weight, inputs, bits=3, group_size=128)
     page = GptqLesson(attempt=report)
     assert page.step == report.first.step
-    assert page._cell == (report.first.row, report.first.column)
+    assert page.chosen.cell == (report.first.row, report.first.column)
     assert report.summary in page.beside.diagnosis.texts[0]
     assert {"GPTQ", "yours"} <= set(errors(page))
     assert "qv-gone" not in page.pictures.pair._dom_classes

@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 from inputs import calibration_for
 from said import cut, holds, numbers_in, points
 
+from qviz.study.gptq_contrasts import CONTRASTS
 from qviz.study.gptq_plan import Plan
 from qviz.study.gptq_walk import Walk
-from qviz.ui.views.gptq_beside import WeightStory
+from qviz.ui.views.gptq_beside import SecondRun, WeightStory
 from qviz.ui.views.gptq_words import (
     GUESSES,
+    GUIDE,
+    MISPRINTS,
     MOMENTS,
     adapted,
     brief_rows,
@@ -248,6 +251,30 @@ def test_the_chart_of_a_weight_has_its_words():
     assert len(story.table.rows) > len(labels)
 
 
+@pytest.mark.parametrize("name", [c.name for c in CONTRASTS])
+def test_a_second_run_says_why_and_what_it_shows(name):
+    (contrast,) = (c for c in CONTRASTS if c.name == name)
+    first = walk_of()
+    plan = Plan(first.original, first.calibration, first.judge, {"group_size": 8, "bits": 3})
+    run = SecondRun()
+    assert run.misprint.terms == {"wrong": MISPRINTS["double_division"][1]}
+    if not contrast.fits(plan):
+        return
+    second = contrast.apply(plan, lambda _: calibration_for(inputs(5))).walk()
+    run.draw(first, second, contrast, plan)
+    assert run.title.text == f"Second run: {contrast.named(plan)}"
+    assert run.diagnosis.texts == [f"{contrast.why} {contrast.diagnose(first, second)}"]
+    variant = second.options["variant"]
+    assert ("qv-gone" in run.misprinted._dom_classes) == (variant is None)
+    if variant is not None:
+        assert (run.misprint.mathml, run.misprint.terms["wrong"]) == MISPRINTS[variant]
+        assert 'data-term="wrong"' in run.misprint.mathml
+    run.draw(first, second, None, plan)
+    assert run.title.text == "Second run: the one you kept"
+    assert run.diagnosis.texts == [side_by_side(first, second)]
+    assert "qv-gone" in run.misprinted._dom_classes
+
+
 # -------------------------------------------------------------------------- two runs, and the guess
 
 
@@ -359,3 +386,10 @@ def test_where_nothing_is_lost_there_is_nothing_to_guess():
     walk.rtn_error = np.zeros(3)
     assert "nothing to guess" in guess_judged(walk, 0)
     assert not numbers_in(guess_judged(walk, 0))
+
+
+def test_steps_of_the_guide_begin_with_states_and_end_with_goals():
+    for step in GUIDE:
+        assert all(isinstance(value, str) for value in step.start.values()), step.title
+        assert step.done and all(hasattr(goal, "met") for goal in step.done.values()), step.title
+        assert not all(goal.met(step.start.get(k, ""), "") for k, goal in step.done.items())

@@ -12,7 +12,14 @@ from qviz.kernels.registry import BASELINE
 from qviz.kernels.results import Measurement, Point
 from qviz.kernels.timing import Timing
 from qviz.ui.figures.kernels import roofline, speedups, times
-from qviz.ui.views import KernelsLesson, kernels_inside, kernels_race, kernels_words
+from qviz.ui.views import (
+    KernelsLesson,
+    kernels_chosen,
+    kernels_inside,
+    kernels_race,
+    kernels_tile,
+    kernels_words,
+)
 
 SHAPE, FORMAT, BATCHES = (2048, 2048), "int4-g128", (1, 8, 64)
 FAST, SLOW = "torch.int4", "torch.int8"
@@ -192,8 +199,8 @@ def choose_small(race):
 def test_measuring_this_machine(bare, quick):
     race = bare.race
     choose_small(race)
-    race.measure_button.click()
-    race.wait(120)
+    race.measuring.button.click()
+    race.measuring.wait(120)
     assert bare.status.text == ""
     assert "Measured on" in race.origin.text
     assert race.kernels[0] == BASELINE and len(race.kernels) > 1
@@ -215,8 +222,8 @@ def test_measuring_from_a_record_keeps_what_was_chosen(lesson, quick, measured):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels_race, "measure", measure)
-        race.measure_button.click()
-        race.wait(20)
+        race.measuring.button.click()
+        race.measuring.wait(20)
     assert called == [(SHAPE, FORMAT)]
     assert race.source_control.index == 0 and "Measured on Test 9000" in race.origin.text
     race.source_control.index = 1
@@ -228,25 +235,25 @@ def test_stopping_shows_what_there_is(bare, quick, monkeypatch, measured):
 
     def measure(shape, format, batches, *, progress, stopped, **options):
         progress(0, 3, "something")
-        assert "something" in race.progress.text
+        assert "something" in race.measuring.progress.text
         race.prediction.control.index = 0
         race.shape_control.index = 1 - min(race.shape_control.index, 1)  # clears the page's status
-        assert "something" in race.progress.text
+        assert "something" in race.measuring.progress.text
         race.shape_control.index = before
-        race.measure_button.click()
+        race.measuring.button.click()
         assert stopped()
         progress(1, 3, "a step that was under way")
-        assert "stopping" in race.progress.text
+        assert "stopping" in race.measuring.progress.text
         return replace(measured, points=measured.points[:3], complete=False)
 
     before = race.shape_control.index
     monkeypatch.setattr(kernels_race, "measure", measure)
-    race.measure_button.click()
-    race.wait(20)
+    race.measuring.button.click()
+    race.measuring.wait(20)
     assert race.batches == [1]
     assert "Stopped early" in race.origin.text
-    assert "qv-gone" in race.busy._dom_classes
-    assert race.measure_button.label == kernels_race.MEASURE
+    assert "qv-gone" in race.measuring.busy._dom_classes
+    assert race.measuring.button.label == kernels_race.MEASURE
 
 
 def test_what_was_measured_behind_the_learners_back_is_said(bare, monkeypatch, measured):
@@ -257,8 +264,8 @@ def test_what_was_measured_behind_the_learners_back_is_said(bare, monkeypatch, m
         return measured
 
     monkeypatch.setattr(kernels_race, "measure", measure)
-    race.measure_button.click()
-    race.wait(20)
+    race.measuring.button.click()
+    race.measuring.wait(20)
     assert race.shown is None and "Meanwhile" in race.origin.text
     assert "was measured here" in race.origin.text
 
@@ -268,10 +275,10 @@ def test_what_cannot_be_measured_is_said_in_words(bare, monkeypatch):
         raise MemoryError("8192×28672 would not fit")
 
     monkeypatch.setattr(kernels_race, "measure", measure)
-    bare.race.measure_button.click()
-    bare.race.wait(20)
+    bare.race.measuring.button.click()
+    bare.race.measuring.wait(20)
     assert bare.status.kind == "error" and "would not fit" in bare.status.text
-    assert bare.race.measure_button.label == kernels_race.MEASURE
+    assert bare.race.measuring.button.label == kernels_race.MEASURE
 
 
 def test_a_press_while_it_measures_stops_it(bare, monkeypatch, measured):
@@ -284,17 +291,17 @@ def test_a_press_while_it_measures_stops_it(bare, monkeypatch, measured):
         return measured
 
     monkeypatch.setattr(kernels_race, "measure", measure)
-    race.measure_button.click()
-    assert race.measure_button.label == kernels_race.STOP
-    with pytest.raises(ValueError, match="measuring already"):
+    race.measuring.button.click()
+    assert race.measuring.button.label == kernels_race.STOP
+    with pytest.raises(ValueError, match="runs already"):
         race.measure()
-    race.measure_button.click()
-    assert "stopping" in race.progress.text
+    race.measuring.button.click()
+    assert "stopping" in race.measuring.progress.text
     go.set()
-    race.wait(20)
-    assert len(calls) == 1 and race.measure_button.label == kernels_race.MEASURE
-    race.measure_button.click()  # and the next press is taken
-    race.wait(20)
+    race.measuring.wait(20)
+    assert len(calls) == 1 and race.measuring.button.label == kernels_race.MEASURE
+    race.measuring.button.click()  # and the next press is taken
+    race.measuring.wait(20)
     assert len(calls) == 2 and bare.status.text == ""
 
 
@@ -303,17 +310,17 @@ def test_a_defect_while_it_is_drawn_is_said(bare, monkeypatch, measured):
     """In a thread of its own an exception would reach nobody."""
     alone = replace(measured, points=tuple(p for p in measured.points if p.kernel != BASELINE))
     monkeypatch.setattr(kernels_race, "measure", lambda *a, **k: alone)
-    bare.race.measure_button.click()
-    bare.race.wait(20)
+    bare.race.measuring.button.click()
+    bare.race.measuring.wait(20)
     assert bare.status.kind == "error" and "torch.matmul was not measured" in bare.status.text
-    assert bare.race.measure_button.label == kernels_race.MEASURE
+    assert bare.race.measuring.button.label == kernels_race.MEASURE
 
 
 def test_where_nothing_could_be_measured_the_reason_is_said(bare, monkeypatch, measured):
     none = replace(measured, points=())
     monkeypatch.setattr(kernels_race, "measure", lambda *a, **k: none)
-    bare.race.measure_button.click()
-    bare.race.wait(20)
+    bare.race.measuring.button.click()
+    bare.race.measuring.wait(20)
     assert bare.status.text == "nothing could be measured. triton.w4a16: There is no GPU."
 
 
@@ -335,7 +342,7 @@ def test_of_another_format_nobody_is_missing_here(measured):
             f"torch.int8, {FORMAT}, batch 64": "It failed.",
         },
     )
-    assert kernels_race._only(both, SHAPE, FORMAT).left_out == {
+    assert kernels_chosen.only(both, SHAPE, FORMAT).left_out == {
         "triton.w4a16": "There is no GPU.",
         "torch.fp8": "Other levels.",
         "torch.int8, batch 64": "It failed.",
@@ -466,7 +473,7 @@ def test_the_table_can_be_recomputed_by_hand(inside):
         )
         return
     name = "q − z" if inside.walk.kernel == "triton.w4a16" else "its level"
-    product = kernels_inside.PRODUCT[inside.walk.kernel]
+    product = kernels_tile.PRODUCT[inside.walk.kernel]
     assert value(product) == pytest.approx(value(name) * value("input x"), rel=2e-3)
 
 
@@ -490,12 +497,12 @@ def test_pictures_hold_what_the_step_is_about(opened):
     part = opened.inside
     part.kernel_control.index = 0
     walk, q = part.walk, part.shown.q
-    frames = kernels_inside.picture(walk, 128)
+    frames = kernels_tile.picture(walk, 128)
     at = next(i for i, s in enumerate(walk.steps) if s.event == "tile.weight")
     where = walk.steps[at]
     expected = q.dequantize()[where.rows, where.columns].float()
     assert (frames[at] - expected).abs().max() < 1e-6
-    products = kernels_inside.products(walk, at + 1)
+    products = kernels_tile.products(walk, at + 1)
     assert (frames[at + 1] == products).all()
     assert (frames[-1] == walk.y.float()[:, None]).all()
 

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 
 from qviz.methods.affine import affine
-from qviz.ui.views.fields import StepField
 from qviz.ui.views.frame import compose
 from qviz.ui.views.guide_steps import Is, Step
 from qviz.ui.views.layer_page import LayerPage, Opened
@@ -30,9 +29,7 @@ class ToyLesson(LayerPage):
     def __init__(self) -> None:
         super().__init__()
         self.bits = self.add("bits", Choice("Bits per code", ["4", "3", "2"]))
-        self.transport = Transport(2, label="column")
-        self.fields["column"] = StepField("column", self.transport)
-        self.on_change(self.transport, "index", self.look)
+        self.transport = self.add("column", Transport(2, label="column"))
         self.picture, self.caption, self.code = MatrixView("Error"), Caption(), Code()
         self.widget = compose(
             self, controls=[self.layer_control, self.bits], main=[section("Error", self.picture)],

@@ -10,7 +10,16 @@ from qviz.ui.views.lessons import LESSONS
 
 _WHERE = {"Gallery": "qviz.ui.views.gallery", **{one.view: one.module for one in LESSONS}}
 
-__all__ = ["BitWidthLesson", "Gallery", "GptqLesson", "KernelsLesson", "ScaleAndZeroPointLesson"]
+__all__ = [
+    "BitWidthLesson",
+    "FormatsLesson",
+    "Gallery",
+    "GptqLesson",
+    "GranularityLesson",
+    "KernelsLesson",
+    "Nf4Lesson",
+    "ScaleAndZeroPointLesson",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,6 @@ symmetric or asymmetric, who shares a scale) the kernel computes when it changes
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,11 +15,11 @@ import torch
 from qviz.core import metrics
 from qviz.core.calibration import Calibration
 from qviz.core.tensor import QuantizedTensor
-from qviz.methods.affine import CONVENTIONS, DEFAULT_CONVENTION, affine
-from qviz.models.capture import load_calibration
+from qviz.methods.affine import affine
 from qviz.study.sweep import measure, sweep
-from qviz.ui.figures.bit_width import error_curves, levels_histogram
+from qviz.ui.views.affine_controls import AffineControls
 from qviz.ui.views.arithmetic import affine_rows
+from qviz.ui.views.bit_width_charts import draw_curves, draw_histogram
 from qviz.ui.views.bit_width_words import (
     EQUATION,
     GUESS_WITHIN,
@@ -33,31 +32,23 @@ from qviz.ui.views.bit_width_words import (
     verdict,
 )
 from qviz.ui.views.cost import cost_rows
-from qviz.ui.views.fields import CellField
 from qviz.ui.views.frame import compose, tie_frames
 from qviz.ui.views.layer_page import LayerPage, Opened
-from qviz.ui.views.lesson_page import COMPUTING
+from qviz.ui.views.layer_pictures import LayerPictures
 from qviz.ui.views.prediction import Prediction
-from qviz.ui.views.scale_sharing import MATRIX, ROW, ScaleSharing, each, sharing
+from qviz.ui.views.scale_sharing import MATRIX, ROW, sharing
 from qviz.ui.views.snippet import Name, call
-from qviz.ui.views.spacing import system
 from qviz.ui.widgets import (
-    Button,
     Caption,
     Chart,
     Choice,
     Code,
     Equation,
-    MatrixFrame,
-    MatrixView,
     Readout,
     Slider,
     Text,
-    Toggle,
     details,
     figures_row,
-    link,
-    link_matrices,
     percent,
     section,
     stack,
@@ -66,10 +57,8 @@ from qviz.ui.widgets import (
 BITS = (2, 3, 4, 5, 6, 7, 8)
 FRAMES = [f"{b} bits" for b in BITS]
 COMPARED = (MATRIX, ROW, "group of 128", "group of 32")
-SCALE_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 COMPARE_UP_TO = 4 << 20  # weights; above this the other curves would take half a minute
 LARGE_NOTE = "A large layer: other scales join the chart once you have chosen them."
-AXES = ("out", "in")
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +99,6 @@ class BitWidthLesson(LayerPage):
 
     def __init__(self, source: str | None = None, layer: str | None = None) -> None:
         super().__init__()
-        self._captured: set[str] = set()  # models of the learner that were run
         self._cell = (0, 0)
         self._build_controls()
         self._build_views()
@@ -123,54 +111,15 @@ class BitWidthLesson(LayerPage):
     def bits(self) -> int:
         return BITS[self.bits_control.index]
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """The options of `affine`, except bits, as the controls say."""
-        unit = self.unit_control.granularity
-        return {"granularity": unit.kind, "group_size": unit.group_size, **self._scheme}
-
-    @property
-    def _scheme(self) -> dict[str, Any]:
-        return {
-            "symmetric": self.scheme_control.index == 0,
-            "convention": self._conventions()[int(self.convention_control.index)],
-            "scale_dtype": SCALE_DTYPES[self.dtype_control.value],
-        }
-
-    def _conventions(self) -> list[str]:
-        """Those that define what the learner chose, symmetric or asymmetric."""
-        symmetric = self.scheme_control.index == 0
-        return [n for n, c in CONVENTIONS.items() if (c.symmetric if symmetric else c.asymmetric)]
-
     def fit(self) -> None:
-        self.unit_control.fit(self.opened.weight.shape[1])
-        names, symmetric = self._conventions(), self.scheme_control.index == 0
-        titles = [system(name, symmetric) for name in names]
-        if titles != list(self.convention_control.options):
-            # Across the two kinds a convention is known by its system, whose divisor changes.
-            kept = str(self.convention_control.value).partition(":")[0]
-            same = [i for i, title in enumerate(titles) if title.partition(":")[0] == kept]
-            at = same[0] if same else names.index(DEFAULT_CONVENTION)
-            self.convention_control.set_options(titles, at)
+        self.affine.fit(self.opened.weight.shape[1])
 
     # ---------------------------------------------------------------- built once, then mutated
 
     def _build_controls(self) -> None:
         add = self.add
         first = len(BITS) - 1
-        self.scheme_control = add(
-            "levels", Choice("Levels", ["symmetric", "asymmetric"], kind="segmented"),
-            busy=COMPUTING, lights=["z"],
-        )  # fmt: skip
-        self.unit_control = add("scale", ScaleSharing(), busy=COMPUTING, lights=["s"])
-        names = [system(name, True) for name in self._conventions()]
-        self.convention_control = add(
-            "convention", Choice("Spacing made as by", names), busy=COMPUTING, lights=["s"],
-            names=self._conventions,
-        )  # fmt: skip
-        self.dtype_control = add(
-            "dtype", Choice("Scales stored as", list(SCALE_DTYPES)), busy=COMPUTING
-        )
+        self.affine = AffineControls(self)
         self.bits_control = add(
             "bits", Slider("Bits per code", [str(b) for b in BITS], first, ticks=True),
             self._drag, lights=["q", "clamp"], looks=True,
@@ -179,11 +128,13 @@ class BitWidthLesson(LayerPage):
             "error", Choice("Error against bit-width, of the", [OUTPUT, WEIGHTS], kind="segmented"),
             lambda: self._draw_curves(self._now), looks=True,
         )  # fmt: skip
-        self.stretch_control = add(
-            "stretch", Toggle("Stretch the error's colours at each bit-width"), lambda: None
+        self.pictures = LayerPictures(
+            self.bits_control, "Stretch the error's colours at each bit-width"
         )
-        self.capture_button = Button("Run it on text, to measure outputs")
-        self.on_press(self.capture_button, self._capture, "Running the model on text …")
+        add("stretch", self.pictures.stretch_control, lambda: None)
+        self.add_cell(
+            "weight", [self.pictures.original], lambda: self._cell, lambda _view: self.look()
+        )
         self.prediction = Prediction(
             f"Before you drag: how few bits keep this layer's output within "
             f"{percent(GUESS_WITHIN)} of the true one?",
@@ -195,9 +146,6 @@ class BitWidthLesson(LayerPage):
 
     def _build_views(self) -> None:
         """And what the browser does with them alone."""
-        self.original_view = MatrixView("Trained weights W")
-        self.rounded_view = MatrixView("Rounded weights Ŵ")
-        self.error_view = MatrixView("Error W − Ŵ")
         self.histogram = Chart("All weights, and the chosen one's levels", height=190)
         self.curves = Chart("Error against bit-width", height=190)
         self.note = Text("", role="wait")
@@ -207,18 +155,12 @@ class BitWidthLesson(LayerPage):
         self.caption = Caption()
         self.code = Code()
         tie_frames(
-            self.bits_control, self.rounded_view, self.error_view, self.histogram, self.curves,
-            self.cell_table, self.ledger_table, self.caption, self.code,
+            self.bits_control, self.histogram, self.curves, self.cell_table, self.ledger_table,
+            self.caption, self.code,
         )  # fmt: skip
-        link(self.stretch_control, "value", (self.error_view, "autoscale"))
-        link_matrices(self.original_view, self.rounded_view, self.error_view)
-        self.fields["weight"] = CellField("weight", lambda: self.original_view, lambda: self._cell)
-        for trait in ("cursor", "pinned"):
-            self.on_change(self.original_view, trait, self._new_cell)
 
     def _page(self) -> Any:
         assert self.prediction is not None
-        pictures = figures_row(self.original_view, self.rounded_view, self.error_view)
         charts = figures_row(
             stack(Text(self.histogram.label, "h3"), self.histogram),
             stack(self.metric_control, self.curves, self.note),
@@ -228,21 +170,21 @@ class BitWidthLesson(LayerPage):
             self,
             lead=self.bits_control,
             controls=[
-                self.scheme_control,
-                self.unit_control,
+                self.affine.levels,
+                self.affine.unit,
                 self.layer_control,
-                self.convention_control,
-                details("More", self.dtype_control, self.stretch_control),
+                self.affine.convention,
+                details("More", self.affine.dtype, self.pictures.stretch_control),
                 self.prediction.box,
             ],
-            main=[section("The layer", pictures, charts)],
+            main=[section("The layer", self.pictures.row, charts)],
             side=[
                 section("What happens to a weight", self.equation, self.cell_table),
                 section("", self.ledger_table),
             ],
             caption=self.caption,
             code=self.code,
-            own=[self.source_control, self.open_button, self.capture_button, self.bundled_button],
+            own=[self.source_control, self.open_button, self.add_capture(), self.bundled_button],
         )
 
     # ---------------------------------------------------------------- computing
@@ -252,25 +194,16 @@ class BitWidthLesson(LayerPage):
         assert self.shown is not None
         return self.shown
 
-    def _capture(self) -> None:
-        """Run the learner's model, which may take a while and much memory: only when asked."""
-        if self.source is None:
-            raise ValueError("the bundled model's inputs are captured already; open yours first")
-        load_calibration(self.source, self.layer)
-        self._captured.add(self.source)
-        self.update()
-
     def compute(self) -> Shown:
         """Quantize at every bit-width and measure; all of it is sent ahead."""
         opened, last = self.opened, self.shown
         same = last is not None and last.opened is opened
-        known = self.source in (None, "minilm") or self.source in self._captured
         calibration = last.calibration if last is not None and same else None
-        if known and calibration is None:
-            calibration = load_calibration(self.source, self.layer)
+        if calibration is None:
+            calibration = self.inputs_of(opened)
         weight = last.weight if last is not None and same else opened.weight.float()
-        tensors = [affine(weight, bits=b, **self.options) for b in BITS]
-        unit, scheme = self.unit_control.value, self._scheme
+        tensors = [affine(weight, bits=b, **self.affine.options) for b in BITS]
+        unit, scheme = self.affine.unit.value, self.affine.scheme
         rows = {}
         if last is not None and (same, last.scheme, last.calibration is calibration) == (
             True, scheme, True,
@@ -292,7 +225,7 @@ class BitWidthLesson(LayerPage):
 
     def _compared(self, shown: Shown) -> Shown:
         """With the curves of the other granularities, as far as they can be computed."""
-        units = self.unit_control.options if shown.small else []
+        units = self.affine.unit.options if shown.small else []
         rows = dict(shown.rows)
         for unit in (u for u in units if u in COMPARED and u not in rows):
             grain = sharing(unit)
@@ -316,20 +249,7 @@ class BitWidthLesson(LayerPage):
         ):
             self._draw_layer(shown)
         weight, tensors = shown.weight, shown.tensors
-        self.rounded_view.set_frames(
-            [MatrixFrame(q.dequantize, q.window) for q in tensors],
-            labels=FRAMES,
-            limits=tuple(self.original_view.shared_limits[0]),
-            role="codes",
-            axes=AXES,
-        )
-        self.error_view.set_frames(
-            [MatrixFrame(partial(_error, weight, q), partial(_window, weight, q)) for q in tensors],
-            labels=FRAMES,
-            reduce="max_abs",
-            role="error",
-            axes=AXES,
-        )
+        self.pictures.draw(weight, tensors, FRAMES)
         self._draw_cell(shown)
         self.ledger_table.set_rows(cost_rows(tensors))
         self.caption.set_texts(
@@ -351,56 +271,32 @@ class BitWidthLesson(LayerPage):
             self.metric_control.index = 0 if there else 1
             self.metric_control.disabled = not there
             self.prediction.reset(possible=there)
-            self.original_view.set_frames([MatrixFrame(shown.weight)], role="original", axes=AXES)
-            self.original_view.cursor = list(self._cell)
-            self.original_view.pinned = False
+            self.pictures.draw_layer(shown.weight, self._cell)
 
     def _drag(self) -> None:
         assert self.prediction is not None
         self.prediction.moved()
 
     def look(self) -> None:
-        self._new_cell()
-
-    def _new_cell(self) -> None:
-        row, column = self.original_view.cursor
+        row, column = self.pictures.original.cursor
         if row >= 0 and (row, column) != self._cell:
             self._cell = (row, column)
             self._draw_cell(self._now)
 
     def _draw_cell(self, shown: Shown) -> None:
-        row, column = self._cell
-        self.cell_table.set_rows(affine_rows(shown.weight, shown.tensors, row, column))
-        x = float(shown.weight[row, column])
-        here = slice(row, row + 1), slice(column, column + 1)
-        nearest = [float(q.window(*here)) for q in shown.tensors]
-        levels = [q.levels(row, column).numpy() for q in shown.tensors]
-        self.histogram.set_figures(
-            levels_histogram(*shown.spread, levels, x, nearest),
-            summary=[
-                f"Histogram of the layer's {shown.weight.numel()} weights, with the {len(open_to)} "
-                f"levels open to weight {row}, {column}: {x:.4f} goes to {to:.4f}"
-                for open_to, to in zip(levels, nearest, strict=True)
-            ],
-        )
+        self.cell_table.set_rows(affine_rows(shown.weight, shown.tensors, *self._cell))
+        draw_histogram(self.histogram, shown.weight, shown.spread, shown.tensors, self._cell)
 
     def _draw_curves(self, shown: Shown) -> None:
         assert self.prediction is not None
-        what, chosen = self.metric_control.value, shown.unit
-        column = "output_error" if what == OUTPUT else "relative_error"
-        curves = {
-            unit: [row[column] for row in shown.rows[unit]]
-            for unit in self.unit_control.options
+        chosen = shown.unit
+        rows = {
+            unit: shown.rows[unit]
+            for unit in self.affine.unit.options
             if unit in shown.rows and (unit in COMPARED or unit == chosen)
         }
-        self.curves.set_figures(
-            error_curves(BITS, curves, chosen, drawn=self.prediction.revealed),
-            summary=[
-                f"Relative error of the {what} with one scale for {each(chosen)}, at {b} bits "
-                f"{percent(curves[chosen][i])}"
-                for i, b in enumerate(BITS)
-            ],
-        )
+        what, drawn = self.metric_control.value, self.prediction.revealed
+        draw_curves(self.curves, BITS, rows, chosen, what, drawn=drawn)
 
     def _verdict(self, guess: int) -> str:
         """The prediction against the computed curve."""
@@ -411,16 +307,8 @@ class BitWidthLesson(LayerPage):
     def _snippet(self, shown: Shown, bits: int) -> str:
         """The library calls behind the page at this moment."""
         layer = call("qviz.load_layer", shown.opened.source, shown.opened.layer)
-        made = call("qviz.quantize", Name("weight"), "affine", bits=bits, **self.options)
+        made = call("qviz.quantize", Name("weight"), "affine", bits=bits, **self.affine.options)
         return (
             f"import qviz, torch\n\nweight = {layer}.float()\nq = {made}\n"
             f"error = weight - q.dequantize()\nprint(q.ledger)"
         )
-
-
-def _error(weight: torch.Tensor, q: QuantizedTensor) -> torch.Tensor:
-    return weight - q.dequantize()
-
-
-def _window(weight: torch.Tensor, q: QuantizedTensor, rows: slice, columns: slice) -> torch.Tensor:
-    return weight[rows, columns] - q.window(rows, columns)

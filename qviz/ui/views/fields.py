@@ -220,8 +220,10 @@ class HandlesField:
         line, other = self.control, list(self.control.values)
         if other[0] - line.step >= line.bounds[0]:
             other[0] -= line.step
-        else:
+        elif other[-1] + line.step <= line.bounds[1] or len(other) == 1:
             other[-1] = min(other[-1] + line.step, line.bounds[1])
+        else:  # both ends are taken
+            other[0] = min(other[0] + line.step, other[1])
         return [self.text, ", ".join(f"{value:.6g}" for value in other)]
 
     def offers(self, text: str) -> bool:

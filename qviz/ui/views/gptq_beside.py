@@ -4,7 +4,8 @@ from qviz.study.gptq_contrasts import Contrast
 from qviz.study.gptq_plan import Plan
 from qviz.study.gptq_walk import Walk
 from qviz.ui.figures.gptq import exchange
-from qviz.ui.views.gptq_words import MISPRINTS, brief_rows, side_by_side, story_rows
+from qviz.ui.views.gptq_equation import MISPRINTS, formulas
+from qviz.ui.views.gptq_words import brief_rows, side_by_side, story_rows
 from qviz.ui.widgets import (
     Caption,
     Chart,
@@ -13,28 +14,22 @@ from qviz.ui.widgets import (
     Text,
     details,
     number,
-    show_only,
     stack,
 )
 
 
 class SecondRun:
-    """Which second run is shown, what it shows and, for a misprint, the line as it is misprinted.
-    `box` holds all of it."""
+    """Which second run is shown, and what it shows. `box` holds all of it."""
 
     def __init__(self) -> None:
         self.title = Text("", "h3")
         self.diagnosis = Caption()
         self.diagnosis.add_class("qv-aside")
-        wrong = next(iter(MISPRINTS.values()))
-        self.misprint = Equation(wrong[0], {"wrong": wrong[1]}, ["wrong"], aria="the wrong line")
-        self.misprinted = stack(Text("The line as it is misprinted", "h3"), self.misprint)
-        self.box = stack(self.title, self.diagnosis, self.misprinted)
+        self.box = stack(self.title, self.diagnosis)
 
     def say(self, title: str, text: str) -> None:
         self.title.text = title
         self.diagnosis.set_texts(text)
-        show_only(self.misprinted, False)
 
     def draw(self, first: Walk, second: Walk, contrast: Contrast | None, plan: Plan) -> None:
         """`contrast` is what the plan's own run was changed by; None: the run was kept."""
@@ -43,11 +38,28 @@ class SecondRun:
             return
         said = f"{contrast.why} {contrast.diagnose(first, second)}"
         self.say(f"Second run: {contrast.named(plan)}", said)
-        variant = second.options["variant"]
-        if variant is not None:
-            self.misprint.mathml, meaning = MISPRINTS[variant]
-            self.misprint.terms = {"wrong": meaning}
-            show_only(self.misprinted, True)
+
+
+class FormulasNow:
+    """The equations of the run, a moment of the step at a time; while a misprint is shown beside
+    it, as misprinted, with what is wrong in them marked. `parts` are for the page."""
+
+    def __init__(self) -> None:
+        true = formulas()
+        self.equation = Equation(
+            true.mathml, true.terms, aria=true.spoken, actives=true.actives, calm=True
+        )
+        self.note = Text("", role="error")
+        self.parts = [self.note, self.equation]
+
+    def show(self, variant: str | None) -> None:
+        """The equations of this variant of GPTQ, None: of GPTQ."""
+        lines, equation = formulas(variant), self.equation
+        with equation.hold_sync():
+            equation.mathml, equation.aria = lines.mathml, lines.spoken
+            equation.terms, equation.actives = dict(lines.terms), lines.actives
+        wrong = "" if variant is None else MISPRINTS[variant][0]
+        self.note.text = wrong and f"As misprinted, in the second run. {wrong}."
 
 
 class WeightStory:

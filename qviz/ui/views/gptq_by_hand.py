@@ -11,8 +11,9 @@ from qviz.study.gptq_by_hand import BITS, INPUTS, WEIGHTS, ByHand, Moment, by_ha
 from qviz.study.gptq_by_hand_words import sentence
 from qviz.ui.views.fields import WordsField
 from qviz.ui.views.frame import tie_frames
-from qviz.ui.views.gptq_words import BY_HAND_LIT, EQUATION, SPOKEN, TERMS
+from qviz.ui.views.gptq_equation import BY_HAND_LIT, EQUATION, SPOKEN, TERMS
 from qviz.ui.views.lesson_page import COMPUTING, LessonPage
+from qviz.ui.views.parts import LessonPart
 from qviz.ui.views.snippet import call
 from qviz.ui.widgets import (
     Button,
@@ -22,6 +23,7 @@ from qviz.ui.widgets import (
     TextField,
     Transport,
     details,
+    figures_row,
     number,
     section,
 )
@@ -30,25 +32,25 @@ BITS_OFFERED = (2, 3, 4)
 DIGITS = 10  # beyond which a difference of float64 is rounding, and 0.4 reads as 0.4
 
 
-class ByHandPart:
+class ByHandPart(LessonPart):
     """Controls, tables and steps of the part. `shown` is the walk."""
 
-    keys = ("row", "inputs", "width")  # its fields
+    keys = ("row", "inputs", "width")
+    shown: ByHand | None
 
     def __init__(self, page: LessonPage, transport: Transport) -> None:
-        self._page, self._transport = page, transport
-        self.shown: ByHand | None = None
-        live = self.is_open
+        super().__init__(page)
+        self._transport = transport
         self.weights_control = TextField("Weights of the row", _row_text(WEIGHTS))
         self.inputs_control = TextField(
             "Inputs, a token each", "; ".join(_row_text(token) for token in INPUTS)
         )
-        page.fields["row"] = WordsField("row", self.weights_control, live=live)
-        page.fields["inputs"] = WordsField("inputs", self.inputs_control, live=live)
-        self.bits_control = page.add(
+        page.fields["row"] = WordsField("row", self.weights_control, live=self.is_open)
+        page.fields["inputs"] = WordsField("inputs", self.inputs_control, live=self.is_open)
+        self.bits_control = self.add(
             "width",
             Slider("Bits per code", [str(b) for b in BITS_OFFERED], BITS_OFFERED.index(BITS)),
-            self.update, busy=COMPUTING, live=live,
+            busy=COMPUTING,
         )  # fmt: skip
         self.again_button = Button("Work it out")
         page.on_press(self.again_button, self.update, COMPUTING, field=self.weights_control)
@@ -66,32 +68,25 @@ class ByHandPart:
             self.bits_control,
             details("Other numbers", self.weights_control, self.inputs_control, self.again_button),
         ]
-        self.main = [section("Three weights, by hand", self.row_table, self.output_table)]
+        self.main = [
+            section("Three weights, by hand", figures_row(self.row_table, self.output_table))
+        ]
         self.side = [
             section("What happens here", self.equation),
             section("What the inputs say", self.hessian_table, self.factor_table),
         ]
-
-    def is_open(self) -> bool:
-        return bool(self._page.current is self)
-
-    def update(self) -> None:
-        self._page.update(self)
 
     def compute(self) -> ByHand:
         tokens = [_numbers(part, "inputs") for part in self.inputs_control.value.split(";")]
         row = _numbers(self.weights_control.value, "weights")
         return by_hand(row, tokens, bits=BITS_OFFERED[int(self.bits_control.index)])
 
-    def look(self) -> None:
-        """Nothing here depends on where one looks: tables and words are sent ahead."""
-
     def draw(self, walk: ByHand) -> None:
         moments = walk.moments
         columns = [f"column {j}" for j in range(len(walk.weights))]
-        with self._page.quietly():
-            on_bar = self._page._on_bar is self  # type: ignore[attr-defined]
-            self._page._on_bar = self  # type: ignore[attr-defined]
+        with self.page.quietly():
+            on_bar = self.page.on_bar is self  # type: ignore[attr-defined]
+            self.page.on_bar = self  # type: ignore[attr-defined]
             self._transport.set_steps(
                 len(moments),
                 None if on_bar else 0,
@@ -105,7 +100,7 @@ class ByHandPart:
         )
         options = {"bits": walk.bits}
         made = call("by_hand", walk.weights, walk.inputs, **options)
-        self._page.code.set_texts(  # type: ignore[attr-defined]
+        self.page.code.set_texts(  # type: ignore[attr-defined]
             f"from qviz.study.gptq_by_hand import by_hand\n\nwalk = {made}\n"
             f"walk.gptq.weights, walk.gptq.output_error, walk.nearest.output_error"
         )

@@ -6,12 +6,10 @@ from typing import Any
 import torch
 
 from qviz.core.calibration import Calibration
-from qviz.models.capture import load_calibration
 from qviz.models.texts import calibration_texts, evaluation_texts
 from qviz.study.gptq_contrasts import Contrast
 from qviz.study.gptq_plan import Plan
-from qviz.ui.views.gptq_words import spoken_text
-from qviz.ui.views.layer_page import Opened
+from qviz.ui.views.layer_texts import OWN_TEXT, spoken_text
 from qviz.ui.views.lesson_page import COMPUTING, LessonPage
 from qviz.ui.views.scale_sharing import ScaleSharing
 from qviz.ui.widgets import Choice, Slider, percent
@@ -21,43 +19,10 @@ DAMPS = (0.0, 0.0001, 0.001, 0.01, 0.05, 0.1, 0.5)
 BLOCKS = (1, 8, 32, 128, 256)
 FEW = (16, 64, 256, 1024)  # tokens of the kept sample that a run may be limited to
 SCALE_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-OWN_TEXT, SAME_TEXT = "your own text", "the calibration text"
+SAME_TEXT = "the calibration text"
 NOTHING, HELD = "nothing", "the run you kept"
 KEPT = "kept"  # what HELD is called in a link
 FAMILIES = {"setting": "setting", "honest": "does it still win", "failure": "failure"}
-TEXT_NAMES = {spoken_text(n): n for n in [*calibration_texts(), *evaluation_texts()]}
-
-
-class LayerTexts:
-    """The inputs of the page's layer on each of its texts, captured once."""
-
-    def __init__(self, progress: Callable[[int, int], None]) -> None:
-        self.own = ""
-        self._progress = progress
-        self._opened: Opened | None = None
-        self._whole: dict[str, Calibration] = {}
-        self._parts: dict[tuple[str, int], Calibration] = {}
-
-    def of(self, opened: Opened, text: str) -> Calibration:
-        """By the text's name on the page."""
-        if opened is not self._opened:
-            self._opened, self._whole, self._parts = opened, {}, {}
-        content = self.own if text == OWN_TEXT else TEXT_NAMES[text]
-        if content not in self._whole:
-            self._whole[content] = load_calibration(
-                opened.source, opened.layer, text=content, progress=self._progress
-            )
-        return self._whole[content]
-
-    def sample(self, opened: Opened, text: str, tokens: int) -> Calibration:
-        """So many tokens of it."""
-        whole = self.of(opened, text)
-        if tokens >= whole.tokens:
-            return whole
-        key = whole.source, tokens
-        if key not in self._parts:
-            self._parts[key] = whole.sample(tokens)
-        return self._parts[key]
 
 
 class RunControls:

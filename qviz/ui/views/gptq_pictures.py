@@ -28,7 +28,6 @@ from qviz.ui.widgets import (
     number,
     percent,
     show_only,
-    stack,
 )
 
 AXES, OWN_AXES = ("row", "step"), ("row", "column")
@@ -52,11 +51,11 @@ class RunPictures:
         self.names = ("first run", "second run")
         self.errors = Chart("Output error so far", height=190)
         self.column_chart = Chart("This column: weights and their codes", height=190)
-        self.factor_control = Choice("Shown", ["factor U", "Hessian H"], kind="segmented")
-        self.stretch_control = Toggle("Stretch the colours of what is passed on")
-        self.single = figures_row(
-            self.now_view, self.passed_view, stack(self.factor_view, self.factor_control)
+        self.factor_control = Choice(
+            "What the run knows: shown is", ["factor U", "Hessian H"], kind="segmented"
         )
+        self.stretch_control = Toggle("Stretch the colours of what is passed on")
+        self.single = figures_row(self.now_view, self.passed_view, self.factor_view)
         self.pair = figures_row(*self.pair_views, self.between_view)
         tie_frames(transport, self.now_view, self.passed_view, *self.pair_views, self.between_view)
         link(transport, "index", (self.errors, "mark"), (self.factor_view, "row_mark"))
@@ -99,7 +98,7 @@ class RunPictures:
         u, h = walk.recording.hinv_chol, walk.hessian
         self.factor_view.set_frames(
             [MatrixFrame(u), MatrixFrame(h)],
-            labels=["U, H⁻¹ = UᵀU", "H, damped"],
+            labels=["U", "H, damped"],
             limits=[reach(u[u != 0]), reach(h)],
             reduce="max_abs", axes=("step", "step"), cells="entries",
         )  # fmt: skip

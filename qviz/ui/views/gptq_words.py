@@ -1,127 +1,18 @@
-"""What the GPTQ lesson says: its equation, a sentence for each moment, one weight's story."""
+"""What the GPTQ lesson says: its guide, a sentence for each moment, one weight's story."""
 
 from typing import Any
 
+import numpy as np
+
 from qviz.core.calibration import Calibration
+from qviz.exercises.attempt_walk import AttemptWalk
 from qviz.exercises.report import StepReport
 from qviz.study.gptq_walk import Story, Walk
 from qviz.ui.views.guide_steps import AtLeast, Is, Step
+from qviz.ui.views.layer_texts import spoken_text
 from qviz.ui.widgets import Text, counted, number, percent, signed
 
-MOMENTS = ("levels", "round", "divide", "pass on")
-
 BY_HAND, A_LAYER = "by hand", "a real layer"
-
-EQUATION = """
-<math display="block"><mrow>
-  <msup><mi data-term="H">H</mi><mrow><mo>−</mo><mn>1</mn></mrow></msup><mo>=</mo>
-  <msup><mi data-term="U">U</mi><mi>T</mi></msup><mi data-term="U">U</mi>
-</mrow></math>
-<math display="block"><mrow>
-  <mi data-term="s">s</mi><mo>=</mo><mfrac><mi data-term="range" mathvariant="normal">range</mi>
-  <mi data-term="N">N</mi></mfrac>
-</mrow></math>
-<math display="block"><mrow>
-  <mi data-term="q">q</mi><mo>=</mo><mi data-term="round">round</mi><mo>(</mo>
-  <msub><mi data-term="w">w</mi><mi>j</mi></msub><mo>/</mo><mi data-term="s">s</mi>
-  <mo>+</mo><mi data-term="z">z</mi><mo>)</mo>
-</mrow></math>
-<math display="block"><mrow>
-  <mover accent="true"><mi data-term="what">w</mi><mo>^</mo></mover><mo>=</mo>
-  <mi data-term="s">s</mi><mo>·</mo><mo>(</mo><mi data-term="q">q</mi><mo>−</mo>
-  <mi data-term="z">z</mi><mo>)</mo>
-</mrow></math>
-<math display="block"><mrow>
-  <mi data-term="e">e</mi><mo>=</mo><mfrac>
-  <mrow data-term="gap"><msub><mi>w</mi><mi>j</mi></msub><mo>−</mo>
-  <mover accent="true"><mi>w</mi><mo>^</mo></mover></mrow>
-  <msub data-term="Ujj"><mi>U</mi><mrow><mi>j</mi><mi>j</mi></mrow></msub></mfrac>
-</mrow></math>
-<math display="block"><mrow>
-  <msub data-term="wk"><mi>w</mi><mi>k</mi></msub><mo>←</mo>
-  <msub data-term="wk"><mi>w</mi><mi>k</mi></msub><mo>−</mo>
-  <mi data-term="e">e</mi><mo>·</mo><msub data-term="Ujk"><mi>U</mi>
-  <mrow><mi>j</mi><mi>k</mi></mrow></msub><mo>,</mo><mi>k</mi><mo>&gt;</mo><mi>j</mi>
-</mrow></math>
-"""
-SPOKEN = (
-    "H inverse is U transposed times U. s is the range over N. q is w j over s "
-    "plus z, rounded; w hat is s times q minus z. e is w j minus "
-    "w hat, over U j j. Each later w k is lessened by e times U j k."
-)
-TERMS = {
-    "H": "H: how inputs move together, 2·XᵀX / tokens, with damping on its diagonal",
-    "U": "U: the upper Cholesky factor of H⁻¹. Its row j knows how the columns after j can "
-    "compensate for an error in column j",
-    "w": "w_{j}: the column of this step, with all it has received so far",
-    "s": "s: the spacing of the levels, shared by the group",
-    "range": "range: how far the weights of the group reach, as they are by now",
-    "N": "N: how many spacings that is; it depends on the bits",
-    "z": "z: the code of 0",
-    "round": "round: to the nearest level; a code beyond the last level becomes the last",
-    "q": "q: the code that is stored",
-    "what": "ŵ: what the code stands for",
-    "gap": "w_{j} − ŵ: what rounding lost",
-    "Ujj": "U_{jj}: small where other columns cannot stand in for this one",
-    "e": "e: the error, divided once by U_{jj}",
-    "wk": "w_{k}: a column that still waits",
-    "Ujk": "U_{jk}: how far column k can compensate for column j",
-}
-LIT = {
-    "levels": ["range", "N"],
-    "round": ["q", "round", "w", "what"],
-    "divide": ["gap", "Ujj"],
-    "pass on": ["wk", "Ujk"],
-}
-BY_HAND_LIT = {
-    "inputs": ["H"],
-    "factor": ["H", "U"],
-    "levels": LIT["levels"],
-    "round": LIT["round"],
-    "divide": LIT["divide"],
-    "compensate": LIT["pass on"],
-    "end": [],
-}
-_E = """
-<math display="block"><mrow><mi>e</mi><mo>=</mo><mfrac><mrow><msub><mi>w</mi><mi>j</mi></msub>
-  <mo>−</mo><mover accent="true"><mi>w</mi><mo>^</mo></mover></mrow>{0}</mfrac></mrow></math>
-"""
-_W = """
-<math display="block"><mrow><msub><mi>w</mi><mi>k</mi></msub><mo>←</mo><msub><mi>w</mi>
-  <mi>k</mi></msub><mo>−</mo>{0}<mo>·</mo>{1}</mrow></math>
-"""
-_INVERSE = (
-    "<msub><mrow><mo>[</mo><msup><mi>H</mi><mrow><mo>−</mo><mn>1</mn></mrow></msup><mo>]</mo>"
-    "</mrow><mrow><mi>j</mi><mi>{0}</mi></mrow></msub>"
-)
-_FACTOR = "<msub><mi>U</mi><mrow><mi>j</mi><mi>{0}</mi></mrow></msub>"
-
-
-def _twice(divisor: str) -> str:
-    return f'<mfrac data-term="wrong"><mi>e</mi>{divisor}</mfrac>'
-
-
-def _wrong(term: str) -> str:
-    return f'<mrow data-term="wrong">{term}</mrow>'
-
-
-#: Variant → the line as it is misprinted, and what is wrong in it.
-MISPRINTS = {
-    "double_division": (
-        _W.format(_twice(_FACTOR.format("j")), _FACTOR.format("k")),
-        "wrong: e has been divided by U_{jj} already",
-    ),
-    "no_update": (
-        _E.format(_wrong(_INVERSE.format("j")))
-        + _W.format("<mi>e</mi>", _wrong(_INVERSE.format("k"))),
-        "wrong: H⁻¹ of all columns, as if none were rounded yet",
-    ),
-    "as_printed": (
-        _E.format(_wrong(_INVERSE.format("j")))
-        + _W.format(_twice(_INVERSE.format("j")), _wrong(_INVERSE.format("k"))),
-        "wrong: H⁻¹ of all columns, and e divided a second time",
-    ),
-}
 
 GUIDE = (
     Step(
@@ -162,8 +53,9 @@ GUIDE = (
     ),
     Step(
         "Find a misprint",
-        "Choose “failure: Divided twice” under “A second run beside it”. The misprinted line "
-        "stands below the pictures, with the sign by which you would find it in your own code.",
+        "Choose “failure: Divided twice” under “A second run beside it”. The equation at the "
+        "right is then the misprinted one, with what is wrong in it marked; below the pictures "
+        "stands the sign by which you would find it in your own code.",
         {"part": A_LAYER, "step": "512"},
         {"part": Is(A_LAYER), "beside": Is("double_division")},
     ),
@@ -346,6 +238,16 @@ def side_by_side(first: Walk, second: Walk) -> str:
     )
 
 
+def differing(first: Walk, second: Walk | AttemptWalk, apart: np.ndarray, step: int) -> str:
+    """How many of the weights that both runs have rounded by this step are not the same; `apart`
+    is the share of each column."""
+    both = ((first.turn < step) & (second.turn < step)).numpy()
+    if not both.any():
+        return ""
+    share = percent(float(apart[both].mean()))
+    return f" Of the weights that both runs have rounded, {share} differ by s/2 or more."
+
+
 def _setting(name: str, value: Any) -> str:
     if name == "group_size":
         return "row" if value is None else f"group of {value}"
@@ -360,15 +262,6 @@ def _setting(name: str, value: Any) -> str:
 
 def _sample(calibration: Calibration) -> str:
     return f"{counted(calibration.tokens, 'token')} of {spoken_text(calibration.source)}"
-
-
-def spoken_text(name: str) -> str:
-    """The name of one of the package's texts as a reader writes it.
-
-    >>> spoken_text("heldout_python")
-    'held-out python'
-    """
-    return name.replace("heldout", "held-out").replace("_", " ")
 
 
 def adapted(walk: Walk) -> list[str]:

@@ -1,15 +1,12 @@
 """Lesson 11: the real kernels, raced, stepped through, and at work in a model."""
 
-from collections.abc import Mapping
 from typing import Any
 
-from qviz.ui.views.frame import compose
 from qviz.ui.views.guide_steps import AtLeast, Is, Moved, Step
 from qviz.ui.views.kernels_inside import Inside
 from qviz.ui.views.kernels_race import Race
 from qviz.ui.views.kernels_work import AtWork
-from qviz.ui.views.lesson_page import COMPUTING, LessonPage
-from qviz.ui.widgets import Choice, column_of, show_only, stack
+from qviz.ui.views.parts import PartedLesson
 
 RACE, INSIDE, MODEL = "race", "inside", "model"
 PARTS = (RACE, INSIDE, MODEL)
@@ -62,7 +59,7 @@ GUIDE = (
 )
 
 
-class KernelsLesson(LessonPage):
+class KernelsLesson(PartedLesson):
     """The lesson, in three parts of which one is shown. `.widget` is the page."""
 
     lesson_number = 11
@@ -70,74 +67,19 @@ class KernelsLesson(LessonPage):
 
     def __init__(self) -> None:
         super().__init__()
-        self.part_control = self.add("part", Choice("Part", list(PARTS), kind="segmented"),
-                                     busy=COMPUTING)  # fmt: skip
-        self.race = Race(self, lambda: self.part == RACE)
-        self.inside = Inside(self, lambda: self.part == INSIDE)
-        self.work = AtWork(self, lambda: self.part == MODEL)
+        self.add_parts(*PARTS)
+        self.race, self.inside, self.work = Race(self), Inside(self), AtWork(self)
+        self.parts = {RACE: self.race, INSIDE: self.inside, MODEL: self.work}
         self.prediction = self.race.prediction
-        self.parts: dict[str, Race | Inside | AtWork] = {
-            RACE: self.race,
-            INSIDE: self.inside,
-            MODEL: self.work,
-        }
-        self.widget = self._page()
+        self.widget = self.compose_parts(code=self.race.code)
         self.whole(self.update)
 
-    @property
-    def part(self) -> str:
-        return str(self.part_control.value)
-
-    @property
-    def current(self) -> Any:
-        return self.parts[self.part]
-
-    def _page(self) -> Any:
-        controls = {name: stack(*part.controls) for name, part in self.parts.items()}
-        captions = {RACE: stack(self.race.caption), MODEL: stack(self.work.caption)}
-        bar = stack(self.inside.transport)
-        whole = compose(
-            self,
-            lead=self.race.batch_control,
-            controls=[self.part_control, *controls.values()],
-            main=[box for part in self.parts.values() for box in part.main],
-            side=[box for part in self.parts.values() for box in part.side],
-            caption=stack(*captions.values()),
-            foot=bar,
-            code=self.race.code,
-        )
-        self._of_part = {
-            name: [controls[name], *part.main, *part.side] for name, part in self.parts.items()
-        }
-        self._of_part[RACE] += [
-            column_of(whole, "qv-lead"), column_of(whole, "qv-wide"), captions[RACE]
-        ]  # fmt: skip
-        self._of_part[INSIDE] += [bar]
-        self._of_part[MODEL] += [captions[MODEL]]
-        self._captions = column_of(whole, "qv-main").children[-1]
-        return whole
-
-    def fit(self) -> None:
-        self.current.fit()
-
     def update(self, part: Any = None) -> None:
-        """Of the open part. What a model writes is computed by its button alone."""
-        for name, widgets in self._of_part.items():
-            for widget in widgets:
-                show_only(widget, name == self.part)
-        show_only(self._captions, self.part != INSIDE)
+        """What a model writes is computed by its button alone."""
         if part is None and self.part == MODEL:
+            self.show_open()
             with self.quietly():
                 self.fit()
             self.work.look()
             return
         super().update(part)
-
-    def _go(self, state: Mapping[str, str]) -> None:
-        """A link that names no part is about the one that its names belong to."""
-        if "part" not in state:
-            for name, part in self.parts.items():
-                if set(state) & set(part.keys):
-                    state = {"part": name, **state}
-                    break
-        super()._go(state)

@@ -5,10 +5,6 @@ is shown as recorded, with machine and date; a press of the button measures this
 batches are sent ahead, so that the slider needs no kernel.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
-from functools import partial
-from threading import Event, Thread
 from typing import Any
 
 from qviz.kernels import registry
@@ -17,28 +13,29 @@ from qviz.kernels.formats import DEFAULT_FORMAT, FORMATS
 from qviz.kernels.measure import BATCHES, measure
 from qviz.kernels.records import Record, recorded, title
 from qviz.kernels.registry import BASELINE
-from qviz.kernels.results import Measurement, Point
+from qviz.kernels.results import Measurement
 from qviz.kernels.shapes import SHAPES
 from qviz.ui.figures.kernels import points_of, roofline, speedups, times
+from qviz.ui.views.background import Background
 from qviz.ui.views.frame import tie_frames
-from qviz.ui.views.kernels_words import (
-    activations,
-    bandwidth_name,
-    bound_words,
-    busy_words,
-    compared,
-    device_words,
-    duration,
-    share,
-    size,
-    three,
-    why_so_fast,
+from qviz.ui.views.kernels_chosen import batches_of, kernels_of, only, shape_names
+from qviz.ui.views.kernels_race_words import (
+    AXIS_OF,
+    EQUATION,
+    SPOKEN,
+    TERMS,
+    figure_rows,
+    reasons,
+    roof_in_words,
+    sentence,
+    times_in_words,
 )
+from qviz.ui.views.kernels_words import busy_words, device_words
 from qviz.ui.views.lesson_page import LessonPage
+from qviz.ui.views.parts import LessonPart
 from qviz.ui.views.prediction import YOUR_GUESS, Prediction
 from qviz.ui.views.snippet import Name, call
 from qviz.ui.widgets import (
-    Button,
     Caption,
     Chart,
     Choice,
@@ -46,11 +43,9 @@ from qviz.ui.widgets import (
     Equation,
     Readout,
     Slider,
-    Status,
     Text,
     details,
     figures_row,
-    number,
     section,
     show_only,
     stack,
@@ -62,48 +57,23 @@ SECONDS = 0.15  # of timing for each kernel and batch
 MEASURE, STOP = "Measure it here", "Stop measuring"
 NEVER, BEYOND = "never", "at every batch here"
 
-EQUATION = """
-<math display="block"><mrow>
-  <mi data-term="t">t</mi><mo>≥</mo><mi>max</mi><mo>(</mo>
-  <mfrac><mi data-term="bytes" mathvariant="normal">bytes</mi>
-  <mi data-term="bandwidth">B</mi></mfrac>
-  <mo>,</mo>
-  <mfrac><mrow data-term="operations"><mn>2</mn><mo>·</mo><mi>m</mi><mo>·</mo><mi>n</mi><mo>·</mo>
-  <mi>k</mi></mrow><mi data-term="rate">R</mi></mfrac>
-  <mo>)</mo>
-</mrow></math>
-"""
-TERMS = {
-    "t": "t: the time of one product Y = X·Wᵀ",
-    "bytes": "bytes: the packed weight, the inputs and the outputs, each moved once",
-    "bandwidth": "B: bytes a second that this device moves at best, in a plain copy or a plain "
-    "read, measured in the same run",
-    "operations": "2·m·n·k: a multiplication and an addition for each of m tokens, n outputs, k "
-    "inputs",
-    "rate": "R: operations a second of the best large product on this device, measured",
-}
-MEMORY, ARITHMETIC = ["bytes", "bandwidth"], ["operations", "rate"]
-AXIS_OF = {"memory": MEMORY, "arithmetic": ARITHMETIC}
 
-
-class Race:
+class Race(LessonPart):
     """Controls, charts and tables of the first part. Plain Python, no browser needed."""
 
     keys = ("tokens", "figures", "shape", "format", "kernel")  # its fields
 
-    def __init__(self, page: LessonPage, live: Callable[[], bool]) -> None:
-        self._page = page
+    shown: Measurement | None  # one shape, one format
+
+    def __init__(self, page: LessonPage) -> None:
+        super().__init__(page)
         self.records: list[Record] = recorded()
         self.live: dict[tuple[tuple[int, int], str], Measurement] = {}
-        self.shown: Measurement | None = None  # one shape, one format
         self._selected: tuple[Any, Measurement | None] = ((), None)
-        self._shapes = _shape_names(p.shape for r in self.records for p in r.measurement.points)
+        self._shapes = shape_names(p.shape for r in self.records for p in r.measurement.points)
         self._ceilings: Ceilings | None = None  # of this machine, once they were measured
-        self._worker: Thread | None = None
-        self._measuring = False
-        self._stop = Event()
         self._build()
-        self._wire(live)
+        self._wire()
 
     # ---------------------------------------------------------------- what the learner chose
 
@@ -128,27 +98,27 @@ class Race:
     @property
     def batches(self) -> list[int]:
         assert self.shown is not None
-        return _batches(self.shown)
+        return batches_of(self.shown)
 
     @property
     def kernels(self) -> list[str]:
         """Those that were measured, the 16-bit product first."""
         assert self.shown is not None
-        return _kernels(self.shown)
+        return kernels_of(self.shown)
 
     # ---------------------------------------------------------------- built once, then mutated
 
     def _build(self) -> None:
-        self.batch_control = Slider("Tokens at once (batch)", [str(b) for b in BATCHES], ticks=True)
+        self.lead = self.batch_control = Slider(
+            "Tokens at once (batch)", [str(b) for b in BATCHES], ticks=True
+        )
         self.source_control = Choice("Figures of", [HERE])
         self.format_control = Choice("Weights stored as", [FORMATS[DEFAULT_FORMAT].title])
         self.shape_control = Choice("Shape, from a model", ["…"])
         self.kernel_control = Choice("Look closer at", ["…"])
-        self.measure_button = Button(MEASURE)
-        # Not the page's status, which every control that is used meanwhile clears.
-        self.progress = Status()
-        self.busy = stack(self.progress)
-        show_only(self.busy, False)
+        self.measuring = Background(
+            self.page, self.measure, label=MEASURE, stop=STOP, deed="measure"
+        )
         self.prediction = Prediction(
             "Before you drag: up to how many tokens is it faster than 16 bits?", [NEVER, BEYOND],
             self._verdict, self._draw_speedups, tells=True,
@@ -165,8 +135,7 @@ class Race:
             ),
         )
         self.origin = Text("", role="wait")
-        self.equation = Equation(EQUATION, TERMS, aria="t is at least the larger of bytes over B "
-                                 "and 2 m n k over R")  # fmt: skip
+        self.equation = Equation(EQUATION, TERMS, aria=SPOKEN)
         self.table = Readout("The kernel")
         self.absent = Readout("Kernel, and why it is not here")
         self.caption = Caption()
@@ -176,8 +145,8 @@ class Race:
             self.closer,
             self.format_control,
             details("Shape and machine", self.shape_control, self.source_control),
-            self.measure_button,
-            self.busy,
+            self.measuring.button,
+            self.measuring.busy,
             self.prediction.box,
         ]
         self.main = [section("The race", self.origin, self.charts)]
@@ -186,33 +155,28 @@ class Race:
             section("Not in this race", details("Which kernels, and why not", self.absent)),
         ]
 
-    def _wire(self, live: Callable[[], bool]) -> None:
+    def _wire(self) -> None:
         tie_frames(
             self.batch_control, self.times, self.speedups, self.roofline, self.table, self.caption,
             self.equation, self.code,
         )  # fmt: skip
-        page = self._page
 
         def measured() -> bool:
-            return live() and self.compute() is not None
+            return self.compute() is not None
 
-        page.add(
-            "figures", self.source_control, self.update, live=live,
+        self.add(
+            "figures", self.source_control,
             names=lambda: ["here", *(one.name for one in self.records)],
         )  # fmt: skip
-        page.add(
-            "shape", self.shape_control, self.update, live=live,
+        self.add(
+            "shape", self.shape_control,
             names=lambda: [f"{out}x{columns}" for _, (out, columns) in self._offered_shapes],
         )  # fmt: skip
-        page.add(
-            "format", self.format_control, self.update, live=live,
-            names=lambda: self._offered_formats,
-        )  # fmt: skip
+        self.add("format", self.format_control, names=lambda: self._offered_formats)
         # Before anything was measured there is no kernel and no batch to choose.
-        page.add("kernel", self.kernel_control, self.update, live=measured)
-        page.add("tokens", self.batch_control, self.prediction.moved, looks=True, live=measured)
-        page.on_change(self.prediction.control, "index", self.prediction.answer)
-        page.on_press(self.measure_button, self.press, deed="measure")
+        self.add("kernel", self.kernel_control, live=measured)
+        self.add("tokens", self.batch_control, self.prediction.moved, looks=True, live=measured)
+        self.page.on_change(self.prediction.control, "index", self.prediction.answer)
 
     # ---------------------------------------------------------------- what can be chosen
 
@@ -228,8 +192,8 @@ class Race:
         self.format_control.set_options([FORMATS[f].title for f in self._offered_formats])
         measured = self.compute()
         if measured is not None:
-            self.batch_control.set_options([str(batch) for batch in _batches(measured)])
-            others = [name for name in _kernels(measured) if name != BASELINE]
+            self.batch_control.set_options([str(batch) for batch in batches_of(measured)])
+            others = [name for name in kernels_of(measured) if name != BASELINE]
             self.kernel_control.set_options(others or [BASELINE])
 
     @property
@@ -251,9 +215,6 @@ class Race:
         """A shape with the first model's layer that has it."""
         return next(name for name, each in self._shapes.items() if each == shape)
 
-    def update(self) -> None:
-        self._page.update(self)
-
     def compute(self) -> Measurement | None:
         """Of what was measured or recorded, the chosen shape and format; None: nothing yet."""
         record = self.record
@@ -262,7 +223,7 @@ class Race:
             return None
         key = found, self.shape, self.format
         if self._selected[0] != key:
-            self._selected = key, _only(found, self.shape, self.format)
+            self._selected = key, only(found, self.shape, self.format)
         return self._selected[1]
 
     # ---------------------------------------------------------------- drawing
@@ -277,7 +238,7 @@ class Race:
         self._say_origin()
         if measured is None:
             self.table.set_rows([], "The kernel")
-            self.absent.set_rows(_reasons({k.kernel.name: k.reason for k in registry.available()
+            self.absent.set_rows(reasons({k.kernel.name: k.reason for k in registry.available()
                                            if k.reason is not None}))  # fmt: skip
             self.caption.set_texts(
                 f"“{MEASURE}” times every kernel that takes "
@@ -288,9 +249,9 @@ class Race:
             return
         if another:
             ends = [NEVER, *(str(b) for b in self.batches[:-1]), BEYOND]
-            with self._page.quietly():
+            with self.page.quietly():
                 self.prediction.reset(ends)
-        self.absent.set_rows(_reasons(measured.left_out))
+        self.absent.set_rows(reasons(measured.left_out))
         self._draw_figures(measured)
 
     def _say_origin(self) -> None:
@@ -313,15 +274,15 @@ class Race:
         self.times.height = 60 + 30 * len(kernels)
         self.times.set_figures(
             times(shown, kernels, batches, chosen),
-            [self._times_in_words(batch) for batch in batches],
+            [times_in_words(shown, kernels, batch) for batch in batches],
         )
         self._draw_speedups()
         self.roofline.set_figures(
             roofline(shown, kernels, batches, chosen),
-            [self._roof_in_words(batch) for batch in batches],
+            [roof_in_words(shown, chosen, batch) for batch in batches],
         )
-        self._draw_table()
-        self.caption.set_texts([self._sentence(batch) for batch in batches])
+        self.table.set_rows(figure_rows(shown, chosen, batches), chosen)
+        self.caption.set_texts([sentence(shown, chosen, batch) for batch in batches])
         self.code.set_texts([self._snippet(batch) for batch in batches])
         points = points_of(shown, chosen)
         self.equation.actives = [
@@ -372,146 +333,27 @@ class Race:
             lines += [f"point = {chosen}[0]", "point.time.median, found.speedup(point)"]
         return str(Name("\n".join(lines)))
 
-    # ---------------------------------------------------------------- words
-
-    def _draw_table(self) -> None:
-        assert self.shown is not None
-        points = points_of(self.shown, self.kernel)
-        columns = [self._figures(points.get(batch)) for batch in self.batches]
-        rows = [(name, [each[name] for each in columns]) for name in columns[0]]
-        rows.append(("inputs", [activations(self.kernel)]))
-        self.table.set_rows(rows, self.kernel)
-
-    def _figures(self, point: Point | None) -> dict[str, str]:
-        """Label → text of everything that was measured at one batch."""
-        shown = self.shown
-        assert shown is not None
-        names = ("time", "10th–90th percentile", "16 bits take", "as fast as 16 bits", "weight",
-                 "in 16 bits", "bandwidth B", "of it used", "of the best product's rate",
-                 "memory asks for", "arithmetic asks for", "error of its arithmetic",
-                 "… and of inputs, scales")  # fmt: skip
-        if point is None:
-            return dict.fromkeys(names, "not measured")
-        beside, bound = shown.baseline(point), shown.bound(point)
-        rate = shown.rate_share(point)
-        texts = (
-            duration(point.time.median),
-            f"{duration(point.time.low)} – {duration(point.time.high)}",
-            duration(beside.time.median),
-            f"{three(shown.speedup(point))}×",
-            size(point.weight_bytes),
-            size(beside.weight_bytes),
-            bandwidth_name(shown.ceilings),
-            share(point.bandwidth / shown.ceilings.bandwidth),
-            "not known" if rate is None else share(rate),
-            duration(bound.memory),
-            "not known" if bound.arithmetic is None else duration(bound.arithmetic),
-            share(point.error),
-            share(point.total_error),
-        )
-        return dict(zip(names, texts, strict=True))
-
-    def _sentence(self, batch: int) -> str:
-        shown = self.shown
-        assert shown is not None
-        point = points_of(shown, self.kernel).get(batch)
-        tokens = "1 token" if batch == 1 else f"{batch} tokens"
-        if point is None:
-            return f"{self.kernel} was not measured with {tokens}."
-        beside = shown.baseline(point)
-        said = f"{compared(point, beside, shown.speedup(point))}."
-        notes = dict.fromkeys(f" {p.kernel}: {p.note}." for p in (point, beside) if p.note)
-        said += why_so_fast(point, beside, shown.speedup(point), shown.bound(beside))
-        return (
-            f"With {tokens}, {self.kernel} takes {duration(point.time.median)}: {said} "
-            f"{bound_words(point, shown.bound(point))}{''.join(notes)}"
-        )
-
-    def _times_in_words(self, batch: int) -> str:
-        assert self.shown is not None
-        found = {name: points_of(self.shown, name).get(batch) for name in self.kernels}
-        listed = ", ".join(
-            f"{name} {duration(point.time.median)}"
-            for name, point in found.items()
-            if point is not None
-        )
-        return f"With batch {batch}: {listed}."
-
-    def _roof_in_words(self, batch: int) -> str:
-        shown = self.shown
-        assert shown is not None
-        point = points_of(shown, self.kernel).get(batch)
-        if point is None:
-            return f"{self.kernel} was not measured at batch {batch}."
-        return (
-            f"{self.kernel} at batch {batch}: {number(point.intensity, 3)} operations per byte, "
-            f"{number(point.rate / 1e9, 3)} billion operations per second; memory moves "
-            f"{number(shown.ceilings.bandwidth / 1e9, 3)} billion bytes per second at best."
-        )
-
     # ---------------------------------------------------------------- measuring here
-
-    def press(self) -> None:
-        """One button begins and stops, so that the keyboard's focus has somewhere to stay."""
-        if self._measuring:
-            self.stop()
-        else:
-            self.measure()
 
     def measure(self) -> None:
         """Begin to measure the chosen shape and format, beside the page: it stays usable."""
-        if self._measuring:
-            raise ValueError("this page is measuring already; wait for it, or press Stop")
         if self.record is not None:
-            with self._page.quietly():
+            with self.page.quietly():
                 shape, format = self.shape, self.format
                 self.source_control.index = 0
                 self.fit()
                 self.shape_control.index = list(self._shapes).index(self._named(shape))
                 self.format_control.index = self._offered_formats.index(format)
             self.update()
-        self._stop.clear()
-        self._measuring = True
-        self.progress.busy("beginning to measure")
-        self.measure_button.label = STOP
-        show_only(self.busy, True)
-        self._worker = Thread(target=self._measure, args=(self.shape, self.format), daemon=True)
-        self._worker.start()
-
-    def stop(self) -> None:
-        """Stop after the step that runs; what was measured until then is shown."""
-        self._stop.set()
-        self.progress.busy("stopping after the step that runs")
-
-    def wait(self, seconds: float | None = None) -> None:
-        """Until the measuring has ended."""
-        if self._worker is not None:
-            self._worker.join(seconds)
-
-    def _measure(self, shape: tuple[int, int], format: str) -> None:
-        """In a thread of its own, so that the page answers meanwhile."""
-
-        def progress(done: int, total: int, text: str) -> None:
-            if not self._stop.is_set():
-                self.progress.busy(f"{done} of {total}: {text}")
-
-        try:
-            found = measure(
+        shape, format = self.shape, self.format
+        self.measuring.start(
+            lambda progress, stopped: measure(
                 shape, format, BATCHES, seconds=SECONDS, ceilings=self._ceilings,
-                progress=progress, stopped=self._stop.is_set,
-            )  # fmt: skip
-        except Exception as error:  # noqa: BLE001, said on the page and raised again by it
-            self._finish(partial(_again, error))
-        else:
-            self._finish(lambda: self._take(found, shape, format))
-
-    def _finish(self, then: Callable[[], None]) -> None:
-        """In this thread nobody else would tell the learner what went wrong."""
-        with self._page.one_at_a_time:
-            show_only(self.busy, False)
-            self.measure_button.label = MEASURE
-            self._measuring = False
-            self._page.do(then)
+                progress=progress, stopped=stopped,
+            ),
+            lambda found: self._take(found, shape, format),
+            saying="beginning to measure",
+        )  # fmt: skip
 
     def _take(self, found: Measurement, shape: tuple[int, int], format: str) -> None:
         self._ceilings = found.ceilings  # they take seconds, and stay what they are
@@ -530,59 +372,3 @@ class Race:
                 f" Meanwhile {self._named(shape)}, {FORMATS[format].title}, was measured here: "
                 f"choose it, under figures of {HERE}."
             )
-
-
-# ---------------------------------------------------------------------- names
-
-
-def _name(model: str, layer: str) -> str:
-    out, columns = SHAPES[model][layer]
-    return f"{out}×{columns} · {model}, {layer}"
-
-
-def _shape_names(more: Iterable[tuple[int, int]]) -> dict[str, tuple[int, int]]:
-    """Title → shape of the layers of real models and of `more`, each shape once, the smallest
-    first."""
-    seen: dict[tuple[int, int], str] = {}
-    for model, layers in SHAPES.items():
-        for layer, shape in layers.items():
-            if layer != "lm_head":
-                seen.setdefault(shape, _name(model, layer))
-    for shape in more:
-        seen.setdefault(shape, f"{shape[0]}×{shape[1]}")
-    return {seen[shape]: shape for shape in sorted(seen, key=lambda s: s[0] * s[1])}
-
-
-def _only(measured: Measurement, shape: tuple[int, int], format: str) -> Measurement | None:
-    """One shape and format of a measurement, and who was left out of it; None where it has no such
-    points."""
-    points = measured.select(shape=shape, format=format)
-    if not points:
-        return None
-    absent = {}
-    for key, why in measured.left_out.items():
-        kernel, *where = key.split(", ")  # and format or batch, where only that
-        if not any(part in FORMATS and part != format for part in where):
-            absent[", ".join([kernel, *(part for part in where if part != format)])] = why
-    return replace(measured, points=points, left_out=absent)
-
-
-def _batches(measured: Measurement) -> list[int]:
-    return sorted({point.batch for point in measured.points})
-
-
-def _kernels(measured: Measurement) -> list[str]:
-    return list(dict.fromkeys(point.kernel for point in measured.points))
-
-
-def _again(error: Exception) -> None:
-    raise error
-
-
-def _reasons(left_out: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Rows of a table: who is not there, and why. Names may break after a point, so that the table
-    fits beside the charts; a reason that begins with the name does without it."""
-    return [
-        (name.replace(".", ".\u200b"), why.removeprefix(f"{name} "))
-        for name, why in left_out.items()
-    ]

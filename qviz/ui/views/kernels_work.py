@@ -1,6 +1,5 @@
 """At work: a model writes with packed weights, beside the same model with 16-bit ones."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from qviz.kernels.registry import BASELINE
 from qviz.ui.views.fields import WordsField
 from qviz.ui.views.kernels_words import size
 from qviz.ui.views.lesson_page import LessonPage
+from qviz.ui.views.parts import LessonPart
 from qviz.ui.widgets import (
     Button,
     Caption,
@@ -48,15 +48,17 @@ class Wrote:
     kernel: str
 
 
-class AtWork:
+class AtWork(LessonPart):
     """Controls, texts and tables of the third part."""
 
     keys = ("packed", "kernels", "prompt")  # its fields
 
-    def __init__(self, page: LessonPage, live: Callable[[], bool]) -> None:
-        self._page = page
+    has_code = False
+    shown: Wrote | None
+
+    def __init__(self, page: LessonPage) -> None:
+        super().__init__(page)
         self._formats: dict[str, list[str]] = {}  # filled when the part is opened
-        self.shown: Wrote | None = None
         self.format_control = Choice("Weights stored as", ["…"])
         self.kernel_control = Choice("Multiplied by", ["…"])
         self.prompt_control = TextField("Prompt", PROMPT.strip())
@@ -92,17 +94,15 @@ class AtWork:
         self.side = [section("", self.logits), section("", self.memory)]
         # A section belongs to the part; what is in it stays away until there is something to show.
         self.hidden_until_written = [texts_row, *self.main[1:], *self.side]
-        self._wire(live)
+        self._wire()
 
-    def _wire(self, live: Callable[[], bool]) -> None:
-        page = self._page
-        page.add(
-            "packed", self.format_control, self._choose, live=live,
-            names=lambda: list(self._formats) or ["…"],
-        )  # fmt: skip
-        page.add("kernels", self.kernel_control, self.look, live=live)
-        page.fields["prompt"] = WordsField("prompt", self.prompt_control, live=live)
-        page.on_press(
+    def _wire(self) -> None:
+        self.add(
+            "packed", self.format_control, self._choose, names=lambda: list(self._formats) or ["…"]
+        )
+        self.add("kernels", self.kernel_control, self.look)
+        self.page.fields["prompt"] = WordsField("prompt", self.prompt_control, live=self.is_open)
+        self.page.on_press(
             self.write_button, self.write, WORKING, field=self.prompt_control, deed="write"
         )
 
@@ -116,7 +116,7 @@ class AtWork:
         self.kernel_control.set_options(self._formats[self.format])
 
     def _choose(self) -> None:
-        with self._page.quietly():
+        with self.page.quietly():
             self.fit()
         self.look()
 
@@ -146,7 +146,7 @@ class AtWork:
 
     def write(self) -> None:
         """Quantize, pack and compare; everything shown was computed by this press."""
-        self._page.update(self)
+        self.update()
 
     def compute(self) -> Wrote:
         from qviz.kernels.packed_compare import compare
@@ -160,7 +160,7 @@ class AtWork:
         source, kernel = self.source_control.value.strip(), self.kernel_control.value
         chosen = self.format
         format = FORMATS[chosen]
-        say = self._page.status.busy
+        say = self.page.status.busy
         say("Loading the model …")
         model = load_model(source or None)
         say(f"Quantizing its layers to {format.title} …")

@@ -5,7 +5,9 @@ from urllib.parse import parse_qs
 
 import torch
 
+from qviz.core.calibration import Calibration
 from qviz.core.check import unknown
+from qviz.models.capture import load_calibration
 from qviz.models.checkpoint import list_layers, load_layer
 from qviz.ui.views.fields import ValueField
 from qviz.ui.views.lesson_page import LessonPage
@@ -40,6 +42,8 @@ class LayerPage(LessonPage):
         self.source: str | None = None
         self.layers: list[str] = []
         self._opened: Opened | None = None
+        self._captured: set[str | None] = set()  # models of the learner that were run
+        self._inputs: tuple[Opened, Calibration] | None = None
         self._pending: dict[str, str] = {}  # what a link asked for, of a model not agreed to yet
         self.layer_control = Choice("Layer", ["…"])
         self.source_control = TextField("Model", placeholder=self.sources)
@@ -100,6 +104,30 @@ class LayerPage(LessonPage):
         first = layer or (self.first_layer if self.first_layer in names else names[0])
         self.source, self.layers = source, names
         self.layer_control.set_options(short_names(names), names.index(first))
+
+    # ---------------------------------------------------------------- its real inputs
+
+    def add_capture(self) -> Button:
+        """The button by which the learner lets their model run: it may take a while and much
+        memory, so nothing else does."""
+        self.capture_button = Button("Run it on text, to measure outputs")
+        self.on_press(self.capture_button, self._capture, "Running the model on text …")
+        return self.capture_button
+
+    def inputs_of(self, opened: Opened) -> Calibration | None:
+        """The layer's real inputs, read once; None while nobody has let its model run."""
+        if opened.source not in OFFLINE and opened.source not in self._captured:
+            return None
+        if self._inputs is None or self._inputs[0] is not opened:
+            self._inputs = opened, load_calibration(opened.source, opened.layer)
+        return self._inputs[1]
+
+    def _capture(self) -> None:
+        if self.source is None:
+            raise ValueError("the bundled model's inputs are captured already; open yours first")
+        load_calibration(self.source, self.layer)
+        self._captured.add(self.source)
+        self.update()
 
     def _open_own(self) -> None:
         source = str(self.source_control.value).strip()

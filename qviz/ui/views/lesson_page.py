@@ -7,11 +7,19 @@ pictures go back to it, and the page says in words what was wrong.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from threading import RLock
 from typing import Any
 
 from qviz.core.check import unknown
-from qviz.ui.views.fields import Field, HandlesField, OptionField, ToggleField
+from qviz.ui.views.fields import (
+    CellField,
+    Field,
+    HandlesField,
+    OptionField,
+    StepField,
+    ToggleField,
+)
 from qviz.ui.views.frame import head_of
 from qviz.ui.views.guide_steps import Step
 from qviz.ui.views.lessons import COURSE, Lesson
@@ -21,10 +29,12 @@ from qviz.ui.widgets import (
     Button,
     Equation,
     Guide,
+    MatrixView,
     NumberLine,
     Status,
     TextField,
     Toggle,
+    Transport,
     as_address,
     from_address,
 )
@@ -120,20 +130,46 @@ class LessonPage:
         looks: bool = False,
         live: Callable[[], bool] = lambda: True,
     ) -> Any:
-        """Give a control its name in links, and what it does; without `action` the page computes.
+        """Give a control its name in links, and what it does; without `action` the page computes,
+        or looks again where the control is a steps' bar.
 
         `looks` and `live` are those of Field; `names` what the options are called in a link;
         `lights` are terms of the equation. Returns the control.
         """
+        usual: Callable[[], None] = self.update
         if isinstance(control, Toggle):
             self.fields[key], trait = ToggleField(key, control, live=live), "value"
         elif isinstance(control, NumberLine):
             self.fields[key], trait = HandlesField(key, control, looks=looks, live=live), "values"
+        elif isinstance(control, Transport):
+            self.fields[key], trait = StepField(key, control, live=live), "index"
+            usual = self.look
         else:
             made = OptionField(key, control, names=names, looks=looks, live=live)
             self.fields[key], trait = made, "index"
-        self.on_change(control, trait, action or self.update, busy=busy, lights=lights)
+        self.on_change(control, trait, action or usual, busy=busy, lights=lights)
         return control
+
+    def add_cell(
+        self,
+        key: str,
+        views: Sequence[MatrixView],
+        cell: Callable[[], tuple[int, int]],
+        pointed: Callable[[MatrixView], None],
+        *,
+        view: Callable[[], MatrixView] | None = None,
+        place: Callable[[int], int] = lambda column: column,
+        live: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Let the learner point at a weight of `views`, and hold it: `pointed` is told in which.
+
+        `cell` is the weight that the page is about, `view` the picture in which it is held now
+        (the first of `views`), `place` as in CellField.
+        """
+        self.fields[key] = CellField(key, view or (lambda: views[0]), cell, place, live=live)
+        for one in views:
+            for trait in ("cursor", "pinned"):
+                self.on_change(one, trait, partial(pointed, one))
 
     def on_change(
         self,

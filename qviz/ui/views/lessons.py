@@ -46,7 +46,13 @@ COURSE = (
         "its nearest level, the error grow, and what the bits cost.",
         "qviz.ui.views.bit_width", "BitWidthLesson",
     ),
-    Lesson(2, "formats", "Number formats", "What can sixteen, eight or four bits say?", THEMES[0]),
+    Lesson(
+        2, "formats", "Number formats", "What can sixteen, eight or four bits say?", THEMES[0],
+        "Press the bits of FP32, BF16, FP8, FP4, NF4 and nine more. Follow one number through all "
+        "of them, zoom along all the numbers that each has, and see blocks of real weights share a "
+        "scale.",
+        "qviz.ui.views.formats", "FormatsLesson",
+    ),
     Lesson(
         3, "scale_and_zero_point", "Scale and zero point",
         "Where do the levels lie, and who decides?", THEMES[1],
@@ -58,8 +64,16 @@ COURSE = (
     Lesson(
         4, "granularity", "Granularity and outliers",
         "Whose precision does one large weight destroy?", THEMES[1],
+        "Drag one weight of a trained layer and see who pays for it: everybody, its row, or its "
+        "group. Then set small groups and more bits against each other at the same true price.",
+        "qviz.ui.views.granularity", "GranularityLesson",
     ),
-    Lesson(5, "nf4", "NF4", "Where should sixteen levels lie?", THEMES[1]),
+    Lesson(
+        5, "nf4", "NF4", "Where should sixteen levels lie?", THEMES[1],
+        "Build NF4's table from the normal distribution, one level at a time. See how full its "
+        "bins really are, read its bytes, and drag sixteen levels of your own against it.",
+        "qviz.ui.views.nf4", "Nf4Lesson",
+    ),
     Lesson(
         6, "activation_outliers", "Activation outliers",
         "What if the inputs are harder to round than the weights?", THEMES[2],

@@ -1,12 +1,14 @@
 """Own anywidgets: a Python file and a JavaScript module each."""
 
-from qviz.core.words import counted, number, percent, signed
+from qviz.core.words import counted, exactly, number, percent, signed
 
 from .address import Address, as_address, from_address
 from .base import Style, link, style
+from .bits import Bits
 from .charts import Chart, PlotlyLoader
 from .controls import Button, Choice, Slider, TextField, Toggle
 from .equation import Equation
+from .format_line import FormatLine
 from .guide import Guide
 from .head import Head
 from .layout import (
@@ -32,6 +34,7 @@ from .transport import Transport
 
 __all__ = [
     "Address",
+    "Bits",
     "Button",
     "Caption",
     "Chart",
@@ -39,6 +42,7 @@ __all__ = [
     "Code",
     "Disclosure",
     "Equation",
+    "FormatLine",
     "Guide",
     "Head",
     "MatrixFrame",
@@ -60,6 +64,7 @@ __all__ = [
     "column_of",
     "counted",
     "details",
+    "exactly",
     "figures_row",
     "from_address",
     "link",

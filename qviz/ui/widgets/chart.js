@@ -1,10 +1,14 @@
-// Charts take their time (tens of milliseconds each), so they wait until the canvases have painted
-// and the slider rests for a moment; then one chart at a time, always its latest frame. While the
-// slider moves on, one chart a second is drawn, and the next only when the page has shown a frame.
+// Charts take their time (tens of milliseconds each), so they wait until the canvases have painted.
+// While the slider moves they wait until it rests, too: then one chart a second is drawn, and the next
+// only when the page has shown a frame. After a single change all are drawn at once, unless the
+// learner does something meanwhile.
 
-const REST = 45; // milliseconds without news after which the slider rests
+const MOVING = 100; // milliseconds: changes that follow each other sooner are a movement
+const ONE = 8; // milliseconds within which all charts hear of one change
+const REST = 45; // milliseconds without news after which a moving slider rests
 const PAPER = 640; // pixels of a column of A4
 const PATIENCE = 1000; // milliseconds that charts wait at most, with news coming all the time
+const AT_ONCE = 60; // milliseconds for which charts may hold up the page
 
 const ARRAYS = {
   i1: Int8Array, u1: Uint8Array, i2: Int16Array, u2: Uint16Array,
@@ -41,27 +45,37 @@ function enlarge(value, by) {
   return Object.fromEntries(Object.entries(value).map((entry) => [entry[0], grown(entry)]));
 }
 
-const queue = (globalThis.qvCharts ??= { jobs: new Map(), timer: 0, news: 0, drawn: 0 });
+const queue = (globalThis.qvCharts ??= { jobs: new Map(), timer: 0, news: -1e9, busy: 0, drawn: 0, moving: false });
 function later(key, job) {
-  queue.news = performance.now();
-  if (!queue.jobs.size) queue.drawn = queue.news; // nothing waited until now
+  const now = performance.now();
+  const since = now - queue.news;
+  if (since > ONE) queue.moving = since - queue.busy < MOVING; // drawing may have held it up
+  queue.news = now;
+  queue.busy = 0;
+  if (!queue.jobs.size) queue.drawn = now; // nothing waited until now
   queue.jobs.set(key, job);
   wait();
 }
 function wait() {
   clearTimeout(queue.timer);
-  const due = Math.min(queue.news + REST, queue.drawn + PATIENCE);
+  const due = queue.moving ? Math.min(queue.news + REST, queue.drawn + PATIENCE) : 0;
   const rest = Math.max(0, due - performance.now());
-  queue.timer = setTimeout(() => requestAnimationFrame(() => setTimeout(runOne)), rest);
+  queue.timer = setTimeout(() => requestAnimationFrame(() => setTimeout(run)), rest);
 }
-async function runOne() {
-  const [entry] = queue.jobs;
-  if (!entry) return;
-  queue.jobs.delete(entry[0]);
+/** Whether there is something else to do; browsers that cannot tell have it always. */
+const wanted = () => navigator.scheduling?.isInputPending?.() ?? true;
+async function run() {
+  const begun = performance.now();
   try {
-    await entry[1]();
+    do {
+      const [entry] = queue.jobs;
+      if (!entry) return;
+      queue.jobs.delete(entry[0]);
+      await entry[1]();
+    } while (!queue.moving && !wanted() && performance.now() - begun < AT_ONCE);
   } finally {
     queue.drawn = performance.now();
+    queue.busy += queue.drawn - begun;
     if (queue.jobs.size) wait();
   }
 }
@@ -111,11 +125,13 @@ export default widget(({ model, el, signal }) => {
   };
   const config = { displayModeBar: false, responsive: false, doubleClick: "reset", showTips: false };
 
-  const typeSize = () => Number(getComputedStyle(el).getPropertyValue("--qv-size")) || 1;
-  /** Taller on wide pages, where charts are wider too, and where the type is larger. */
+  const setting = (name) => Number(getComputedStyle(el).getPropertyValue(name)) || 1;
+  const typeSize = () => setting("--qv-size");
+  /** Taller on wide pages, where charts are wider too, and as a projector's view has room; but not
+   *  so low that there is only room for the axes. */
   const height = () => {
     const page = el.closest(".qv-root")?.clientWidth ?? 0;
-    return Math.round(model.get("height") * clamp(page / 1240, 1, 1.35) * Math.max(1, typeSize() * 0.9));
+    return Math.round(model.get("height") * clamp(page / 1240, 1, 1.35) * Math.max(setting("--qv-tall"), 0.75));
   };
   const frame = () => clamp(model.get("frame"), 0, Math.max(0, figures.length - 1));
   async function draw() {
@@ -209,15 +225,16 @@ export default widget(({ model, el, signal }) => {
     colours = new Map();
     schedule();
   });
-  let width = 0;
-  const sizes = new ResizeObserver(() => {
-    if (el.clientWidth !== width) {
-      width = el.clientWidth;
-      plot.style.height = `${height()}px`;
-      schedule();
-    }
-  });
+  let [width, tall] = [0, 0];
+  const resize = () => {
+    if (el.clientWidth === width && height() === tall) return;
+    [width, tall] = [el.clientWidth, height()];
+    plot.style.height = `${tall}px`;
+    schedule();
+  };
+  const sizes = new ResizeObserver(resize);
   sizes.observe(el);
+  addEventListener("qv-tall", resize, { signal });
   // On paper the page is narrower than on the screen for which the chart was drawn.
   addEventListener("beforeprint", () => {
     plot.style.zoom = Math.min(1, PAPER / Math.max(1, el.clientWidth));

@@ -38,14 +38,7 @@ export default widget(({ model, el, signal }) => {
   Object.assign(shown, { type: "text", readOnly: true, hidden: true });
   shown.setAttribute("aria-label", "Link to this page as it is now");
   shown.addEventListener("blur", () => (shown.hidden = true), { signal });
-  const present = button("Present", "For a projector: larger type, controls below the pictures", () => {
-    const root = el.closest(".qv-root");
-    const on = root.classList.toggle("qv-present");
-    document.body.classList.toggle("qv-presenting", on);
-    present.setAttribute("aria-pressed", String(on));
-  });
-  present.setAttribute("aria-pressed", "false");
-  tools.append(copy, present, said);
+  tools.append(copy, ...presenter(el, signal, button), said);
   copy.hidden = !voila; // in JupyterLab the address is the notebook's
   el.append(nav, words, tools, shown);
 

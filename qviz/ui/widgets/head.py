@@ -20,7 +20,7 @@ class Head(BrowserWidget):
     guessed        the learner has predicted; the browser remembers it for this lesson
     """
 
-    _esm = module("memory", "head")
+    _esm = module("memory", "present", "head")
 
     title = traitlets.Unicode().tag(sync=True)
     tab = traitlets.Unicode().tag(sync=True)

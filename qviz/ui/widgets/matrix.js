@@ -65,7 +65,7 @@ export default widget(({ model, el, signal }) => {
     const { stage } = view.page;
     const [rows, cols] = get("shape");
     const aspect = get("aspect") || clamp(cols / Math.max(1, rows), 1, 4 / 3);
-    stage.style.aspectRatio = `${aspect}`;
+    stage.style.aspectRatio = `${aspect} / var(--qv-tall, 1)`;
     view.dpr = pixelRatio();
     const [w, h] = [Math.round(stage.clientWidth * view.dpr), Math.round(stage.clientHeight * view.dpr)];
     if ((w === view.W && h === view.H) || w < 2 || h < 2) return;
@@ -105,7 +105,7 @@ export default widget(({ model, el, signal }) => {
     view.schedule();
     view.words.askAround();
   });
-  watch(model, signal, ["pinned", "column_mark", "row_mark", "readout"], view.schedule);
+  watch(model, signal, ["pinned", "column_mark", "row_mark", "outlines", "origin", "readout"], view.schedule);
   onTheme(signal, () => {
     paint.readTheme();
     redraw();

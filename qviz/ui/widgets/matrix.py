@@ -44,6 +44,10 @@ class MatrixView(BrowserWidget):
     `column_mark` (−1 or a column: those before it are done, those after it wait), `row_mark` (−1
     or a row), `autoscale` (limits per frame instead of shared ones).
 
+    `outlines` are rectangles [first row, end, first column, end] of cells, drawn around them in
+    every frame; what lies outside the matrix is cut off. Of a part of a larger matrix, `origin` is
+    the [row, column] there of its first cell: readout and tables count from it.
+
     `readout` holds the exact values of the cursor's cell: {"row", "column", "texts" (one per
     frame), "version"}; with a replay {"row", "column", "frame", "text" (of that frame), "version"}.
 
@@ -65,6 +69,8 @@ class MatrixView(BrowserWidget):
     view = traitlets.List(traitlets.Float(), [0.0, 0.0, 0.0]).tag(sync=True)
     column_mark = traitlets.Int(-1).tag(sync=True)
     row_mark = traitlets.Int(-1).tag(sync=True)
+    outlines = traitlets.List().tag(sync=True)
+    origin = traitlets.List(traitlets.Int(), [0, 0]).tag(sync=True)
     aspect = traitlets.Float(0.0).tag(sync=True)
     axes = traitlets.List(traitlets.Unicode(), ["row", "column"]).tag(sync=True)
     cells = traitlets.Unicode("weights").tag(sync=True)

@@ -160,6 +160,7 @@ class MatrixPainter {
     this.grid();
     if (view.printing()) this.print();
     this.marks();
+    for (const cells of view.get("outlines")) this.outline(...cells);
     const [row, col] = view.hover ?? view.get("cursor");
     if (row >= 0 && col >= 0) this.cursor(row, col);
   }
@@ -229,6 +230,24 @@ class MatrixPainter {
       const [y, h] = [Math.round((mark - y0) * sy), Math.max(2 * line, Math.round(sy))];
       if (sy < 6 * view.dpr) top.fillRect(0, y, view.W, h);
       else top.strokeRect(-9, y, view.W + 18, h);
+    }
+  }
+  /** A line around some cells, in two tones; inside the picture where they reach beyond it. */
+  outline(ra, rb, ca, cb) {
+    const { view, top, line } = this;
+    const { sx, sy, x0, y0 } = view.zoom;
+    const span = (a, b, scale, from, end) => {
+      const spare = Math.max(0, 11 * view.dpr - (b - a) * scale) / 2; // a single cell must be seen, too
+      const lo = clamp((a - from) * scale - spare, 2 * line, end - 2 * line);
+      return [lo, clamp((b - from) * scale + spare, 2 * line, end - 2 * line) - lo];
+    };
+    const [x, w] = span(ca, cb, sx, x0, view.W);
+    const [y, h] = span(ra, rb, sy, y0, view.H);
+    if (w <= 0 || h <= 0) return; // zoomed away from it
+    for (const [style, width] of [[this.colours.card, 4 * line], [this.colours.now, 2 * line]]) {
+      top.strokeStyle = style;
+      top.lineWidth = width;
+      top.strokeRect(x, y, w, h);
     }
   }
   cursor(row, col) {

@@ -28,7 +28,8 @@ class MatrixWords {
     }
     const unit = get("unit") ? ` ${get("unit")}` : "";
     const value = this.value(row, col);
-    const text = `${rowName} ${row}, ${colName} ${col}: |${value}${unit}|${get("pinned") ? " · held" : ""}`;
+    const [r0, c0] = get("origin");
+    const text = `${rowName} ${r0 + row}, ${colName} ${c0 + col}: |${value}${unit}|${get("pinned") ? " · held" : ""}`;
     if (text === said.cell) return; // touching the text costs a layout of the page
     said.cell = text;
     const [where, what, held] = text.split("|");
@@ -62,7 +63,8 @@ class MatrixWords {
     }
     if (zoom.t > 0) {
       const [ra, rb, ca, cb] = zoom.visible();
-      parts.push(`${get("axes")[0]}s ${ra}–${rb - 1}, ${get("axes")[1]}s ${ca}–${cb - 1}`);
+      const [r0, c0] = get("origin");
+      parts.push(`${get("axes")[0]}s ${r0 + ra}–${r0 + rb - 1}, ${get("axes")[1]}s ${c0 + ca}–${c0 + cb - 1}`);
     }
     const text = parts.join(" · ");
     if (text !== said.note) view.page.note.textContent = said.note = text;
@@ -138,13 +140,14 @@ class MatrixWords {
     const { get } = view;
     const { table, tableBox } = view.page;
     if (msg.frame !== view.frame() || msg.version !== get("version")) return;
+    const [r0, c0] = get("origin");
     const head = elem("tr");
     const corner = elem("th", "", `${get("axes")[0]} \\ ${get("axes")[1]}`);
-    head.append(corner, ...msg.texts[0].map((_, j) => elem("th", "", String(msg.start[1] + j))));
+    head.append(corner, ...msg.texts[0].map((_, j) => elem("th", "", String(c0 + msg.start[1] + j))));
     head.childNodes.forEach((th) => (th.scope = "col"));
     const body = msg.texts.map((line, i) => {
       const tr = elem("tr");
-      const th = elem("th", "", String(msg.start[0] + i));
+      const th = elem("th", "", String(r0 + msg.start[0] + i));
       th.scope = "row";
       tr.append(th, ...line.map((text, j) => {
         const here = msg.start[0] + i === msg.row && msg.start[1] + j === msg.column;
@@ -153,7 +156,7 @@ class MatrixWords {
       return tr;
     });
     const caption = elem("caption", "qv-sr",
-      `${get("label")} ${view.source().label(msg.frame) || (get("replay") ? `step ${msg.frame}` : "")}: values around row ${msg.row}, column ${msg.column}`);
+      `${get("label")} ${view.source().label(msg.frame) || (get("replay") ? `step ${msg.frame}` : "")}: values around row ${r0 + msg.row}, column ${c0 + msg.column}`);
     table.replaceChildren(caption, head, ...body);
     table.classList.remove("qv-stale");
     table.dataset.frame = msg.frame;

@@ -121,6 +121,7 @@ function onResolution(signal, fn) {
 function cssColor(el, value) {
   const probe = elem("span");
   probe.style.color = value.startsWith("--") ? `var(${value})` : value;
+  probe.style.forcedColorAdjust = "none"; // else all curves of a chart would be of one colour
   probe.hidden = true;
   el.append(probe);
   const color = getComputedStyle(probe).color;

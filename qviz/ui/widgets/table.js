@@ -16,8 +16,9 @@ export default widget(({ model, el, signal }) => {
     const frames = model.get("frames");
     const frame = model.get("frame");
     const rows = frames[Math.min(frame, frames.length - 1)] ?? [];
-    body.replaceChildren(...rows.map((row) => {
+    body.replaceChildren(...rows.map((row, at) => {
       const tr = elem("tr");
+      if (at === model.get("row")) tr.setAttribute("aria-current", "true");
       const th = rich(elem("th"), row.label);
       th.scope = "row";
       if (row.role) th.dataset.role = row.role;
@@ -41,6 +42,6 @@ export default widget(({ model, el, signal }) => {
     show();
   };
   watch(model, signal, ["label", "columns"], build);
-  watch(model, signal, ["frames", "frame"], show);
+  watch(model, signal, ["frames", "frame", "row"], show);
   build();
 });

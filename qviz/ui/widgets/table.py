@@ -12,7 +12,10 @@ Row = tuple[str, Sequence[str], Sequence[int]] | tuple[str, Sequence[str], Seque
 
 
 class Table(BrowserWidget):
-    """A small table under a heading. Each row is (label, cells, which cells light up[, role])."""
+    """A small table under a heading. Each row is (label, cells, which cells light up[, role]).
+
+    `row` is the current one, −1 for none; it can be linked to what chooses it.
+    """
 
     _esm = module("table")
 
@@ -20,6 +23,7 @@ class Table(BrowserWidget):
     columns = traitlets.List(traitlets.Unicode()).tag(sync=True)
     frames = traitlets.List().tag(sync=True)
     frame = traitlets.Int(0).tag(sync=True)
+    row = traitlets.Int(-1).tag(sync=True)
 
     def __init__(self, label: str) -> None:
         super().__init__(label=label)

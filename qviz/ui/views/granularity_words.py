@@ -1,0 +1,542 @@
+"""What the granularity lesson says: equation, guide, and sentences made from frozen facts.
+
+Every sentence is a function of a dataclass of numbers; directions (up, down, still) follow from
+the numbers as they are written, so that a sentence never says that something grew and then shows
+twice the same.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from qviz.study.granularity import NF4_BLOCKS, OutlierClaims, Point
+from qviz.ui.views.guide_steps import Is, Moved, Step
+from qviz.ui.widgets import counted, number, percent
+
+OUTLIER, BUDGET = "one outlier", "equal bits"
+WEIGHTS, BLOCKS, INPUTS = "weights", "weights in flat blocks", "inputs of the layer"
+QUIET, LOUD = "a quiet part", "around the largest"
+OF_WEIGHTS, OF_OUTPUT = "weights", "layer output"
+UNTOUCHED = "untouched"
+#: Multiples of the typical value that the outlier takes, after the trained one.
+MULTIPLES = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 100)
+SIZES = (UNTOUCHED, *(f"{k}×" for k in MULTIPLES))
+
+EQUATION = """
+<math display="block"><mrow>
+  <msub><mi data-term="s">s</mi><mi data-term="g">g</mi></msub><mo>=</mo><mfrac><mrow>
+  <munder><mi data-term="max">max</mi><mrow><mi>i</mi><mo>∈</mo><mi data-term="g">g</mi></mrow>
+  </munder><mo>|</mo><msub><mi data-term="x">x</mi><mi>i</mi></msub><mo>|</mo></mrow>
+  <mi data-term="d">D</mi></mfrac>
+</mrow></math>
+<math display="block"><mrow>
+  <mi data-term="q">q</mi><mo>=</mo><mi data-term="round">round</mi><mo>(</mo>
+  <mfrac><mi data-term="x">x</mi><msub><mi data-term="s">s</mi><mi data-term="g">g</mi></msub>
+  </mfrac><mo>)</mo><mspace width="1em"/>
+  <mover accent="true"><mi data-term="xhat">x</mi><mo>^</mo></mover><mo>=</mo>
+  <msub><mi data-term="s">s</mi><mi data-term="g">g</mi></msub><mo>·</mo><mi data-term="q">q</mi>
+</mrow></math>
+"""
+SPOKEN = (
+    "s of group g is the largest size in the group over D; q is x over s of g, rounded; x hat is "
+    "s of g times q"
+)
+TERMS = {
+    "s": "s: the scale, which is the spacing of the levels. Everybody in the group has the same",
+    "g": "g: the group, all those who share the scale",
+    "max": "max: the largest size in the group. One large value decides for all",
+    "x": "x: the trained value",
+    "d": "D: a number that depends on the bits and on the system, such as 7.5 at 4 bits",
+    "q": "q: the stored code, clamped to the codes that so many bits have",
+    "round": "round: to the nearest whole number. Half a spacing is the most that this can miss by",
+    "xhat": "x̂: the value as it comes back",
+}
+BLOCK_EQUATION = """
+<math display="block"><mrow>
+  <msub><mi data-term="s">s</mi><mi data-term="g">g</mi></msub><mo>=</mo>
+  <munder><mi data-term="max">max</mi><mrow><mi>i</mi><mo>∈</mo><mi data-term="g">g</mi></mrow>
+  </munder><mo>|</mo><msub><mi data-term="x">x</mi><mi>i</mi></msub><mo>|</mo>
+</mrow></math>
+<math display="block"><mrow>
+  <mi data-term="q">q</mi><mo>=</mo><mi data-term="nearest">nearest</mi><mo>(</mo>
+  <mfrac><mi data-term="x">x</mi><msub><mi data-term="s">s</mi><mi data-term="g">g</mi></msub>
+  </mfrac><mo>)</mo><mspace width="1em"/>
+  <mover accent="true"><mi data-term="xhat">x</mi><mo>^</mo></mover><mo>=</mo>
+  <msub><mi data-term="s">s</mi><mi data-term="g">g</mi></msub><mo>·</mo>
+  <msub><mi data-term="v">v</mi><mi data-term="q">q</mi></msub>
+</mrow></math>
+"""
+BLOCK_SPOKEN = (
+    "s of block g is the largest size in the block; q is the number of the level nearest to x over "
+    "s of g; x hat is s of g times level q"
+)
+BLOCK_TERMS = {
+    "s": "s: the block's largest size (bitsandbytes calls it absmax). Everybody in it has the same",
+    "g": "g: the block, so many consecutive weights of the flattened matrix",
+    "max": "max: the largest size in the block. One large value decides for all",
+    "x": "x: the trained weight",
+    "nearest": "nearest: of the sixteen levels of NF4, which lie between −1 and 1",
+    "q": "q: the number of that level, which is the stored code",
+    "v": "v: the sixteen levels",
+    "xhat": "x̂: the weight as it comes back",
+}
+
+GUIDE = (
+    Step(
+        "Drag one weight",
+        "Drag “Size of the outlier” to the right. The outlined weights share its scale. In which "
+        "picture does everything go blank, and where does nothing change at first? Watch who "
+        "sets the scale in the table below the pictures.",
+        {"part": OUTLIER},
+        {"size": Is("100×")},
+    ),
+    Step(
+        "Make another weight the outlier",
+        "Click a weight in the first picture (or move there with the arrow keys and press Enter). "
+        "The outlines follow it: a row and a group are all that one weight can spoil.",
+        {"part": OUTLIER, "size": "32×"},
+        {"outlier": Moved()},
+    ),
+    Step(
+        "Find a real outlier",
+        "Under “More” set “Look at” to “around the largest”. This one comes from training, nobody "
+        "dragged it. Compare what the articles' picture claims with this layer.",
+        {"part": OUTLIER},
+        {"at": Is(LOUD)},
+    ),
+    Step(
+        "Blocks that run on",
+        "bitsandbytes counts blocks along the flattened matrix. A block longer than a row takes "
+        "in rows that have nothing to do with each other. Make the outlier large and see.",
+        {"part": OUTLIER, "matrix": BLOCKS},
+        {"size": Is("32×")},
+    ),
+    Step(
+        "Now the inputs",
+        "The real outliers are in what enters a layer. Set “Look at” to “around the largest”: does "
+        "a scale for each token confine them? What would a scale for each channel do?",
+        {"part": OUTLIER, "matrix": INPUTS, "bits": "8"},
+        {"at": Is(LOUD)},
+    ),
+    Step(
+        "Compare at equal bits",
+        "Small groups always look better, because their scales are not in the bit-width. Drag "
+        "“Budget” and watch the star: which combination wins, and where does the small group lose?",
+        {"part": BUDGET},
+        {"part": Is(BUDGET), "budget": Moved()},
+    ),
+)
+
+
+# ------------------------------------------------------------------------- who shares
+
+
+@dataclass(frozen=True)
+class Names:
+    """What the values of a matrix are called."""
+
+    one: str  # a value
+    many: str
+    whole: str
+    axes: tuple[str, str]
+
+
+NAMES = {
+    WEIGHTS: Names("weight", "weights", "layer", ("row", "column")),
+    BLOCKS: Names("weight", "weights", "layer", ("row", "column")),
+    INPUTS: Names("input", "inputs", "matrix of inputs", ("token", "channel")),
+}
+
+
+def one_scale(unit: str) -> str:
+    """Who has one scale each.
+
+    >>> one_scale("matrix"), one_scale("group of 32")
+    ('one scale for the whole matrix', 'one scale for each group of 32')
+    """
+    return f"one scale for {'the whole matrix' if unit == 'matrix' else f'each {unit}'}"
+
+
+def upper(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+# ------------------------------------------------------------------------- one outlier
+
+
+@dataclass(frozen=True)
+class Pays:
+    """What one granularity makes of the outlier at one size.
+
+    unit      who shares a scale; sharing: how many share the outlier's, without itself
+    before    what they were off by as trained, now: what they are off by
+    whole     what the whole matrix is off by now, the outlier apart
+    lost      how many of them come back as 0 and were not; used: levels in use among them
+    peak      the largest of them, as a multiple of the typical value
+    sets      whether the outlier is larger than that, so that it sets the scale
+    scales    bits per value that the scales cost; bits: all in all
+    """
+
+    unit: str
+    sharing: int
+    before: float
+    now: float
+    whole: float
+    lost: int
+    used: int
+    peak: float
+    sets: bool
+    scales: float
+    bits: float
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The outlier at one size: its multiple of the typical value, and who pays."""
+
+    kind: str
+    size: str
+    cell: tuple[int, int]
+    value: float
+    multiple: float
+    pays: tuple[Pays, ...]
+
+
+def outlier_sentence(moment: Moment) -> str:
+    """Where the outlier is, and what its neighbours are off by under each granularity."""
+    names = NAMES[moment.kind]
+    row, column = moment.cell
+    where = f"{names.axes[0]} {row}, {names.axes[1]} {column}"
+    untouched = moment.size == UNTOUCHED
+    text = (
+        f"{f'Untouched, {where}' if untouched else upper(where)} is {number(moment.value, 3)}, "
+        f"{number(moment.multiple, 3)}× the typical {names.one}. "
+    )
+    return text + " ".join(
+        f"With {one_scale(pays.unit)}, {_off(pays, names.one, untouched)}." for pays in moment.pays
+    )
+
+
+def _off(pays: Pays, one: str, untouched: bool) -> str:
+    """Who shares the outlier's scale, and what they are off by."""
+    if pays.sharing == 0:
+        return "nobody shares it"
+    who = (
+        f"the {counted(pays.sharing, 'other')} who {'shares' if pays.sharing == 1 else 'share'} it"
+    )
+    are = "is" if pays.sharing == 1 else "are"
+    was, now = percent(pays.before), percent(pays.now)
+    if untouched:
+        return f"{who} {are} off by {now}"
+    if was == now:
+        why = "" if pays.sets else f": another {one}, {number(pays.peak, 3)}×, sets the scale"
+        return f"{who} {are} still off by {now}{why}"
+    return f"{who} {are} off by {now}, {'up' if pays.now > pays.before else 'down'} from {was}"
+
+
+def pays_rows(moment: Moment) -> list[tuple[str, list[str], list[int], str]]:
+    """The same as a table: a column for each granularity."""
+    names, pays = NAMES[moment.kind], moment.pays
+    setting = [i for i, p in enumerate(pays) if p.sets]
+    return [
+        ("share its scale", [str(p.sharing) for p in pays], [], ""),
+        (
+            "scale set by",
+            ["the outlier" if p.sets else f"another, {number(p.peak, 3)}×" for p in pays],
+            setting,
+            "now",
+        ),
+        ("they were off by", [percent(p.before) for p in pays], [], ""),
+        ("they are off by", [percent(p.now) for p in pays], setting, "error"),
+        ("come back as 0", [str(p.lost) for p in pays], [], ""),
+        ("levels they use", [str(p.used) for p in pays], [], "codes"),
+        (f"the {names.whole} is off by", [percent(p.whole) for p in pays], [], "error"),
+        ("bits for scales", [number(p.scales, 3) for p in pays], [], ""),
+        (f"bits per {names.one}", [number(p.bits) for p in pays], [], "codes"),
+    ]
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What a guess is judged by.
+
+    errors  of the outlier's group at each of SIZES; peak: its largest other weight, × typical
+    """
+
+    unit: str
+    errors: tuple[float, ...]
+    peak: float
+
+    @property
+    def doubled(self) -> int | None:
+        """The first size from which on the error is at least twice that as trained."""
+        found = None
+        for i in range(len(self.errors) - 1, 0, -1):
+            if self.errors[i] < 2 * self.errors[0]:
+                break
+            found = i
+        return found
+
+
+QUESTION = (
+    "Before you drag: with one scale for each group, how large must one weight get until the rest "
+    "of its group is off by twice as much?"
+)
+NEVER = "it never gets there"
+
+
+def verdict(guess: int, facts: Guess) -> str:
+    """The prediction (a number of SIZES[1:], or the one after it: never) against the curve."""
+    if facts.errors[0] == 0:
+        return "As trained, this group comes back without an error: there is nothing to double."
+    at = facts.doubled
+    if at is None:
+        judged = "Right" if guess == len(MULTIPLES) else "Not here"
+        return f"{judged}: up to {SIZES[-1]} the error does not double."
+    told = (
+        f"at {SIZES[at]} the {facts.unit} is off by {percent(facts.errors[at])}, up from "
+        f"{percent(facts.errors[0])}"
+    )
+    if guess + 1 == at:
+        text = f"Right: {told}."
+    elif guess + 1 > at:
+        text = f"Sooner: {told}."
+    else:
+        off = percent(facts.errors[guess + 1])
+        text = f"Later: at {SIZES[guess + 1]} it is off by {off}; {told}."
+    return (
+        f"{text} The scale follows the largest. The largest other weight of this group is already "
+        f"{number(facts.peak, 3)}× the typical one, so nothing happens below that. Above it the "
+        f"spacing grows in step with the outlier, and with the spacing the error: it doubles near "
+        f"2 · {number(facts.peak, 3)} = {number(2 * facts.peak, 3)}×."
+    )
+
+
+# ------------------------------------------------------------------------- one value's arithmetic
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One value under one granularity: who shares its scale and how it became its code.
+
+    spacing  the division that makes s, as text (that of `views.spacing`)
+    zero     the zero point, where the convention has one
+    level    v of the code, where levels come from a table
+    shares   whether it shares the outlier's scale; sharing: with how many others it shares its own
+    """
+
+    unit: str
+    x: float
+    spacing: str
+    scale: float
+    zero: float | None
+    level: float | None
+    code: int
+    back: float
+    shares: bool
+    sharing: int
+
+
+def cell_title(kind: str, row: int, column: int) -> str:
+    """Which value the arithmetic is about."""
+    axes = NAMES[kind].axes
+    return f"{upper(axes[0])} {row}, {axes[1]} {column}: how it gets its code"
+
+
+def cell_rows(cells: Sequence[Cell], outlier: bool) -> list[tuple[str, list[str], list[int], str]]:
+    """The arithmetic of one value, a column for each granularity, in the equation's symbols.
+
+    outlier  whether the value is the outlier itself
+    """
+    lit = [i for i, c in enumerate(cells) if c.shares]
+    table, zero = cells[0].level is not None, cells[0].zero is not None
+    position = [number(c.x / c.scale + (c.zero or 0.0)) if c.scale else "–" for c in cells]
+    codes = [number(c.code) if c.level is None else f"{c.code} → {number(c.level)}" for c in cells]
+    times = "v_{q}" if table else "(q − z)" if zero else "q"
+    return [
+        ("x, the outlier" if outlier else "x", [number(c.x) for c in cells], [], "original"),
+        ("others in g", [str(c.sharing) for c in cells], lit, ""),
+        (
+            "the outlier in g?",
+            ["itself" if outlier else "yes" if c.shares else "no" for c in cells],
+            lit,
+            "now",
+        ),
+        ("max |x_{i}|" if table else "max |x_{i}| ÷ D", [c.spacing for c in cells], [], ""),
+        ("s_{g}, as stored", [number(c.scale) for c in cells], lit, ""),
+        ("x / s_{g} + z" if zero else "x / s_{g}", position, [], ""),
+        ("q → v_{q}" if table else "q", codes, [], "codes"),
+        (f"x̂ = s_{{g}} · {times}", [number(c.back) for c in cells], [], "codes"),
+        ("x − x̂", [number(c.x - c.back) for c in cells], [], "error"),
+    ]
+
+
+# ------------------------------------------------------------------------- the articles' picture
+
+
+def claim_texts(claims: OutlierClaims, far: Moment | None) -> list[tuple[str, str]]:
+    """(what articles say, what is so on this layer). `far`: the outlier of the page at 32×."""
+    made = [
+        (
+            "Claimed: one row can be 10× as large as the rest",
+            f"In this layer the widest row is {number(claims.widest_row, 3)}× the median row, "
+            f"{'as wide as that' if claims.widest_row >= 10 else 'far from 10×'}. Its outliers are "
+            f"single weights: the largest is {number(claims.peak, 3)}× the typical weight, the "
+            f"next {number(claims.second, 3)}×.",
+        ),
+        (
+            "Claimed: beside a value of 100, INT8 leaves those between −1 and 1 three codes",
+            f"The arithmetic {'holds' if claims.used_at_100 == 3 else 'does not hold here'}: with "
+            f"one weight 100× as large as any other, the others use "
+            f"{counted(claims.used_at_100, 'code')} of 255. The premise is not what training "
+            f"left here: the largest weight is {number(claims.peak / (claims.second or 1), 3)}× "
+            f"the next, and the others use {claims.used}.",
+        ),
+        (
+            "Claimed: groups make the squared error at 4 bits 3 to 10× smaller",
+            f"Groups of {claims.group_size}, beside one scale for the matrix: "
+            f"{number(claims.gain, 3)}×, {_within(claims.gain)}. They also cost more bits: what "
+            f"that is worth is the question of “equal bits”.",
+        ),
+    ]
+    if far is not None:
+        fine, coarse = far.pays[-1], far.pays[0]
+        made.append(
+            (
+                "Claimed: small groups isolate the outlier and spare everybody else",
+                f"Those outside the group, yes. With the outlier at {far.size}, its "
+                f"{counted(fine.sharing, 'neighbour')} in the {fine.unit} are off by "
+                f"{percent(fine.now)}; with one scale for the matrix all the others are off by "
+                f"{percent(coarse.now)}. Inside a group the damage is the same kind as before; "
+                f"only fewer share it, for {number(fine.scales - coarse.scales, 3)} bits more "
+                f"per weight.",
+            )
+        )
+    return made
+
+
+def _within(gain: float) -> str:
+    return "less than that" if gain < 3 else "more than that" if gain > 10 else "as they say"
+
+
+# ------------------------------------------------------------------------- equal bits
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One granularity's best within a budget.
+
+    size   of its groups or blocks, None where there are none
+    error  by which it is judged; scales: bits per weight beside the codes
+    """
+
+    label: str
+    size: int | None
+    bits: int
+    cost: float
+    error: float
+
+    @property
+    def scales(self) -> float:
+        return self.cost - self.bits
+
+
+@dataclass(frozen=True)
+class Budgeted:
+    """A budget, and what it affords, the closest first.
+
+    finest  the smallest group, whose scales cost most; None where it cannot be afforded
+    ahead   the cheapest point beyond the budget that is closer than the winner
+    """
+
+    budget: float
+    what: str
+    standings: tuple[Standing, ...]
+    finest: str
+    ahead: Standing | None
+
+
+def standing(point: Point, error: float) -> Standing:
+    return Standing(point.label, point.size, point.bits, point.cost, error)
+
+
+def _spent(one: Standing) -> str:
+    if one.label == NF4_BLOCKS:
+        return f"NF4 codes with one scale for each flat block of {one.size}"
+    return f"{one.bits}-bit codes with {one_scale(one.label)}"
+
+
+def budget_sentence(facts: Budgeted) -> str:
+    """Who wins at this budget, what the smallest group affords, and what a little more buys."""
+    if not facts.standings:
+        return f"{number(facts.budget)} bits per weight afford nothing here."
+    best = facts.standings[0]
+    text = (
+        f"Within {number(facts.budget)} bits per weight, {_spent(best)} come closest: the "
+        f"{facts.what} {'is' if facts.what == OF_OUTPUT else 'are'} off by {percent(best.error)}, "
+        f"for {number(best.cost)} bits."
+    )
+    small = next((one for one in facts.standings if one.label == facts.finest), None)
+    if small is None:
+        text += f" One scale for each {facts.finest} costs too much for this."
+    elif small is best:
+        text += f" Scales take {number(small.scales, 3)} of these bits, and here they pay."
+    else:
+        text += (
+            f" The {facts.finest} loses: scales take {number(small.scales, 3)} of its "
+            f"{number(small.cost)} bits, which leaves {small.bits}-bit codes, off by "
+            f"{percent(small.error)}, {_times(small.error, best.error)} as much."
+        )
+    if facts.ahead is not None:
+        more = facts.ahead
+        text += (
+            f" For {number(more.cost - facts.budget, 2)} bits more, {_spent(more)} are off by "
+            f"{percent(more.error)}."
+        )
+    return text
+
+
+def _times(error: float, best: float) -> str:
+    return f"{number(error / best, 3)}×" if best else "∞×"
+
+
+def budget_rows(
+    facts: Budgeted, labels: Sequence[str]
+) -> list[tuple[str, list[str], list[int], str]]:
+    """Every granularity's best within the budget, in the order of `labels`."""
+    best = facts.standings[0] if facts.standings else None
+    known = {one.label: one for one in facts.standings}
+    rows: list[tuple[str, list[str], list[int], str]] = []
+    for label in labels:
+        one = known.get(label)
+        if one is None or best is None:
+            rows.append((label, ["–"] * 5, [], "wait"))
+            continue
+        rows.append(
+            (
+                label,
+                [
+                    str(one.bits),
+                    number(one.scales, 3),
+                    number(one.cost),
+                    percent(one.error),
+                    _times(one.error, best.error),
+                ],
+                [3, 4] if one is best else [],
+                "now" if one is best else "",
+            )
+        )
+    return rows
+
+
+def tally(wins: Mapping[str, float], finest: str) -> str:
+    """Which share of the budgets each granularity wins, and how the smallest group fares."""
+    said = ", ".join(f"{percent(share)} {label}" for label, share in wins.items())
+    text = f"Closest, as a share of all budgets: {said}."
+    share = wins.get(finest, 0.0)
+    if share == 0:
+        return f"{text} The {finest} never wins."
+    winner = next(iter(wins))
+    if winner == finest:
+        return f"{text} The {finest} wins most often."
+    often = "far less often" if share < wins[winner] / 2 else "less often"
+    return f"{text} The {finest} wins {often} than the {winner}."
