@@ -169,10 +169,11 @@ def try_ranges(
     Options and errors are those of `affine`: ValueError for a convention that has no such form, or
     none for a range such as this.
 
-    >>> values = Values(qviz.load_layer()[0])
+    >>> values = Values(torch.linspace(-1, 1, 200) ** 3)
     >>> low, high = shrink(values.low, values.high, torch.tensor(KEPT))
     >>> tried = try_ranges(values, low, high, bits=4, symmetric=True, convention="gptq")
     >>> KEPT[tried.best]
+    0.95
     """
     levels = fit_levels(
         low[:, None], high[:, None], bits=bits, symmetric=symmetric, convention=convention

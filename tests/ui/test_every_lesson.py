@@ -301,6 +301,7 @@ DECIDING = {
     "block",
     "system",
     "look",
+    "ends",
 }
 
 

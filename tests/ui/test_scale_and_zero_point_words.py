@@ -280,6 +280,11 @@ def test_the_curve_and_its_marks():
     holds(by_name["by hand"]["text"][0], hand=0.015)
     top = figure["layout"]["yaxis"]["range"][1]
     assert 100 * total[-1] < top < 5 * 100 * total[-1]
+    for name, y in (("lowest", total[low]), ("by hand", 0.015)):
+        holds(by_name[name]["hovertemplate"].partition("kept: ")[2].partition("<")[0], y=float(y))
+    for at, side in ((5, "top right"), (40, "top center"), (79, "top left")):  # where there is room
+        (star,) = [t for t in cost_curves(kept, rounding, clipping, at)["data"] if len(t["x"]) == 1]
+        assert star["textposition"] == side
     above = cost_curves(kept, rounding, clipping, low, by_hand=(30, 0.5))["data"][-1]
     assert above["y"][0] < top and above["marker"]["symbol"] == "triangle-up"
     holds(above["text"][0], hand=0.5)  # what is written stays true

@@ -376,6 +376,19 @@ def test_handles_stay_on_their_line_and_in_their_order() -> None:
         NumberLine("Weights", shade="left")  # type: ignore[arg-type]
 
 
+def test_a_frame_takes_handles_to_its_places() -> None:
+    line = NumberLine("Weights", handles=["low", "high"])
+    line.set_line((-2, 2), [-1, 1])
+    line.set_places([(-2, 2), (), (-0.5, 0)])
+    assert line.values == [-1, 1]  # until a frame is shown
+    for frame, values in ((2, [-0.5, 0]), (1, [-0.5, 0]), (7, [-0.5, 0]), (0, [-2, 2])):
+        line.frame = frame  # the browser's link does this
+        assert line.values == values
+    with pytest.raises(ValueError, match="keep their order"):
+        line.set_places([(1, 0)])
+    assert len(line.places) == 3
+
+
 def test_what_lies_behind_a_line_is_checked() -> None:
     line = NumberLine("Weights")
     line.set_histogram([3, 0], [0, 1, 2])
@@ -426,7 +439,10 @@ def test_button_calls_its_handlers(browse: Callable[[Any], Browser]) -> None:
 
 def test_link_needs_targets_and_makes_one_link_each() -> None:
     toggle, view = Toggle("On"), MatrixView("W", [A])
-    assert len(link(toggle, "value", (view, "autoscale"), (view, "pinned"))) == 2
+    ties = link(toggle, "value", (view, "autoscale"), (view, "pinned"))
+    assert [tie._model_name for tie in ties] == ["LinkModel", "LinkModel"]
+    (tie,) = link(toggle, "value", (view, "autoscale"), back=False)
+    assert tie._model_name == "DirectionalLinkModel"
     with pytest.raises(ValueError, match="at least one"):
         link(toggle, "value")
     link_matrices(view, MatrixView("V", [A]))

@@ -365,7 +365,7 @@ class ScaleAndZeroPointLesson(LayerPage):
             self.line.set_places([])
             self.line.set_line(self._span, [values.low, values.high])
             self.line.set_histogram(
-                *np.histogram(numbers.flat.double().numpy(), bins=_bins(numbers.n))
+                *np.histogram(values.x.double(), _bins(values.n), weights=values.count)
             )
             self.picture.set_frames(
                 [numbers.picture], role="original", axes=self._axes, cells=f"{numbers.noun}s"
