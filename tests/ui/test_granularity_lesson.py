@@ -409,10 +409,11 @@ def test_one_values_arithmetic_under_each_granularity(at, state):
                 if shown.options.get("convention") == "gptq":
                     divided /= 2  # it divides twice the largest size
                 assert divided == pytest.approx(max(abs(low), abs(high)), rel=5e-3)
-                holds(rows["others in g"][n], others=int(group.sum()) - 1)
-                said = rows["the outlier in g?"][n]
-                inside = group[shown.cell]
-                assert said == ("itself" if place == shown.cell else "yes" if inside else "no")
+                others, inside = int(group.sum()) - 1, bool(group[shown.cell])
+                inside = inside and place != shown.cell
+                assert rows["others in g"][n] == (
+                    f"{others - 1} + outlier" if inside else str(others)
+                )
                 near = {"rel": 3e-3, "abs": 1e-9}
                 zero = 0
                 if label.startswith("block"):

@@ -405,6 +405,8 @@ class OutlierPart:
         row, column = (shown.cell[0] - shown.window.row, shown.cell[1] - shown.window.column)
         own = [row, row + 1, column, column + 1]
         self._draw_first(shown, own, options)
+        coarsest = next(iter(shown.shared.values())).fates[0].back
+        limit = _error_reach(shown.window.of(shown.matrix) - coarsest, shown.reach)
         for i, (label, one) in enumerate(shown.shared.items()):
             rounded, error = self.rounded_views[i], self.error_views[i]
             rounded.label, error.label = f"Rounded, per {label}", f"Error, per {label}"
@@ -412,7 +414,7 @@ class OutlierPart:
                                **options)  # fmt: skip
             error.set_frames(
                 [x - f.back for x, f in zip(self._windows(shown), one.fates, strict=True)],
-                limits=shown.reach / 2, reduce="max_abs", role="error", **options,
+                limits=limit, reduce="max_abs", role="error", **options,
             )  # fmt: skip
             for view in (rounded, error):
                 view.origin = [shown.window.row, shown.window.column]
@@ -584,6 +586,13 @@ def _reach(matrix: torch.Tensor, window: Window) -> float:
     sizes = window.of(matrix).abs().flatten()
     reach = float(sizes.quantile(0.99)) or float(sizes.max())
     return reach or 1.0
+
+
+def _error_reach(error: torch.Tensor, reach: float) -> float:
+    """What the colours of all errors reach to: twice nearly all of the coarsest granularity's
+    before anything grew, but no more than half of what the values' colours reach to."""
+    nearly = float(error.abs().flatten().quantile(0.99))
+    return min(2 * nearly, reach / 2) or reach / 2
 
 
 def _outlines(one: Shared, window: Window) -> list[list[int]]:
