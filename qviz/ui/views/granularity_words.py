@@ -240,7 +240,7 @@ def pays_rows(moment: Moment) -> list[tuple[str, list[str], list[int], str]]:
         ("share its scale", [str(p.sharing) for p in pays], [], ""),
         (
             "scale set by",
-            ["the outlier" if p.sets else f"another, {number(p.peak, 3)}×" for p in pays],
+            ["outlier" if p.sets else f"another, {number(p.peak, 3)}×" for p in pays],
             setting,
             "now",
         ),
@@ -248,7 +248,7 @@ def pays_rows(moment: Moment) -> list[tuple[str, list[str], list[int], str]]:
         ("they are off by", [percent(p.now) for p in pays], setting, "error"),
         ("come back as 0", [str(p.lost) for p in pays], [], ""),
         ("levels they use", [str(p.used) for p in pays], [], "codes"),
-        (f"all {names.many} are off by", [percent(p.whole) for p in pays], [], "error"),
+        (f"all {names.many} off by", [percent(p.whole) for p in pays], [], "error"),
         ("bits for scales", [number(p.scales, 3) for p in pays], [], ""),
         (f"bits per {names.one}", [number(p.bits) for p in pays], [], "codes"),
     ]
