@@ -57,7 +57,7 @@ def sharers(
     """The cells that share the scale of one cell, as one to three rectangles of the matrix.
 
     >>> sharers(Granularity("flat", 12), 1, 0, (3, 8))  # it begins in row 0 and ends in row 1
-    ((1, 2, 0, 4), (0, 1, 0, 8))
+    ((0, 1, 0, 8), (1, 2, 0, 4))
     """
     rows, columns = shape
     size = unit.group_size
@@ -205,8 +205,10 @@ def grow(
 
     matrix [rows, columns] is not changed. ValueError for whatever the method refuses.
 
-    >>> shared = grow(w, (3, 5), [0.1, 10.0], Granularity("group", 32), Rounding("affine", {}), at)
-    >>> [fate.error for fate in shared.fates]
+    >>> unit, at = Granularity("group", 8), Window(0, 0, 4, 8)
+    >>> shared = grow(weight, (3, 5), [0.1, 10.0], unit, Rounding("affine", {"bits": 4}), at)
+    >>> shared.fates[0].error < shared.fates[1].error
+    True
     """
     shape = (matrix.shape[0], matrix.shape[1])
     trained = rounding.matrix(matrix, unit)
@@ -390,8 +392,8 @@ def equal_bits(
     units    label → granularity; blocks: sizes of flat blocks of NF4, as bitsandbytes counts them
     options  go to `affine`: convention, scale_dtype …
 
-    >>> points = equal_bits(w, {"row": Granularity("channel")}, [4, 5], blocks=[64])
-    >>> best_within(points, 4.5, lambda point: point.error)
+    >>> points = equal_bits(weight, {"row": Granularity("channel")}, [4, 5], blocks=[64])
+    >>> best = best_within(points, 4.5, lambda point: point.error)
     """
     runs = {
         label: ("affine", {"granularity": unit.kind, "group_size": unit.group_size, **options})

@@ -187,8 +187,11 @@ class OutlierPart:
             section("One value grows", self.first_view, self.hint, figures_row(*columns), said),
             section(
                 "Who pays, and how a value gets its code",
-                stack(self.affine_box, self.block_box),
-                figures_row(self.pays_table, self.cell_table, wide=True),
+                figures_row(
+                    self.pays_table,
+                    stack(self.affine_box, self.block_box, self.cell_table),
+                    wide=True,
+                ),
             ),
             section(
                 "The articles' picture, on a real row",
