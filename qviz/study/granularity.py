@@ -57,7 +57,7 @@ def sharers(
     """The cells that share the scale of one cell, as one to three rectangles of the matrix.
 
     >>> sharers(Granularity("flat", 12), 1, 0, (3, 8))  # it begins in row 0 and ends in row 1
-    ((1, 2, 0, 4), (0, 1, 0, 8))
+    ((0, 1, 0, 8), (1, 2, 0, 4))
     """
     rows, columns = shape
     size = unit.group_size
@@ -205,8 +205,10 @@ def grow(
 
     matrix [rows, columns] is not changed. ValueError for whatever the method refuses.
 
-    >>> shared = grow(w, (3, 5), [0.1, 10.0], Granularity("group", 32), Rounding("affine", {}), at)
-    >>> [fate.error for fate in shared.fates]
+    >>> unit, at = Granularity("group", 8), Window(0, 0, 4, 8)
+    >>> shared = grow(weight, (3, 5), [0.1, 10.0], unit, Rounding("affine", {"bits": 4}), at)
+    >>> shared.fates[0].error < shared.fates[1].error
+    True
     """
     shape = (matrix.shape[0], matrix.shape[1])
     trained = rounding.matrix(matrix, unit)
@@ -256,14 +258,21 @@ class _Others:
 
     @classmethod
     def of(cls, group: torch.Tensor, q: QuantizedTensor, without: int) -> "_Others":
-        after, codes = q.dequantize()[0], q.codes[0].to(torch.int16)
-        in_use = torch.bincount(codes - codes.min())
-        in_use[codes[without] - codes.min()] -= 1
+        after, codes = q.dequantize()[0], q.codes[0]
         kept, group[without], after[without] = group[without].clone(), 0.0, 0.0
         lost = int(torch.count_nonzero((after == 0) & (group != 0)))
         sums = _Sums.of(group, after)
         group[without] = kept
-        return cls(sums, lost, int(torch.count_nonzero(in_use)))
+        return cls(sums, lost, _in_use(codes, without))
+
+
+def _in_use(codes: torch.Tensor, without: int) -> int:
+    """How many different codes [n] there are, one place left out."""
+    first = int(codes.min())  # counted piece by piece: as wide integers they would fill memory
+    counts = [torch.bincount(p.int() - first, minlength=256) for p in torch.split(codes, PIECE)]
+    counted = torch.stack(counts).sum(0)
+    counted[int(codes[without]) - first] -= 1
+    return int(torch.count_nonzero(counted))
 
 
 @dataclass(frozen=True)
@@ -383,8 +392,8 @@ def equal_bits(
     units    label → granularity; blocks: sizes of flat blocks of NF4, as bitsandbytes counts them
     options  go to `affine`: convention, scale_dtype …
 
-    >>> points = equal_bits(w, {"row": Granularity("channel")}, [4, 5], blocks=[64])
-    >>> best_within(points, 4.5, lambda point: point.error)
+    >>> points = equal_bits(weight, {"row": Granularity("channel")}, [4, 5], blocks=[64])
+    >>> best = best_within(points, 4.5, lambda point: point.error)
     """
     runs = {
         label: ("affine", {"granularity": unit.kind, "group_size": unit.group_size, **options})
@@ -468,23 +477,22 @@ def outlier_claims(weight: torch.Tensor, *, group_size: int = 128) -> OutlierCla
     that does. Levels are those of the articles' code: absmax."""
     row, column = largest(weight)
     unit = typical(weight) or 1.0
-    others = weight.clone()
-    others[row, column] = 0.0
-    second = float(others.abs().max())
-    rows = weight.double().square().mean(1).sqrt()
+    rows = torch.cat([piece.double().square().mean(1).sqrt() for piece in torch.split(weight, 64)])
     middle = float(rows.median()) or 1.0
     size = next(g for g in range(group_size, 0, -1) if weight.shape[1] % g == 0)
 
     def used(x: torch.Tensor) -> int:
         codes = affine(x, bits=8, granularity="tensor", convention="absmax").codes.flatten()
-        at = row * weight.shape[1] + column
-        return len(torch.unique(torch.cat([codes[:at], codes[at + 1 :]])))
+        return _in_use(codes, row * weight.shape[1] + column)
 
     def noise(unit: Granularity) -> float:
         q = affine(weight, bits=4, granularity=unit, group_size=None, convention="absmax")
         return _Sums.of(weight, q.dequantize()).noise
 
-    stretched = others.clone()
+    stretched = weight.clone()
+    stretched[row, column] = 0.0
+    at = largest(stretched)
+    second = abs(float(stretched[at]))
     stretched[row, column] = 100 * second
     return OutlierClaims(
         peak=abs(float(weight[row, column])) / unit,

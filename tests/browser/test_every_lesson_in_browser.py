@@ -60,7 +60,7 @@ LINKS = {
     "gptq": ("part=a+real+layer&beside=act_order&step=512",
              ["Step 512, column 512", "Second run: Act-order", "both runs have rounded"]),
     "granularity": ("layer=model.layers.0.self_attn.k_proj&size=16%C3%97&outlier=3%2C+4",
-                    ["Row 75, column 4", "16× the typical weight", "the outlier"]),
+                    ["Row 75, column 4", "16× the typical weight", "scale set by"]),
     "memory_and_speed": ("part=inside&multiplied=triton.nf4&stored=nf4-g64&rows=16&step=3",
                          ["this is number 0", "its level", "step of the program 3 /"]),
     "nf4": ("layer=model.layers.0.self_attn.k_proj&part=store&block=32&weight=7%2C+9",

@@ -114,7 +114,7 @@ def test_the_table_of_who_pays_says_just_its_facts(moment):
         holds(
             cells, sharing=one.sharing, **peak, before=one.before, now=one.now, lost=one.lost,
             used=one.used, whole=one.whole, scales=one.scales, bits=one.bits,
-            ways={"the outlier/another": one.sets},
+            ways={"outlier/another": one.sets},
         )  # fmt: skip
         lit = [row[2] for row in rows]
         assert (i in lit[1]) == (i in lit[3]) == one.sets
@@ -376,7 +376,7 @@ def _said_of(part, i, facts, before, unit) -> None:
         holds(rows["they are off by"][n], off=off)
         holds(rows["they were off by"][n], off=before[label])
         holds(rows["share its scale"][n], sharing=sharing)
-        assert (rows["scale set by"][n] == "the outlier") == sets
+        assert (rows["scale set by"][n] == "outlier") == sets
         bill = next(cells for name, cells in rows.items() if name.startswith("bits per"))
         holds(bill[n], bits=bits, digits=4)
 
@@ -409,10 +409,11 @@ def test_one_values_arithmetic_under_each_granularity(at, state):
                 if shown.options.get("convention") == "gptq":
                     divided /= 2  # it divides twice the largest size
                 assert divided == pytest.approx(max(abs(low), abs(high)), rel=5e-3)
-                holds(rows["others in g"][n], others=int(group.sum()) - 1)
-                said = rows["the outlier in g?"][n]
-                inside = group[shown.cell]
-                assert said == ("itself" if place == shown.cell else "yes" if inside else "no")
+                others, inside = int(group.sum()) - 1, bool(group[shown.cell])
+                inside = inside and place != shown.cell
+                assert rows["others in g"][n] == (
+                    f"{others - 1} + outlier" if inside else str(others)
+                )
                 near = {"rel": 3e-3, "abs": 1e-9}
                 zero = 0
                 if label.startswith("block"):

@@ -52,7 +52,7 @@ def growing_error(
     places = list(range(len(sizes)))
     lines = [
         {
-            "type": "scatter", "mode": "lines", "name": f"scale per {label}", "visible": drawn,
+            "type": "scatter", "mode": "lines", "name": label, "visible": drawn,
             "x": places, "y": [100 * v for v in values],
             "line": {"color": ERROR, "width": 2, "dash": DASHES[i]},
             "hovertemplate": f"scale per {label}: %{{y:.3g}} %<extra></extra>",
@@ -70,13 +70,13 @@ def growing_error(
     ]  # fmt: skip
     layout = _layout("size of the outlier, × typical", "off by, %")
     layout["xaxis"] |= {
-        "tickvals": places, "ticktext": [size.rstrip("×") for size in sizes],
+        "tickvals": places, "ticktext": ["as is", *(size.rstrip("×") for size in sizes[1:])],
         "range": [-0.4, len(sizes) - 0.6],
     }  # fmt: skip
     layout["yaxis"] |= _log_axis([100 * v for values in curves.values() for v in values])
     layout |= {
         "showlegend": drawn,
-        "legend": {**LEGEND, "x": 0.99, "y": 0.02, "xanchor": "right", "yanchor": "bottom"},
+        "legend": {**LEGEND, "orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
     }
     n = len(lines)
     frames = [

@@ -5,30 +5,26 @@ needs no kernel. Which value is the outlier is what is held in the first picture
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from qviz.core.granularity import Granularity
-from qviz.core.grids import Affine, Codebook
 from qviz.study.granularity import (
     OutlierClaims,
     Rounding,
-    Shared,
     Window,
-    count,
     grow,
     largest,
     outlier_claims,
     quietest,
-    sharers,
     typical,
     window_at,
 )
 from qviz.ui.figures.granularity import growing_error, row_picture
 from qviz.ui.views.fields import CellField
 from qviz.ui.views.frame import tie_frames
+from qviz.ui.views.granularity_shown import Shown, cell_of, error_reach, outlines, reach_of
 from qviz.ui.views.granularity_words import (
     BLOCK_EQUATION,
     BLOCK_SPOKEN,
@@ -46,10 +42,7 @@ from qviz.ui.views.granularity_words import (
     SPOKEN,
     TERMS,
     WEIGHTS,
-    Cell,
     Guess,
-    Moment,
-    Pays,
     cell_rows,
     cell_title,
     claim_texts,
@@ -62,7 +55,6 @@ from qviz.ui.views.lesson_page import COMPUTING
 from qviz.ui.views.prediction import Prediction
 from qviz.ui.views.scale_sharing import MATRIX, ROW, sharing
 from qviz.ui.views.snippet import Name, call
-from qviz.ui.views.spacing import spacing
 from qviz.ui.widgets import (
     Button,
     Caption,
@@ -91,62 +83,6 @@ BLOCK_SIZES = (256, 128, 64, 32)
 LONG_BLOCKS = (4096, 512)  # the longest that bitsandbytes has, and one between
 FIRST_GROUP, FIRST_BITS = "32", 4
 FAR = SIZES.index("32×")  # where the articles' picture is judged
-
-
-@dataclass(frozen=True, eq=False)
-class Shown:
-    """What the part shows: a matrix, one value of it at every size, under three granularities.
-
-    matrix   [rows, columns] float32, as trained or as it came in; kind: which
-    options  of `affine`; those of NF4's blocks are its own
-    typical  root mean square of the matrix
-    cell     row and column of the outlier in the matrix; window: what is looked at
-    values   of the outlier, one for each of SIZES
-    shared   label → what becomes of it, the coarsest first
-    claims   what articles say, worked out on the layer's weights
-    reach    what colours and the row's axes reach to
-    """
-
-    opened: Opened
-    kind: str
-    matrix: torch.Tensor
-    options: Mapping[str, Any]
-    at: str
-    typical: float
-    window: Window
-    cell: tuple[int, int]
-    values: tuple[float, ...]
-    shared: Mapping[str, Shared]
-    claims: OutlierClaims
-    reach: float
-
-    @property
-    def moments(self) -> list[Moment]:
-        """The facts of each size of the outlier."""
-        unit = self.typical or 1.0
-        return [
-            Moment(
-                self.kind, size, self.cell, value, abs(value) / unit,
-                tuple(self._pays(label, one, i) for label, one in self.shared.items()),
-            )
-            for i, (size, value) in enumerate(zip(SIZES, self.values, strict=True))
-        ]  # fmt: skip
-
-    def _pays(self, label: str, one: Shared, i: int) -> Pays:
-        fate, ledger = one.fates[i], one.trained.ledger
-        return Pays(
-            unit=label,
-            sharing=one.count,
-            before=one.fates[0].error,
-            now=fate.error,
-            whole=fate.whole_error,
-            lost=fate.lost,
-            used=fate.used,
-            peak=one.peak / (self.typical or 1.0),
-            sets=abs(fate.value) > one.peak,
-            scales=ledger.bits_per_weight - ledger.per_weight("codes"),
-            bits=ledger.bits_per_weight,
-        )
 
 
 class OutlierPart:
@@ -251,8 +187,11 @@ class OutlierPart:
             section("One value grows", self.first_view, self.hint, figures_row(*columns), said),
             section(
                 "Who pays, and how a value gets its code",
-                stack(self.affine_box, self.block_box),
-                figures_row(self.pays_table, self.cell_table, wide=True),
+                figures_row(
+                    self.pays_table,
+                    stack(self.affine_box, self.block_box, self.cell_table),
+                    wide=True,
+                ),
             ),
             section(
                 "The articles' picture, on a real row",
@@ -370,7 +309,7 @@ class OutlierPart:
         }
         return Shown(
             opened, kind, matrix, rounding.options, at, unit, window, cell, values, shared,
-            self._claims[1], _reach(matrix, window),
+            self._claims[1], reach_of(matrix, window),
         )  # fmt: skip
 
     def _first_look(self, matrix: torch.Tensor, at: str) -> tuple[Window, tuple[int, int]]:
@@ -405,18 +344,20 @@ class OutlierPart:
         row, column = (shown.cell[0] - shown.window.row, shown.cell[1] - shown.window.column)
         own = [row, row + 1, column, column + 1]
         self._draw_first(shown, own, options)
+        coarsest = next(iter(shown.shared.values())).fates[0].back
+        limit = error_reach(shown.window.of(shown.matrix) - coarsest, shown.reach)
         for i, (label, one) in enumerate(shown.shared.items()):
             rounded, error = self.rounded_views[i], self.error_views[i]
             rounded.label, error.label = f"Rounded, per {label}", f"Error, per {label}"
             rounded.set_frames([f.back for f in one.fates], limits=shown.reach, role="codes",
                                **options)  # fmt: skip
             error.set_frames(
-                [x - f.back for x, f in zip(self._windows(shown), one.fates, strict=True)],
-                limits=shown.reach / 2, reduce="max_abs", role="error", **options,
+                [x - f.back for x, f in zip(shown.windows(), one.fates, strict=True)],
+                limits=limit, reduce="max_abs", role="error", **options,
             )  # fmt: skip
             for view in (rounded, error):
                 view.origin = [shown.window.row, shown.window.column]
-                view.outlines = [*_outlines(one, shown.window), own]
+                view.outlines = [*outlines(one, shown.window), own]
         moments = shown.moments
         self.pays_table.set_rows(list(shown.shared), [pays_rows(m) for m in moments])
         self.caption.set_texts([outlier_sentence(m) for m in moments])
@@ -432,15 +373,6 @@ class OutlierPart:
         self._draw_code(shown)
         self.prediction.answer()
 
-    def _windows(self, shown: Shown) -> list[torch.Tensor]:
-        """The window with the outlier at each size."""
-        made = []
-        for value in shown.values:
-            x = shown.window.of(shown.matrix).clone()
-            x[shown.cell[0] - shown.window.row, shown.cell[1] - shown.window.column] = value
-            made.append(x)
-        return made
-
     def _draw_first(self, shown: Shown, own: list[int], options: Mapping[str, Any]) -> None:
         names, window = NAMES[shown.kind], shown.window
         self.first_view.label = (
@@ -449,9 +381,7 @@ class OutlierPart:
             f"{window.column + window.columns - 1}"
         )
         self.first_view.origin = [window.row, window.column]
-        self.first_view.set_frames(
-            self._windows(shown), limits=shown.reach, role="original", **options
-        )
+        self.first_view.set_frames(shown.windows(), limits=shown.reach, role="original", **options)
         self.first_view.outlines = [own]
         self.hint.text = (
             f"Click any {names.one} in this picture to make it the outlier. In the others, point "
@@ -475,7 +405,7 @@ class OutlierPart:
         self.row_chart.set_figures(
             row_picture(
                 list(columns),
-                [x[row].numpy() for x in self._windows(shown)],
+                [x[row].numpy() for x in shown.windows()],
                 {n: [f.back[row].numpy() for f in s.fates] for n, s in shown.shared.items()},
                 stretches,
                 1.3 * shown.reach,
@@ -506,7 +436,7 @@ class OutlierPart:
         place = shown.window.row + row, shown.window.column + column
         frames = []
         for i in range(len(SIZES)):
-            cells = [_cell(shown, label, i, (row, column), place) for label in shown.shared]
+            cells = [cell_of(shown, label, i, (row, column), place) for label in shown.shared]
             frames.append(cell_rows(cells, place == shown.cell))
         self.cell_table.label = cell_title(shown.kind, *place)
         self.cell_table.set_rows(list(shown.shared), frames)
@@ -577,55 +507,3 @@ class OutlierPart:
         label, one = list(shown.shared.items())[-1]
         errors = tuple(f.error for f in one.fates)
         return verdict(guess, Guess(label, errors, one.peak / (shown.typical or 1.0)))
-
-
-def _reach(matrix: torch.Tensor, window: Window) -> float:
-    """What the colours reach to: nearly all values of the window as trained, its outliers apart."""
-    sizes = window.of(matrix).abs().flatten()
-    reach = float(sizes.quantile(0.99)) or float(sizes.max())
-    return reach or 1.0
-
-
-def _outlines(one: Shared, window: Window) -> list[list[int]]:
-    """Those who share the outlier's scale, as cells of the window."""
-    return [
-        [a - window.row, b - window.row, c - window.column, d - window.column]
-        for a, b, c, d in one.sharers
-        if a < window.row + window.rows and b > window.row
-        and c < window.column + window.columns and d > window.column
-    ]  # fmt: skip
-
-
-def _cell(
-    shown: Shown, label: str, frame: int, at: tuple[int, int], place: tuple[int, int]
-) -> Cell:
-    """The facts of one value under one granularity, at one size of the outlier."""
-    one = shown.shared[label]
-    fate, trained, shape = one.fates[frame], one.trained, one.trained.shape
-    shares = bool(one.inside[at])
-    group = trained.group_of(*place)
-    if shares:
-        grid, where, low, high = fate.grid, (0, 0), fate.low, fate.high
-    else:
-        values = one.unit.split(shown.matrix)[group][: count(sharers(one.unit, *place, shape))]
-        grid, where = trained.grid, group  # type: ignore[assignment]
-        low, high = float(values.min()), float(values.max())
-    assert isinstance(grid, Affine | Codebook)
-    scale, code = float(grid.scale[where]), int(fate.codes[at])
-    zero = grid.zero_point if isinstance(grid, Affine) else None
-    made = number(scale, 3)
-    if isinstance(grid, Affine):
-        convention = str(trained.info["convention"])
-        made = spacing(convention, True, grid.bits, low, high, scale).partition(" = ")[0]
-    return Cell(
-        unit=label,
-        x=shown.values[frame] if place == shown.cell else float(shown.matrix[place]),
-        spacing=made,
-        scale=scale,
-        zero=None if zero is None else float(zero[where]),
-        level=float(grid.values[code]) if isinstance(grid, Codebook) else None,
-        code=code,
-        back=float(fate.back[at]),
-        shares=shares,
-        sharing=count(sharers(one.unit, *place, shape)) - 1,
-    )

@@ -136,14 +136,13 @@ class Names:
 
     one: str  # a value
     many: str
-    whole: str
     axes: tuple[str, str]
 
 
 NAMES = {
-    WEIGHTS: Names("weight", "weights", "layer", ("row", "column")),
-    BLOCKS: Names("weight", "weights", "layer", ("row", "column")),
-    INPUTS: Names("input", "inputs", "matrix of inputs", ("token", "channel")),
+    WEIGHTS: Names("weight", "weights", ("row", "column")),
+    BLOCKS: Names("weight", "weights", ("row", "column")),
+    INPUTS: Names("input", "inputs", ("token", "channel")),
 }
 
 
@@ -241,7 +240,7 @@ def pays_rows(moment: Moment) -> list[tuple[str, list[str], list[int], str]]:
         ("share its scale", [str(p.sharing) for p in pays], [], ""),
         (
             "scale set by",
-            ["the outlier" if p.sets else f"another, {number(p.peak, 3)}×" for p in pays],
+            ["outlier" if p.sets else f"another, {number(p.peak, 3)}×" for p in pays],
             setting,
             "now",
         ),
@@ -249,7 +248,7 @@ def pays_rows(moment: Moment) -> list[tuple[str, list[str], list[int], str]]:
         ("they are off by", [percent(p.now) for p in pays], setting, "error"),
         ("come back as 0", [str(p.lost) for p in pays], [], ""),
         ("levels they use", [str(p.used) for p in pays], [], "codes"),
-        (f"the {names.whole} is off by", [percent(p.whole) for p in pays], [], "error"),
+        (f"all {names.many} off by", [percent(p.whole) for p in pays], [], "error"),
         ("bits for scales", [number(p.scales, 3) for p in pays], [], ""),
         (f"bits per {names.one}", [number(p.bits) for p in pays], [], "codes"),
     ]
@@ -351,16 +350,13 @@ def cell_rows(cells: Sequence[Cell], outlier: bool) -> list[tuple[str, list[str]
     table, zero = cells[0].level is not None, cells[0].zero is not None
     position = [number(c.x / c.scale + (c.zero or 0.0)) if c.scale else "–" for c in cells]
     codes = [number(c.code) if c.level is None else f"{c.code} → {number(c.level)}" for c in cells]
+    others = [
+        f"{c.sharing - 1} + outlier" if c.shares and not outlier else str(c.sharing) for c in cells
+    ]
     times = "v_{q}" if table else "(q − z)" if zero else "q"
     return [
         ("x, the outlier" if outlier else "x", [number(c.x) for c in cells], [], "original"),
-        ("others in g", [str(c.sharing) for c in cells], lit, ""),
-        (
-            "the outlier in g?",
-            ["itself" if outlier else "yes" if c.shares else "no" for c in cells],
-            lit,
-            "now",
-        ),
+        ("others in g", others, lit, "now"),
         ("max |x_{i}|" if table else "max |x_{i}| ÷ D", [c.spacing for c in cells], [], ""),
         ("s_{g}, as stored", [number(c.scale) for c in cells], lit, ""),
         ("x / s_{g} + z" if zero else "x / s_{g}", position, [], ""),
