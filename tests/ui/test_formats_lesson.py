@@ -42,8 +42,8 @@ from qviz.ui.views.formats_hardware import (
     rows,
     who,
 )
+from qviz.ui.views.formats_spending import ANSWERS, spends_row, verdict, where_spent
 from qviz.ui.views.formats_words import (
-    ANSWERS,
     BLOCK,
     GUIDE,
     arithmetic,
@@ -53,12 +53,9 @@ from qviz.ui.views.formats_words import (
     number_rows,
     pattern,
     sentence,
-    spends_row,
     table_row,
     value_words,
-    verdict,
     what_happened,
-    where_spent,
 )
 from qviz.ui.widgets import Bits, FormatLine
 

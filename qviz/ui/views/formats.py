@@ -14,9 +14,8 @@ from qviz.study.number_formats import TITLES, Followed, Landing, read_number, ru
 from qviz.ui.views.fields import Field
 from qviz.ui.views.formats_block import BlockPart, caption_card, tight
 from qviz.ui.views.formats_hardware import HardwarePart
+from qviz.ui.views.formats_spending import ANSWERS, ASKED, SPENDS, spends_row, verdict, where_spent
 from qviz.ui.views.formats_words import (
-    ANSWERS,
-    ASKED,
     BEYOND,
     BLOCK,
     EQUATION,
@@ -24,7 +23,6 @@ from qviz.ui.views.formats_words import (
     HARDWARE,
     NUMBER,
     ROUNDINGS,
-    SPENDS,
     SPOKEN,
     TERMS,
     groups,
@@ -32,10 +30,7 @@ from qviz.ui.views.formats_words import (
     notes,
     number_rows,
     sentence,
-    spends_row,
     table_row,
-    verdict,
-    where_spent,
 )
 from qviz.ui.views.frame import compose, tie_frames
 from qviz.ui.views.layer_page import LayerPage
