@@ -12,13 +12,16 @@ from safetensors.torch import save_file
 import qviz
 from qviz.methods.affine import CONVENTIONS
 from qviz.study.clipping import KEPT, gate_activations, quantize_within, shrink
-from qviz.ui.views.scale_and_zero_point import ANSWERS, HAND, PARTS, ScaleAndZeroPointLesson
-from qviz.ui.views.scale_and_zero_point_words import (
+from qviz.ui.views.scale_and_zero_point import ScaleAndZeroPointLesson
+from qviz.ui.views.scale_and_zero_point_facts import ANSWERS, HAND, PARTS
+from qviz.ui.views.scale_and_zero_point_systems_words import (
     COLUMNS,
+    short,
+)
+from qviz.ui.views.scale_and_zero_point_words import (
     FORMS,
     GUIDE,
     ONE_SIGNED,
-    short,
 )
 from qviz.ui.widgets import percent
 

@@ -13,18 +13,20 @@ from said import holds, numbers_in
 from qviz.methods.affine import CONVENTIONS
 from qviz.study.clipping import KEPT, Values, quantize_within, rules, shrink, systems, try_ranges
 from qviz.ui.figures.scale_and_zero_point import cost_curves, levels_of_systems, staircase
-from qviz.ui.views.scale_and_zero_point_words import (
+from qviz.ui.views.scale_and_zero_point_systems_words import (
     COLUMNS,
-    FORMULAS,
-    At,
-    Judged,
     Systems,
-    lit,
-    number_rows,
-    sentence,
     short,
     system_rows,
     systems_sentence,
+)
+from qviz.ui.views.scale_and_zero_point_words import (
+    FORMULAS,
+    At,
+    Judged,
+    lit,
+    number_rows,
+    sentence,
     verdict,
 )
 from qviz.ui.views.spacing import SYSTEMS, recipe

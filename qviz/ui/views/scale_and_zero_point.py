@@ -14,11 +14,23 @@ import torch
 from qviz.methods.affine import CONVENTIONS, DEFAULT_CONVENTION
 from qviz.study.clipping import KEPT, systems
 from qviz.ui.figures.scale_and_zero_point import cost_curves, staircase
-from qviz.ui.views.fields import CellField, HandlesField
+from qviz.ui.views.fields import CellField
 from qviz.ui.views.frame import compose, tie_frames
 from qviz.ui.views.layer_page import LayerPage
 from qviz.ui.views.lesson_page import COMPUTING
 from qviz.ui.views.prediction import Prediction
+from qviz.ui.views.scale_and_zero_point_facts import (
+    ANSWERS,
+    HAND,
+    PARTS,
+    EndsField,
+    bars,
+    facts,
+    frame_names,
+    judged,
+    shortened,
+    snippet,
+)
 from qviz.ui.views.scale_and_zero_point_numbers import (
     Shown,
     looks,
@@ -34,14 +46,12 @@ from qviz.ui.views.scale_and_zero_point_words import (
     GUIDE,
     LEGEND,
     At,
-    Judged,
     lit,
     number_rows,
     sentence,
     verdict,
 )
 from qviz.ui.views.scale_sharing import ROW, ScaleSharing
-from qviz.ui.views.snippet import Name, call
 from qviz.ui.views.spacing import system
 from qviz.ui.widgets import (
     Caption,
@@ -66,33 +76,7 @@ from qviz.ui.widgets import (
 )
 
 BITS = (2, 3, 4, 5, 6, 7, 8)
-PARTS = [f"{100 * kept:.0f} %" for kept in KEPT]
-HAND = len(PARTS)  # the slider's last position
-ANSWERS = (100, 90, 75, 50)  # percent of the range, to guess from
 PICTURE_UP_TO = 8192  # numbers whose errors are sent ahead for every range
-
-
-class EndsField(HandlesField):
-    """The range by hand; nothing while the slider says which part of the range is kept."""
-
-    def __init__(self, key: str, line: NumberLine, slider: Slider) -> None:
-        super().__init__(key, line, looks=True)
-        self.slider = slider
-
-    @property
-    def text(self) -> str:
-        return super().text if self.slider.index == HAND else ""
-
-    @property
-    def names(self) -> list[str]:
-        return [self.text, super().names[1]]
-
-    def offers(self, text: str) -> bool:
-        return not text or super().offers(text)
-
-    def set(self, text: str) -> None:
-        if text:
-            super().set(text)
 
 
 class ScaleAndZeroPointLesson(LayerPage):
@@ -192,7 +176,7 @@ class ScaleAndZeroPointLesson(LayerPage):
             "Before you drag: which part of the range should the levels span, for the smallest "
             "squared error?",
             [f"{part} %" for part in ANSWERS],
-            self._verdict,
+            lambda guess: verdict(judged(self._now, guess)),
             self._reveal,
         )
         self.on_change(self.prediction.control, "index", self.prediction.answer)
@@ -326,7 +310,7 @@ class ScaleAndZeroPointLesson(LayerPage):
             with self.quietly():
                 self.line.set_places(ends)
                 self.line.values = list(ends[int(self.kept_control.index)])
-        self.line.set_levels(_short(levels).tolist(), [
+        self.line.set_levels(shortened(levels).tolist(), [
             f"{len(each)} levels from {number(each[0])} to {number(each[-1])}, for the range "
             f"{number(a)} to {number(b)}" for each, (a, b) in zip(levels, ends, strict=True)
         ])  # fmt: skip
@@ -334,18 +318,14 @@ class ScaleAndZeroPointLesson(LayerPage):
             flat = shown.numbers.flat
             errors = (flat - tried.follow(flat).value).reshape(-1, *shown.numbers.picture.shape)
             self.error_view.set_frames(
-                list(errors), labels=self._frame_names(shown), role="error", axes=self._axes,
+                list(errors), labels=frame_names(shown), role="error", axes=self._axes,
                 limits=float(shown.tried.levels.grid.scale[-1, 0]),
                 cells=f"{shown.numbers.noun}s",
             )  # fmt: skip
         self._draw_curves(shown)
         self._draw_cell(shown)
         self._say(shown)
-        self.code.set_texts([self._snippet(shown, i) for i in range(len(ends))])
-
-    @staticmethod
-    def _frame_names(shown: Shown) -> list[str]:
-        return PARTS if shown.hand is None else [BY_HAND]
+        self.code.set_texts([snippet(shown, i) for i in range(len(ends))])
 
     @staticmethod
     def _has_errors(shown: Shown) -> bool:
@@ -365,7 +345,7 @@ class ScaleAndZeroPointLesson(LayerPage):
             self.line.set_places([])
             self.line.set_line(self._span, [values.low, values.high])
             self.line.set_histogram(
-                *np.histogram(values.x.double(), _bins(values.n), weights=values.count)
+                *np.histogram(values.x.double(), bars(values.n), weights=values.count)
             )
             self.picture.set_frames(
                 [numbers.picture], role="original", axes=self._axes, cells=f"{numbers.noun}s"
@@ -437,52 +417,4 @@ class ScaleAndZeroPointLesson(LayerPage):
     def facts(self, shown: Shown) -> list[At]:
         """The numbers behind the caption of each range."""
         assert self.prediction is not None
-        tried, numbers = shown.frames, shown.numbers
-        rounding, clipping = shown.shares(tried)
-        lowest = shown.hand is None and self.prediction.revealed
-        return [
-            At(
-                kept=kept, low=float(tried.low[i]), high=float(tried.high[i]),
-                spacing=float(tried.levels.grid.scale[i, 0]), n=numbers.n, noun=numbers.noun,
-                levels=tried.values.shape[1], used=int(tried.used[i]), beyond=int(tried.beyond[i]),
-                rounding=float(rounding[i]), clipping=float(clipping[i]),
-                whole=float(shown.total[-1]), lowest=lowest and i == tried.best,
-            )
-            for i, kept in enumerate(self._frame_names(shown))
-        ]  # fmt: skip
-
-    def _verdict(self, guess: int) -> str:
-        """The prediction against what was computed."""
-        shown, best = self._now, self._now.tried.best
-        total, part = shown.total, f"{ANSWERS[guess]} %"
-        return verdict(Judged(
-            guess=ANSWERS[guess], answers=ANSWERS, best=round(100 * KEPT[best]),
-            at_guess=float(total[PARTS.index(part)]), lowest=float(total[best]),
-            whole=float(total[-1]), beyond=int(shown.tried.beyond[best]),
-            n=shown.numbers.n, noun=shown.numbers.noun,
-        ))  # fmt: skip
-
-    def _snippet(self, shown: Shown, i: int) -> str:
-        """The library calls behind one range."""
-        low, high = float(shown.frames.low[i]), float(shown.frames.high[i])
-        made = call("quantize_within", Name("numbers"), low, high, **shown.scheme)
-        gates = ", gate_activations" if shown.numbers.noun == "activation" else ""
-        return (
-            f"import qviz\nfrom qviz.core.metrics import error_split\n"
-            f"from qviz.study.clipping import quantize_within{gates}\n\n"
-            f"numbers = {shown.numbers.code}\n"
-            f"q = {made}  # the range\nprint(q.codes, error_split(numbers[None], q))"
-        )
-
-
-def _bins(n: int) -> int:
-    """As many bars as make a shape visible: the square root of the count, from 16 to 96."""
-    return int(min(max(2 * n**0.5, 16), 96))
-
-
-def _short(levels: np.ndarray) -> np.ndarray:
-    """Rounded to what a screen can show: long numbers are most of what a page has to load."""
-    reach = float(np.abs(levels).max())
-    digits = 5 - int(np.floor(np.log10(reach))) if reach > 0 else 0
-    rounded: np.ndarray = np.round(levels, digits)
-    return rounded
+        return facts(shown, revealed=self.prediction.revealed)

@@ -8,13 +8,15 @@ import numpy as np
 from qviz.study.clipping import Outcome, rules, same_results
 from qviz.ui.figures.scale_and_zero_point import levels_of_systems
 from qviz.ui.views.scale_and_zero_point_numbers import Numbers
-from qviz.ui.views.scale_and_zero_point_words import (
+from qviz.ui.views.scale_and_zero_point_systems_words import (
     COLUMNS,
-    FORMS,
     Systems,
     short,
     system_rows,
     systems_sentence,
+)
+from qviz.ui.views.scale_and_zero_point_words import (
+    FORMS,
 )
 from qviz.ui.widgets import Chart, Table, Text, number, section
 
