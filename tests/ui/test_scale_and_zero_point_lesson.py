@@ -422,7 +422,7 @@ def test_other_settings_keep_the_range_by_hand_and_other_numbers_do_not(lesson):
     lesson.line.values = [-0.1, 0.2]
     lesson.bits_control.index = 1
     assert lesson.caption.texts[0].startswith("By hand, from −0.1 to 0.2: 8 levels")
-    lesson.form_control.index = 1
+    lesson.affine.levels.index = 1
     assert lesson.caption.texts[0].startswith("By hand, from −0.1 to 0.2: 8 levels")
     lesson.look_control.index = 1
     values = lesson.shown.numbers.values
@@ -590,7 +590,7 @@ def test_conventions_on_the_page_are_their_systems(lesson, state):
 def test_the_chosen_system_is_marked_and_its_whole_range_is_the_table_s(lesson):
     for state in ({"convention": "gptq"}, {"levels": "asymmetric", "convention": "kivi"}):
         lesson.go(state)
-        form = lesson.form_control.index
+        form = lesson.affine.levels.index
         marked = [row for t in lesson.systems.tables for row in t.frames[0] if row["role"] == "now"]
         assert [row["label"] for row in marked] == [short(state["convention"])]
         assert marked[0] in lesson.systems.tables[form].frames[0]
@@ -692,9 +692,9 @@ def test_odd_shapes_and_constant_weights_open(lesson, tmp_path, shape, fill):
     lesson.open_button.click()
     assert lesson.status.kind == "", lesson.status.text
     for form in (0, 1):
-        lesson.form_control.index = form
-        for i in range(len(lesson.unit_control.options)):
-            lesson.unit_control.index = i
+        lesson.affine.levels.index = form
+        for i in range(len(lesson.affine.unit.options)):
+            lesson.affine.unit.index = i
             assert lesson.status.kind == "", lesson.status.text
         assert not any("nan" in text.lower() for text in lesson.caption.texts)
         assert not any("nan" in text.lower() for text in lesson.curves.summaries)
@@ -706,7 +706,7 @@ def test_what_a_system_refuses_is_said_and_the_page_stays(lesson, tmp_path):
     save_file({"a.weight": torch.full((4, 16), 0.3)}, tmp_path / "constant.safetensors")
     lesson.source_control.value = str(tmp_path / "constant.safetensors")
     lesson.open_button.click()
-    lesson.form_control.index = 1
+    lesson.affine.levels.index = 1
     table = {row["label"]: row["cells"] for row in lesson.systems.tables[1].frames[0]}
     assert table["Optimum Quanto"][0] == "no rule for such numbers"
     assert "1 has no rule for them" in lesson.systems.texts[1].text
@@ -742,7 +742,7 @@ def test_weights_that_are_not_finite_are_said(lesson, tmp_path):
     lesson.open_button.click()
     assert lesson.status.kind == "error" and "finite" in lesson.status.text
     assert lesson.caption.texts == before and lesson.source is None
-    lesson.unit_control.index = 0  # all weights of the layer
+    lesson.affine.unit.index = 0  # all weights of the layer
     lesson.open_button.click()
     assert lesson.status.kind == "error" and "finite" in lesson.status.text
 

@@ -8,7 +8,7 @@ import torch
 
 from qviz.methods.affine import CONVENTIONS, DEFAULT_CONVENTION
 from qviz.ui.views.lesson_page import COMPUTING, LessonPage
-from qviz.ui.views.scale_sharing import ScaleSharing
+from qviz.ui.views.scale_sharing import FIRST, ScaleSharing
 from qviz.ui.views.spacing import system
 from qviz.ui.widgets import Choice
 
@@ -16,22 +16,30 @@ SCALE_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32":
 
 
 class AffineControls:
-    """Fields of the page: levels, scale, convention, dtype. `options` are those of `affine`."""
+    """Fields of the page: levels, scale, convention, dtype. `options` are those of `affine`.
 
-    def __init__(self, page: LessonPage) -> None:
+    first   who shares a scale to begin with
+    stored  whether the type of stored scales can be chosen; else they are as computed
+    """
+
+    def __init__(self, page: LessonPage, *, first: str = FIRST, stored: bool = True) -> None:
         self.levels = page.add(
             "levels", Choice("Levels", ["symmetric", "asymmetric"], kind="segmented"),
             busy=COMPUTING, lights=["z"],
         )  # fmt: skip
-        self.unit = page.add("scale", ScaleSharing(), busy=COMPUTING, lights=["s"])
+        unit = ScaleSharing()
+        unit.set_options(unit.options, unit.options.index(first))
+        self.unit = page.add("scale", unit, busy=COMPUTING, lights=["s"])
         names = [system(name, True) for name in self.conventions]
         self.convention = page.add(
             "convention", Choice("Spacing made as by", names), busy=COMPUTING, lights=["s"],
             names=lambda: self.conventions,
         )  # fmt: skip
-        self.dtype = page.add(
-            "dtype", Choice("Scales stored as", list(SCALE_DTYPES)), busy=COMPUTING
-        )
+        self.dtype: Choice | None = None
+        if stored:
+            self.dtype = page.add(
+                "dtype", Choice("Scales stored as", list(SCALE_DTYPES)), busy=COMPUTING
+            )
 
     @property
     def symmetric(self) -> bool:
@@ -46,11 +54,15 @@ class AffineControls:
     @property
     def scheme(self) -> dict[str, Any]:
         """The options of `affine` besides bits and who shares a scale."""
-        return {
+        scheme = {
             "symmetric": self.symmetric,
             "convention": self.conventions[int(self.convention.index)],
-            "scale_dtype": SCALE_DTYPES[self.dtype.value],
         }
+        return (
+            scheme
+            if self.dtype is None
+            else {**scheme, "scale_dtype": SCALE_DTYPES[self.dtype.value]}
+        )
 
     @property
     def options(self) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from qviz.methods.affine import CONVENTIONS, DEFAULT_CONVENTION
 from qviz.study.clipping import KEPT, systems
 from qviz.ui.figures.scale_and_zero_point import cost_curves, staircase
+from qviz.ui.views.affine_controls import AffineControls
 from qviz.ui.views.fields import CellField
 from qviz.ui.views.frame import compose, tie_frames
 from qviz.ui.views.layer_page import LayerPage
@@ -41,7 +41,6 @@ from qviz.ui.views.scale_and_zero_point_numbers import (
 from qviz.ui.views.scale_and_zero_point_systems import SystemsPart
 from qviz.ui.views.scale_and_zero_point_words import (
     BY_HAND,
-    FORMS,
     FORMULAS,
     GUIDE,
     LEGEND,
@@ -51,8 +50,7 @@ from qviz.ui.views.scale_and_zero_point_words import (
     sentence,
     verdict,
 )
-from qviz.ui.views.scale_sharing import ROW, ScaleSharing
-from qviz.ui.views.spacing import system
+from qviz.ui.views.scale_sharing import ROW
 from qviz.ui.widgets import (
     Caption,
     Chart,
@@ -90,7 +88,6 @@ class ScaleAndZeroPointLesson(LayerPage):
     guide_steps = GUIDE
     _look: str
     look_control: Choice
-    convention_control: Choice
     shown: Shown | None
 
     def __init__(self, source: str | None = None, layer: str | None = None) -> None:
@@ -107,67 +104,34 @@ class ScaleAndZeroPointLesson(LayerPage):
 
     @property
     def scheme(self) -> dict[str, Any]:
-        return {
-            "bits": BITS[self.bits_control.index],
-            "symmetric": self._symmetric,
-            "convention": self._conventions()[int(self.convention_control.index)],
-        }
-
-    @property
-    def _symmetric(self) -> bool:
-        return int(self.form_control.index) == 0
-
-    def _conventions(self) -> list[str]:
-        """Those that define what the learner chose, symmetric or asymmetric."""
-        return [
-            name for name, c in CONVENTIONS.items()
-            if (c.symmetric if self._symmetric else c.asymmetric) is not None
-        ]  # fmt: skip
+        return {"bits": BITS[self.bits_control.index], **self.affine.scheme}
 
     def _looks(self) -> dict[str, str]:
         name = self.layer if self.layers else ""
-        return looks(self.unit_control.value, self.source, name)
+        return looks(self.affine.unit.value, self.source, name)
 
     def fit(self) -> None:
-        self.unit_control.fit(self.opened.weight.shape[1])
+        self.affine.fit(self.opened.weight.shape[1])
         offered = self._looks()
         titles = list(offered.values())
         if titles != list(self.look_control.options):
             kept = self._look if self._look in offered else next(iter(offered))
             self.look_control.set_options(titles, list(offered).index(kept))
         self._look = list(offered)[int(self.look_control.index)]
-        names = self._conventions()
-        titles = [system(name, self._symmetric) for name in names]
-        if titles != list(self.convention_control.options):
-            # Across the two forms a convention is known by its system, whose divisor changes.
-            kept = str(self.convention_control.value).partition(":")[0]
-            same = [i for i, title in enumerate(titles) if title.partition(":")[0] == kept]
-            at = same[0] if same else names.index(DEFAULT_CONVENTION)
-            self.convention_control.set_options(titles, at)
 
     # ---------------------------------------------------------------- built once, then mutated
 
     def _build_controls(self) -> None:
         add = self.add
-        self.form_control = add(
-            "levels", Choice("Levels", list(FORMS), kind="segmented"), busy=COMPUTING
-        )
         self.bits_control = add(
             "bits", Slider("Bits per code", [str(b) for b in BITS], BITS.index(4), ticks=True),
             busy=COMPUTING,
         )  # fmt: skip
-        unit = ScaleSharing()
-        unit.set_options([*unit.options], unit.options.index(ROW))
-        self.unit_control = add("scale", unit, busy=COMPUTING)
+        self.affine = AffineControls(self, first=ROW, stored=False)
         self._look = ""
         self.look_control = add(
             "look", Choice("Look at", list(self._looks().values())), busy=COMPUTING,
             names=lambda: list(self._looks()),
-        )  # fmt: skip
-        names = [system(name, True) for name in self._conventions()]
-        self.convention_control = add(
-            "convention", Choice("Spacing made as by", names), busy=COMPUTING,
-            names=self._conventions,
         )  # fmt: skip
         self.kept_control = add(
             "kept", Slider("Range kept", [*PARTS, BY_HAND], HAND - 1), self._slide, looks=True
@@ -220,13 +184,13 @@ class ScaleAndZeroPointLesson(LayerPage):
             lead=self.kept_control,
             controls=[
                 self.bits_control,
-                self.form_control,
+                self.affine.levels,
                 self.look_control,
                 details(
                     "Other numbers, other systems",
-                    self.unit_control,
+                    self.affine.unit,
                     self.layer_control,
-                    self.convention_control,
+                    self.affine.convention,
                 ),
                 self.prediction.box,
             ],
@@ -252,7 +216,7 @@ class ScaleAndZeroPointLesson(LayerPage):
 
     def compute(self) -> Shown:
         """Every range, and every system; all of it is sent ahead."""
-        opened, last, look, unit = self.opened, self.shown, self._look, self.unit_control.value
+        opened, last, look, unit = self.opened, self.shown, self._look, self.affine.unit.value
         numbers = None if last is None or last.opened is not opened else last.numbers
         if numbers is None or (numbers.look, numbers.unit) != (look, unit):
             numbers = numbers_of(opened, look, unit)
