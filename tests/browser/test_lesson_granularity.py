@@ -78,7 +78,7 @@ def test_a_click_makes_another_weight_the_outlier(tab, python):
     python.outlier.first_view.pinned = True
     at = tab.page.get_by_role("slider", name="Size of the outlier").input_value()
     assert said(tab).startswith(python.outlier.caption.texts[int(at)])
-    assert "outlier=6%2C+40" in tab.page.evaluate("location.hash")
+    eventually(lambda: "outlier=6%2C+40" in tab.page.evaluate("location.hash"))
 
 
 def test_those_who_share_are_outlined(tab, python):
