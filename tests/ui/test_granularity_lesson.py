@@ -20,6 +20,16 @@ from qviz.methods.nf4 import nf4
 from qviz.study.granularity import NF4_BLOCKS, OutlierClaims, Window, quietest, sharers
 from qviz.ui.views import GranularityLesson
 from qviz.ui.views.granularity_budget import BUDGETS, MEASURED, some_rows
+from qviz.ui.views.granularity_budget_words import (
+    OF_OUTPUT,
+    OF_WEIGHTS,
+    Budgeted,
+    Standing,
+    budget_rows,
+    budget_sentence,
+    tally,
+)
+from qviz.ui.views.granularity_claims import claim_texts
 from qviz.ui.views.granularity_words import (
     BLOCKS,
     BUDGET,
@@ -27,22 +37,14 @@ from qviz.ui.views.granularity_words import (
     LOUD,
     MULTIPLES,
     NEVER,
-    OF_OUTPUT,
-    OF_WEIGHTS,
     SIZES,
     UNTOUCHED,
     WEIGHTS,
-    Budgeted,
     Guess,
     Moment,
     Pays,
-    Standing,
-    budget_rows,
-    budget_sentence,
-    claim_texts,
     outlier_sentence,
     pays_rows,
-    tally,
     verdict,
 )
 

@@ -38,8 +38,6 @@ class GranularityLesson(LayerPage):
 
     def __init__(self, source: str | None = None, layer: str | None = None) -> None:
         super().__init__()
-        self._captured: set[str] = set()  # models of the learner that were run
-        self._calibration: tuple[str | None, str, Calibration] | None = None
         self.code = Code()
         self.part_control = self.add(
             "part", Choice("Part", list(PARTS), kind="segmented"), busy=COMPUTING
@@ -86,11 +84,9 @@ class GranularityLesson(LayerPage):
         return self.source in OFFLINE or self.source in self._captured
 
     def calibration(self) -> Calibration:
-        if self._calibration is None or self._calibration[:2] != (self.source, self.layer):
-            self._calibration = (
-                self.source, self.layer, load_calibration(self.source, self.layer)
-            )  # fmt: skip
-        return self._calibration[2]
+        found = self.inputs_of(self.opened)
+        assert found is not None, "asked for before has_inputs"
+        return found
 
     def inputs(self) -> torch.Tensor:
         """[tokens, in] of the layer: those that the calibration has kept."""
@@ -101,7 +97,7 @@ class GranularityLesson(LayerPage):
         if self.source in OFFLINE:
             raise ValueError("this model's inputs are known already; open a model of yours first")
         load_calibration(self.source, self.layer)
-        self._captured.add(str(self.source))
+        self._captured.add(self.source)
 
     # ---------------------------------------------------------------- the page
 

@@ -12,8 +12,7 @@ import torch
 from qviz.study.granularity import NF4_BLOCKS, Point, best_within, equal_bits, shares_won
 from qviz.ui.figures.granularity import behind_chart, equal_bits_chart
 from qviz.ui.views.frame import tie_frames
-from qviz.ui.views.granularity_outlier import BITS, GROUPS
-from qviz.ui.views.granularity_words import (
+from qviz.ui.views.granularity_budget_words import (
     OF_OUTPUT,
     OF_WEIGHTS,
     Budgeted,
@@ -22,6 +21,7 @@ from qviz.ui.views.granularity_words import (
     standing,
     tally,
 )
+from qviz.ui.views.granularity_outlier import BITS, GROUPS
 from qviz.ui.views.layer_page import Opened
 from qviz.ui.views.scale_sharing import MATRIX, ROW, sharing
 from qviz.ui.views.snippet import Name, call

@@ -5,17 +5,15 @@ the numbers as they are written, so that a sentence never says that something gr
 twice the same.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qviz.study.granularity import NF4_BLOCKS, OutlierClaims, Point
 from qviz.ui.views.guide_steps import Is, Moved, Step
 from qviz.ui.widgets import counted, number, percent
 
 OUTLIER, BUDGET = "one outlier", "equal bits"
 WEIGHTS, BLOCKS, INPUTS = "weights", "weights in flat blocks", "inputs of the layer"
 QUIET, LOUD = "a quiet part", "around the largest"
-OF_WEIGHTS, OF_OUTPUT = "weights", "layer output"
 UNTOUCHED = "untouched"
 #: Multiples of the typical value that the outlier takes, after the trained one.
 MULTIPLES = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 100)
@@ -364,175 +362,3 @@ def cell_rows(cells: Sequence[Cell], outlier: bool) -> list[tuple[str, list[str]
         (f"x̂ = s_{{g}} · {times}", [number(c.back) for c in cells], [], "codes"),
         ("x − x̂", [number(c.x - c.back) for c in cells], [], "error"),
     ]
-
-
-# ------------------------------------------------------------------------- the articles' picture
-
-
-def claim_texts(claims: OutlierClaims, far: Moment | None) -> list[tuple[str, str]]:
-    """(what articles say, what is so on this layer). `far`: the outlier of the page at 32×."""
-    made = [
-        (
-            "Claimed: one row can be 10× as large as the rest",
-            f"In this layer the widest row is {number(claims.widest_row, 3)}× the median row, "
-            f"{'as wide as that' if claims.widest_row >= 10 else 'far from 10×'}. Its outliers are "
-            f"single weights: the largest is {number(claims.peak, 3)}× the typical weight, the "
-            f"next {number(claims.second, 3)}×.",
-        ),
-        (
-            "Claimed: beside a value of 100, INT8 leaves those between −1 and 1 three codes",
-            f"The arithmetic {'holds' if claims.used_at_100 == 3 else 'does not hold here'}: with "
-            f"one weight 100× as large as any other, the others use "
-            f"{counted(claims.used_at_100, 'code')} of 255. The premise is not what training "
-            f"left here: the largest weight is {number(claims.peak / (claims.second or 1), 3)}× "
-            f"the next, and the others use {claims.used}.",
-        ),
-        (
-            "Claimed: groups make the squared error at 4 bits 3 to 10× smaller",
-            f"Groups of {claims.group_size}, beside one scale for the matrix: "
-            f"{number(claims.gain, 3)}×, {_within(claims.gain)}. They also cost more bits: what "
-            f"that is worth is the question of “equal bits”.",
-        ),
-    ]
-    if far is not None:
-        fine, coarse = far.pays[-1], far.pays[0]
-        made.append(
-            (
-                "Claimed: small groups isolate the outlier and spare everybody else",
-                f"Those outside the group, yes. With the outlier at {far.size}, its "
-                f"{counted(fine.sharing, 'neighbour')} in the {fine.unit} are off by "
-                f"{percent(fine.now)}; with one scale for the matrix all the others are off by "
-                f"{percent(coarse.now)}. Inside a group the damage is the same kind as before; "
-                f"only fewer share it, for {number(fine.scales - coarse.scales, 3)} bits more "
-                f"per weight.",
-            )
-        )
-    return made
-
-
-def _within(gain: float) -> str:
-    return "less than that" if gain < 3 else "more than that" if gain > 10 else "as they say"
-
-
-# ------------------------------------------------------------------------- equal bits
-
-
-@dataclass(frozen=True)
-class Standing:
-    """One granularity's best within a budget.
-
-    size   of its groups or blocks, None where there are none
-    error  by which it is judged; scales: bits per weight beside the codes
-    """
-
-    label: str
-    size: int | None
-    bits: int
-    cost: float
-    error: float
-
-    @property
-    def scales(self) -> float:
-        return self.cost - self.bits
-
-
-@dataclass(frozen=True)
-class Budgeted:
-    """A budget, and what it affords, the closest first.
-
-    finest  the smallest group, whose scales cost most; None where it cannot be afforded
-    ahead   the cheapest point beyond the budget that is closer than the winner
-    """
-
-    budget: float
-    what: str
-    standings: tuple[Standing, ...]
-    finest: str
-    ahead: Standing | None
-
-
-def standing(point: Point, error: float) -> Standing:
-    return Standing(point.label, point.size, point.bits, point.cost, error)
-
-
-def _spent(one: Standing) -> str:
-    if one.label == NF4_BLOCKS:
-        return f"NF4 codes with one scale for each flat block of {one.size}"
-    return f"{one.bits}-bit codes with {one_scale(one.label)}"
-
-
-def budget_sentence(facts: Budgeted) -> str:
-    """Who wins at this budget, what the smallest group affords, and what a little more buys."""
-    if not facts.standings:
-        return f"{number(facts.budget)} bits per weight afford nothing here."
-    best = facts.standings[0]
-    text = (
-        f"Within {number(facts.budget)} bits per weight, {_spent(best)} come closest: the "
-        f"{facts.what} {'is' if facts.what == OF_OUTPUT else 'are'} off by {percent(best.error)}, "
-        f"for {number(best.cost)} bits."
-    )
-    small = next((one for one in facts.standings if one.label == facts.finest), None)
-    if small is None:
-        text += f" One scale for each {facts.finest} costs too much for this."
-    elif small is best:
-        text += f" Scales take {number(small.scales, 3)} of these bits, and here they pay."
-    else:
-        text += (
-            f" The {facts.finest} loses: scales take {number(small.scales, 3)} of its "
-            f"{number(small.cost)} bits, which leaves {small.bits}-bit codes, off by "
-            f"{percent(small.error)}, {_times(small.error, best.error)} as much."
-        )
-    if facts.ahead is not None:
-        more = facts.ahead
-        text += (
-            f" For {number(more.cost - facts.budget, 2)} bits more, {_spent(more)} are off by "
-            f"{percent(more.error)}."
-        )
-    return text
-
-
-def _times(error: float, best: float) -> str:
-    return f"{number(error / best, 3)}×" if best else "∞×"
-
-
-def budget_rows(
-    facts: Budgeted, labels: Sequence[str]
-) -> list[tuple[str, list[str], list[int], str]]:
-    """Every granularity's best within the budget, in the order of `labels`."""
-    best = facts.standings[0] if facts.standings else None
-    known = {one.label: one for one in facts.standings}
-    rows: list[tuple[str, list[str], list[int], str]] = []
-    for label in labels:
-        one = known.get(label)
-        if one is None or best is None:
-            rows.append((label, ["–"] * 5, [], "wait"))
-            continue
-        rows.append(
-            (
-                label,
-                [
-                    str(one.bits),
-                    number(one.scales, 3),
-                    number(one.cost),
-                    percent(one.error),
-                    _times(one.error, best.error),
-                ],
-                [3, 4] if one is best else [],
-                "now" if one is best else "",
-            )
-        )
-    return rows
-
-
-def tally(wins: Mapping[str, float], finest: str) -> str:
-    """Which share of the budgets each granularity wins, and how the smallest group fares."""
-    said = ", ".join(f"{percent(share)} {label}" for label, share in wins.items())
-    text = f"Closest, as a share of all budgets: {said}."
-    share = wins.get(finest, 0.0)
-    if share == 0:
-        return f"{text} The {finest} never wins."
-    winner = next(iter(wins))
-    if winner == finest:
-        return f"{text} The {finest} wins most often."
-    often = "far less often" if share < wins[winner] / 2 else "less often"
-    return f"{text} The {finest} wins {often} than the {winner}."
