@@ -14,12 +14,11 @@ from said import cut, holds, numbers_in, points
 from qviz.study.gptq_contrasts import CONTRASTS
 from qviz.study.gptq_plan import Plan
 from qviz.study.gptq_walk import Walk
-from qviz.ui.views.gptq_beside import SecondRun, WeightStory
+from qviz.ui.views.gptq_beside import FormulasNow, SecondRun, WeightStory
+from qviz.ui.views.gptq_equation import MISPRINTS, MOMENTS
 from qviz.ui.views.gptq_words import (
     GUESSES,
     GUIDE,
-    MISPRINTS,
-    MOMENTS,
     adapted,
     brief_rows,
     guess_judged,
@@ -257,7 +256,6 @@ def test_a_second_run_says_why_and_what_it_shows(name):
     first = walk_of()
     plan = Plan(first.original, first.calibration, first.judge, {"group_size": 8, "bits": 3})
     run = SecondRun()
-    assert run.misprint.terms == {"wrong": MISPRINTS["double_division"][1]}
     if not contrast.fits(plan):
         return
     second = contrast.apply(plan, lambda _: calibration_for(inputs(5))).walk()
@@ -265,14 +263,19 @@ def test_a_second_run_says_why_and_what_it_shows(name):
     assert run.title.text == f"Second run: {contrast.named(plan)}"
     assert run.diagnosis.texts == [f"{contrast.why} {contrast.diagnose(first, second)}"]
     variant = second.options["variant"]
-    assert ("qv-gone" in run.misprinted._dom_classes) == (variant is None)
+    now = FormulasNow()
+    true = now.equation.mathml, now.equation.aria
+    now.show(variant)
+    assert ((now.equation.mathml, now.equation.aria) == true) == (variant is None)
+    assert ('data-term="wrong"' in now.equation.mathml) == (variant is not None)
+    assert bool(now.note.text) == (variant is not None)
     if variant is not None:
-        assert (run.misprint.mathml, run.misprint.terms["wrong"]) == MISPRINTS[variant]
-        assert 'data-term="wrong"' in run.misprint.mathml
+        assert now.note.text == f"As misprinted, in the second run. {MISPRINTS[variant][0]}."
+    now.show(None)
+    assert (now.equation.mathml, now.equation.aria, now.note.text) == (*true, "")
     run.draw(first, second, None, plan)
     assert run.title.text == "Second run: the one you kept"
     assert run.diagnosis.texts == [side_by_side(first, second)]
-    assert "qv-gone" in run.misprinted._dom_classes
 
 
 # -------------------------------------------------------------------------- two runs, and the guess

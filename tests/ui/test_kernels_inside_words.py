@@ -8,7 +8,7 @@ from qviz.kernels import registry
 from qviz.kernels.formats import FORMATS
 from qviz.kernels.tiles import SHOWN, Block, walk
 from qviz.ui.views import KernelsLesson
-from qviz.ui.views.kernels_inside import SHOWS, _label, picture, products, story
+from qviz.ui.views.kernels_tile import SHOWS, label, picture, products, story
 
 OUT, IN, ROWS, PROGRAM = 8, 256, 2, 1
 STORED = {
@@ -116,13 +116,13 @@ def test_each_step_tells_the_numbers_of_one_weight(seen, row, column):
 
 def test_a_step_is_labelled_by_what_it_shows_and_where(seen):
     for step in seen.steps:
-        label = _label(step)
-        assert label.startswith(SHOWS[step.event])
+        said = label(step)
+        assert said.startswith(SHOWS[step.event])
         if step.columns.stop:
-            _, _, where = label.partition(", columns ")
+            _, _, where = said.partition(", columns ")
             holds(where, first=step.columns.start, last=step.columns.stop - 1)
         else:
-            assert label == SHOWS[step.event]
+            assert said == SHOWS[step.event]
 
 
 def test_the_picture_of_a_step_holds_the_weights_that_it_works_on(seen):
