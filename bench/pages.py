@@ -385,7 +385,7 @@ def middle(tries: list[dict[str, float]]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer repeats, nothing recorded")
+    parser.add_argument("--quick", action="store_true", help="fewer repeats, which the record says")
     parser.add_argument("--only", metavar="NAME", default="", help="of pages with this name alone")
     options = parser.parse_args()
     quick, only = options.quick, options.only
@@ -397,7 +397,7 @@ def main() -> None:
         pressed = [] if only else latencies(browser, 12 if quick else 48)
         pressed += lessons_led(browser, lessons, 12 if quick else 48)
         browser.close()
-    if quick or only:  # a part is no record
+    if only:  # a part is no record
         print(json.dumps([opened, walked, pressed], indent=1))
         return
     print(save("pages_latency", "Keypress to paint in Chromium", pressed + walked).read_text())

@@ -229,7 +229,7 @@ def test_many_tokens(rows, columns, name, dtype, device):
 def test_twice_is_the_same(kernel, tokens, device):
     """To the bit: a product that still ran while its operands changed would not be."""
     there(kernel.name, device)
-    small = (34, 256) if tokens < 200 else (16, 64)  # the interpreter takes a second for a tile
+    small = (34, 256) if tokens < 200 else (16, 128)  # the interpreter takes a second for a tile
     rows, columns = (2048, 4096) if device == "cuda" else small
     q = quantized_for(kernel, weight(rows, columns))
     packed = kernel.pack(q, device, torch.bfloat16)

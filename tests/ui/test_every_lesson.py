@@ -20,6 +20,7 @@ import torch
 import toy_lesson
 from toy_lesson import TOY
 
+from qviz.kernels.records import recorded
 from qviz.ui.views.fields import CellField, HandlesField, OptionField, StepField, ToggleField
 from qviz.ui.views.layer_page import LayerPage
 from qviz.ui.views.lessons import COURSE, GALLERY_NOTEBOOK, LESSONS, THEMES, Lesson, neighbours
@@ -514,6 +515,8 @@ def test_each_step_of_the_guide_can_be_done(page: Any) -> None:
         if "measure" in step.deeds:
             page.race.measuring.wait(1)  # none is under way
             pytest.MonkeyPatch().setattr("qviz.ui.views.kernels_race.SECONDS", 0.002)
+            # What a machine does at best takes half a minute to find out: a recorded one's will do.
+            page.race._ceilings = recorded()[-1].measurement.ceilings
         for deed in step.deeds:
             page.deeds[deed].click()
             if deed == "measure":

@@ -7,7 +7,7 @@ import pytest
 
 from qviz.kernels import formats
 from qviz.kernels.ceilings import Ceilings
-from qviz.kernels.records import Record
+from qviz.kernels.records import Record, recorded
 from qviz.kernels.registry import BASELINE
 from qviz.kernels.results import Measurement, Point
 from qviz.kernels.timing import Timing
@@ -199,6 +199,7 @@ def choose_small(race):
 def test_measuring_this_machine(bare, quick):
     race = bare.race
     choose_small(race)
+    race._ceilings = recorded()[-1].measurement.ceilings  # finding them out takes half a minute
     race.measuring.button.click()
     race.measuring.wait(120)
     assert bare.status.text == ""
