@@ -75,6 +75,10 @@ PARTS = {
 }
 
 
+#: Lessons whose first step of the guide is done at the far end of the slider that leads.
+GUIDE_ENDS = ("formats", "granularity", "memory_and_speed")
+
+
 @pytest.fixture(scope="module")
 def server(browser: Any) -> Iterator[tuple[str, list[str]]]:
     """Its address, and what it prints."""
@@ -202,13 +206,13 @@ def test_the_guide_sets_the_page_and_remembers(tab: Tab, base: str, lesson: Less
         page.get_by_role("button", name="To the end").click()
     else:
         page.locator(".qv-lead input").focus()
-        page.keyboard.press("Home" if lesson.number < 7 else "End")
+        page.keyboard.press("End" if lesson.slug in GUIDE_ENDS else "Home")
     done = ".qv-guide li:first-child .qv-done"
     page.wait_for_selector(done, timeout=20_000)
     page.reload()
     page.wait_for_selector(done, timeout=90_000)
     page.goto(f"{base}voila/render/00_start.ipynb")
-    card = page.locator(".qv-path a", has_text=lesson.title)
+    card = page.locator(".qv-path li a", has_text=f"{lesson.number} · {lesson.title}")
     card.wait_for(timeout=60_000)
     assert "visited" in card.inner_text() and "1 tried" in card.inner_text()
 
@@ -301,13 +305,13 @@ def test_for_a_projector(tab: Tab, base: str, lesson: Lesson, size: tuple[int, i
         page.set_viewport_size({"width": size[0], "height": size[1]})
         type_size = "parseFloat(getComputedStyle(document.querySelector('.qv-title h1')).fontSize)"
         before = page.evaluate(type_size)
-        assert not page.get_by_role("button", name="Controls").is_visible()
+        assert not page.get_by_role("button", name="Controls", exact=True).is_visible()
         page.get_by_role("button", name="Present").click()
         assert page.evaluate(type_size) > 1.2 * before
         assert folded(page)
         all_in_view(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
-        page.get_by_role("button", name="Controls").click()
+        page.get_by_role("button", name="Controls", exact=True).click()
         assert not folded(page)
         page.keyboard.press("Alt+c")
         assert folded(page)

@@ -103,8 +103,8 @@ def test_the_slider_by_keyboard_changes_pixels_and_numbers_to_the_right_values(t
     tab.page.keyboard.press("Home")
     # The ends of the colour maps do not change with the bits, so that the error is seen to shrink.
     python = BitWidthLesson()
-    limit_of_weights = python.rounded_view.shared_limits[0][1]
-    limit_of_errors = python.error_view.shared_limits[0][1]
+    limit_of_weights = python.pictures.rounded.shared_limits[0][1]
+    limit_of_errors = python.pictures.error.shared_limits[0][1]
     seen = []
     for bits in BITS:
         wait_for_bits(tab, bits)

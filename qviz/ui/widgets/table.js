@@ -3,6 +3,11 @@ export default widget(({ model, el, signal }) => {
   const box = elem("div", "qv-scroll-x");
   box.tabIndex = 0;
   box.setAttribute("role", "region");
+  // A table taller than the screen would show its end, or hide behind the bar of steps.
+  box.addEventListener("focus", () => {
+    const room = innerHeight - 300;
+    if (box.matches(":focus-visible") && box.offsetHeight > room) box.scrollIntoView({ block: "start" });
+  }, { signal });
   const table = elem("table");
   const caption = elem("caption");
   const body = elem("tbody");

@@ -54,7 +54,17 @@ window.qvizPage = (() => {
     setTimeout(() => notice.remove(), 5000);
   }
 
+  /** Code of the prose may be wider than the page: whoever has no pointer scrolls it by keyboard. */
+  function reachCode() {
+    for (const [i, code] of [...document.querySelectorAll(".qv-prose pre")].entries()) {
+      code.tabIndex = 0;
+      code.setAttribute("role", "region");
+      code.setAttribute("aria-label", `Code ${i + 1} of the text`);
+    }
+  }
+
   function reveal() {
+    reachCode();
     byId("loading")?.remove();
     byId("qv-cells").classList.remove("qv-waiting");
     document.body.dataset.qvizReady = "yes";
