@@ -1,5 +1,6 @@
 """Every lesson in the system's Firefox: it opens, its main control works, nothing is thrown."""
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ def test_each_lesson_answers(firefox: Firefox, base: str, lesson: Lesson) -> Non
     firefox.open(f"{base}/voila/render/{lesson.notebook}")
     firefox.until("document.body?.dataset.qvizReady", 120)
     control = f"[...document.querySelectorAll('{CONTROL}')].find((e) => e.getClientRects().length)"
+    said = "[...document.querySelectorAll('.qv-caption')].some((e) => e.textContent.trim())"
+    firefox.until(said, 60)
+    time.sleep(2)  # parts that are not open are folded once the page has been drawn
     firefox.until(f"Boolean({control})", 60)
     firefox.run(f"{control}.focus()")
     before = firefox.run(f"{control}.value")
@@ -40,8 +44,7 @@ def test_each_lesson_answers(firefox: Firefox, base: str, lesson: Lesson) -> Non
     firefox.until(f"{control}?.value === '1'", 20)
     firefox.press("End")
     firefox.until(f"{control}?.value === {control}?.max && {control}?.value !== '1'", 20)
-    said = "[...document.querySelectorAll('.qv-caption')].some((e) => e.textContent.trim())"
-    assert firefox.until(said, 30) and before is not None
+    assert firefox.run(said) and before is not None
     assert firefox.run("document.querySelector('#qv-alarm').textContent") == ""
     firefox.size(390, 844)
     firefox.until("document.documentElement.scrollWidth <= 390", 10)

@@ -225,10 +225,10 @@ export default widget(({ model, el, signal }) => {
     colours = new Map();
     schedule();
   });
-  let [width, tall] = [0, 0];
+  let [width, tall, type] = [0, 0, 0];
   const resize = () => {
-    if (el.clientWidth === width && height() === tall) return;
-    [width, tall] = [el.clientWidth, height()];
+    if (el.clientWidth === width && height() === tall && typeSize() === type) return;
+    [width, tall, type] = [el.clientWidth, height(), typeSize()];
     plot.style.height = `${tall}px`;
     schedule();
   };
