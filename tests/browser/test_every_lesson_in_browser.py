@@ -349,14 +349,14 @@ OUT_OF_VIEW = """(whole) => {
   const end = bar ? bar.getBoundingClientRect().top : innerHeight;
   const what = '.qv-lead, .qv-caption-row, .qv-main :is(.qv-stage, .qv-plot, .qv-numbers)';
   const found = [...document.querySelectorAll(what)].filter(seen);
-  const first = found.filter((e) => e.matches('.qv-stage, .qv-plot')).slice(0, 1);
-  const all = whole ? found : [...found.filter((e) => e.matches('.qv-lead')), ...first];
+  const all = whole ? found : found.filter((e) => e.matches('.qv-lead'));
+  const first = found.find((e) => !e.matches('.qv-lead, .qv-caption-row'));
   const out = all.filter((e) => {
     const { top, bottom, height } = e.getBoundingClientRect();
     return (height < 60 && !e.matches('.qv-caption-row')) || top < 0 || bottom > end;
   });
   if (bar && bar.getBoundingClientRect().bottom > innerHeight) out.push(bar);
-  if (!found.length) out.push(document.body);
+  if (!first || first.getBoundingClientRect().top > end - 60) out.push(first ?? document.body);
   return out.map((e) => [e.className, e.getBoundingClientRect().bottom, end]);
 }"""
 
