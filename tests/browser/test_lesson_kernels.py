@@ -99,6 +99,7 @@ def test_the_bars_are_drawn_for_the_batch(tab):
     eventually(drawn)
 
 
+@pytest.mark.slow
 def test_measuring_this_machine(tab):
     tab.page.get_by_role("button", name="Shape and machine").click()
     choose = tab.page.get_by_label("Shape, from a model")
