@@ -11,6 +11,7 @@ import torch
 from qviz.core.calibration import Calibration
 from qviz.methods.affine import CONVENTIONS, DEFAULT_CONVENTION
 from qviz.models.capture import load_calibration
+from qviz.ui.views.affine_controls import SCALE_DTYPES
 from qviz.ui.views.frame import compose
 from qviz.ui.views.granularity_budget import BudgetPart
 from qviz.ui.views.granularity_outlier import OutlierPart
@@ -21,7 +22,6 @@ from qviz.ui.views.spacing import system
 from qviz.ui.widgets import Choice, Code, column_of, details, show_only, stack
 
 PARTS = (OUTLIER, BUDGET)
-SCALE_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 SYMMETRIC = [name for name, one in CONVENTIONS.items() if one.symmetric]
 
 

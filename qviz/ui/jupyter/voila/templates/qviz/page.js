@@ -144,6 +144,7 @@ window.qvizPage = (() => {
       if (!kernel) return;
       this.addEventListener("open", () => {
         open = this;
+        rounds = 0;
         if (cause === "connection") withdraw();
       });
       this.addEventListener("close", () => {
@@ -169,6 +170,7 @@ window.qvizPage = (() => {
   });
 
   let looking = 0; // one round at a time
+  let rounds = 0; // in which the server answered and the socket stayed closed
 
   /** What has become of the kernel whose socket has closed? Asked until the answer is final. */
   async function lookAfter(id) {
@@ -179,6 +181,9 @@ window.qvizPage = (() => {
       const answer = await fetch(`${base()}api/kernels/${id}`, { cache: "no-store", signal });
       if (answer.status >= 500) throw new Error("a proxy answers, and not the server");
       if (!answer.ok || answer.redirected) return lost();
+      // The kernel is there and the way to it is not, which the learner must know after a while.
+      rounds += 1;
+      if (rounds > 3) alarm("The server answers, but the connection to Python does not come back. This page keeps trying.", "connection");
       // Jupyter tries by itself, but less and less often, and not for ever.
       window.jupyterapp?.widgetManager?.kernel.reconnect().catch(() => {});
     } catch {
