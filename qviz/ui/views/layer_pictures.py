@@ -49,7 +49,7 @@ class LayerPictures:
             axes=AXES,
         )
         self.error.set_frames(
-            [MatrixFrame(*_errors(weight, q)) for q in tensors],
+            [MatrixFrame(*errors(weight, q)) for q in tensors],
             labels=labels,
             reduce="max_abs",
             role="error",
@@ -57,7 +57,7 @@ class LayerPictures:
         )
 
 
-def _errors(weight: torch.Tensor, q: QuantizedTensor) -> tuple[Callable[..., Any], ...]:
+def errors(weight: torch.Tensor, q: QuantizedTensor) -> tuple[Callable[..., Any], ...]:
     """The whole error, and a window of it; computed when it is asked for."""
     return partial(_error, weight, q), partial(_window, weight, q)
 

@@ -7,7 +7,6 @@ block size and sent ahead, so the slider needs no kernel.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,6 +30,7 @@ from qviz.study.nf4_bytes import Stored, stored
 from qviz.ui.views.fields import CellField
 from qviz.ui.views.frame import compose, tie_frames
 from qviz.ui.views.layer_page import OFFLINE, LayerPage, Opened
+from qviz.ui.views.layer_pictures import errors
 from qviz.ui.views.lesson_page import COMPUTING
 from qviz.ui.views.nf4_build import BuildPart
 from qviz.ui.views.nf4_cell import (
@@ -308,10 +308,7 @@ class Nf4Lesson(LayerPage):
             )  # fmt: skip
             self.error_view.set_frames(
                 [
-                    MatrixFrame(
-                        partial(_error, shown.weight, shown.plain(size)),
-                        partial(_window, shown.weight, shown.plain(size)),
-                    )
+                    MatrixFrame(*errors(shown.weight, shown.plain(size)))
                     for size in SIZES
                 ],
                 labels=labels, reduce="max_abs", role="error", axes=AXES,
@@ -375,11 +372,3 @@ class Nf4Lesson(LayerPage):
             f"levels = Duel(weight).blocks({size}).best()  # Lloyd–Max; or sixteen of your own\n"
             f"own = {own}"
         )
-
-
-def _error(weight: torch.Tensor, q: QuantizedTensor) -> torch.Tensor:
-    return weight - q.dequantize()
-
-
-def _window(weight: torch.Tensor, q: QuantizedTensor, rows: slice, columns: slice) -> torch.Tensor:
-    return weight[rows, columns] - q.window(rows, columns)
