@@ -27,23 +27,28 @@ def own_lock(tmp_path, monkeypatch):
 
 
 def test_threads_take_turns():
-    inside, most, said = 0, 0, []
+    inside, most, turns = 0, 0, 0
+    said = threading.Semaphore(0)
 
     def work():
-        nonlocal inside, most
-        with alone(lambda: said.append(1)) as mine:
-            assert mine
+        nonlocal inside, most, turns
+        with alone(said.release) as mine:
             inside += 1
-            most = max(most, inside)
+            most, turns = max(most, inside), turns + mine
             threading.Event().wait(0.05)
             inside -= 1
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    with alone(lambda: None):  # each of them finds it taken
+        for thread in threads:
+            thread.start()
+        for _ in threads:
+            assert said.acquire(timeout=30)
+        assert turns == 0
     for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most == 1 and len(said) == 3
+        thread.join(30)
+    assert (most, turns) == (1, 3)
+    assert not said.acquire(blocking=False)  # said once each, however long the wait
 
 
 def test_stopped_while_waiting():

@@ -22,6 +22,10 @@ export default widget(({ model, el, signal }) => {
   const write = () => {
     timer = 0;
     if (waiting) return;
+    if (written !== null && now() !== written) {
+      ask(); // edited a moment ago: the browser's own event is still to come
+      return;
+    }
     written = model.get("state");
     const there = `${location.pathname}${location.search}${written ? `#${written}` : ""}`;
     if (now() !== written) history.replaceState(history.state, "", there);
