@@ -2,19 +2,17 @@
 
 import json
 import re
-import socket
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-from driver import Tab, eventually, write_notebooks
+from driver import Tab, cuttable_proxy, eventually, kernels, write_notebooks
 
 pytestmark = pytest.mark.browser
 
@@ -38,62 +36,6 @@ class Own(anywidget.AnyWidget):
 
 display(widgets.VBox([slider, label, end]), Own())
 '''
-
-
-class CuttableProxy:
-    """Passes bytes on between a port of its own and another one, until it is cut."""
-
-    def __init__(self, target: int) -> None:
-        self.target = target
-        self.listening = socket.create_server(("127.0.0.1", 0))
-        self.port = self.listening.getsockname()[1]
-        self.open: list[socket.socket] = []
-        self.is_cut = False
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                near, _ = self.listening.accept()
-            except OSError:  # closed
-                return
-            if self.is_cut:
-                near.close()
-                continue
-            far = socket.create_connection(("127.0.0.1", self.target))
-            self.open += [near, far]
-            for one, other in ((near, far), (far, near)):
-                threading.Thread(target=self._pump, args=(one, other), daemon=True).start()
-
-    def _pump(self, source: socket.socket, target: socket.socket) -> None:
-        with suppress(OSError):  # cut, or closed by either side
-            while data := source.recv(1 << 16):
-                target.sendall(data)
-        for end in (source, target):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-    def cut(self) -> None:
-        self.is_cut = True
-        for end in self.open:
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-            end.close()
-        self.open = []
-
-    def restore(self) -> None:
-        self.is_cut = False
-
-
-@contextmanager
-def cuttable_proxy(target: int) -> Iterator[CuttableProxy]:
-    proxy = CuttableProxy(target)
-    try:
-        yield proxy
-    finally:
-        proxy.cut()
-        proxy.listening.shutdown(socket.SHUT_RDWR)
-        proxy.listening.close()
 
 
 @contextmanager
@@ -128,18 +70,6 @@ def base(
 def kernel_of(tab: Tab) -> str:
     text = tab.page.locator("#jupyter-config-data").text_content()
     return str(json.loads(text)["kernelId"])
-
-
-def kernels() -> dict[str, psutil.Process]:
-    """The kernels that run here now, by their ids."""
-    found = {}
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            line = " ".join(process.cmdline())
-            match = re.search(r"kernel-([0-9a-f-]{36})\.json", line)
-            if match and process.status() != psutil.STATUS_ZOMBIE:
-                found[match[1]] = process
-    return found
 
 
 def status_of(url: str) -> int:
