@@ -200,6 +200,12 @@ def canvas_pixels(tab: Tab, selector: str, which: int = 0) -> np.ndarray:
     return np.frombuffer(base64.b64decode(data), np.uint8).reshape(height, width, 3)
 
 
+def kernel_of(tab: Tab) -> str:
+    """The id of the kernel behind a page."""
+    text = tab.page.locator("#jupyter-config-data").text_content()
+    return str(json.loads(text)["kernelId"])
+
+
 def kernels() -> dict[str, psutil.Process]:
     """The kernels that run here now, by their ids."""
     found = {}

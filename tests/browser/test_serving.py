@@ -1,6 +1,5 @@
 """A page in a real browser: nothing from elsewhere, readable, honest when its kernel is lost."""
 
-import json
 import re
 import threading
 import urllib.request
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from driver import Tab, cuttable_proxy, eventually, kernels, write_notebooks
+from driver import Tab, cuttable_proxy, eventually, kernel_of, kernels, write_notebooks
 
 pytestmark = pytest.mark.browser
 
@@ -65,11 +64,6 @@ def base(
     write_notebooks(folder, pages)
     with serve_notebooks(folder) as url:
         yield url
-
-
-def kernel_of(tab: Tab) -> str:
-    text = tab.page.locator("#jupyter-config-data").text_content()
-    return str(json.loads(text)["kernelId"])
 
 
 def status_of(url: str) -> int:
