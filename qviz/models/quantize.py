@@ -79,7 +79,7 @@ class QuantizedModel:
         lines = [
             f"{self.model.name}, quantized with {self.method}: {self.bits_per_weight:.3f} bits per "
             f"weight in {len(self.tensors)} layers, {self.share:.1%} of all parameters",
-            f"{_megabytes(before)} in 16 bits, {_megabytes(after)} with the rest in 16 bits "
+            f"{_megabytes(before)} at 16 bits, {_megabytes(after)} with the rest at 16 bits "
             f"({before / after:.2f}× smaller)",
             *(f"left as they were: {count} × {reason}" for reason, count in reasons.most_common()),
             *self.notes,
@@ -113,7 +113,7 @@ def quantize_model(
 ) -> QuantizedModel:
     """Quantize a model's linear layers with one method; the model given stays as it is.
 
-    layers=None takes all linear layers except an output head, which practice leaves in 16 bits;
+    layers=None takes all linear layers except an output head, which practice leaves at 16 bits;
     name it to have it quantized. Names may be patterns, "*.mlp.*". `calibration`, for methods that
     need it, is what qviz.capture returned, all from this model with these weights (another one's is
     refused); or qviz.Sequential(texts), and each layer is calibrated on what the layers quantized
@@ -474,7 +474,7 @@ def layers_to_quantize(
     chosen, skipped = choose_layers(model, layers), skipped_layers(model)
     if layers is None:
         heads = {n for n, one in chosen.items() if HEAD.search(n) or one.module is _head(model)}
-        reason = "the output head stays in 16 bits unless it is named in layers"
+        reason = "the output head stays at 16 bits unless it is named in layers"
         chosen = {name: layer for name, layer in chosen.items() if name not in heads}
         return chosen, skipped | dict.fromkeys(heads, reason)
     left = [name for name in linear_layers(model) if name not in chosen]

@@ -1,4 +1,4 @@
-"""How much of a group's range its levels should span: what rounding costs, and what cutting off.
+"""How much of a group's range its levels should span: rounding error against clipping error.
 
 A narrower range puts the same levels closer together, which helps every value inside it, and cuts
 off the values outside. Both costs are squared errors and add up, so their sum has a minimum.

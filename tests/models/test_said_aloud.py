@@ -61,12 +61,12 @@ def test_a_result_prints_its_figures(llama, method, options):
     assert f"in {len(done.tensors)} layers, {weights / total:.1%} of all parameters" in text
     before, after = 2 * total, bits // 8 + 2 * (total - weights)
     assert abs(after - done.nbytes()) <= len(done.tensors)
-    assert f"{before / 1e6:.2f} MB in 16 bits, {done.nbytes() / 1e6:.2f} MB" in text
+    assert f"{before / 1e6:.2f} MB at 16 bits, {done.nbytes() / 1e6:.2f} MB" in text
     assert f"({before / done.nbytes():.2f}× smaller)" in text
     for reason in set(done.skipped.values()):
         count = list(done.skipped.values()).count(reason)
         assert f"left as they were: {count} × {reason}" in text
-    assert "the output head stays in 16 bits" in text
+    assert "the output head stays at 16 bits" in text
 
 
 # ---------------------------------------------------------------------------------------- patterns

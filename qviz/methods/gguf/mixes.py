@@ -246,7 +246,7 @@ def layer_types(
 ) -> dict[str, str]:
     """Linear layer, by its name in transformers → type, for a Llama-like model without experts.
 
-    Layers that such a file keeps in 16 bits are left out.
+    Layers that such a file keeps at 16 bits are left out.
 
     >>> types = layer_types(model.config.to_dict(), "Q4_K_M")
     >>> own = {name: {"type": kind} for name, kind in types.items()}
