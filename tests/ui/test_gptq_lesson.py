@@ -367,7 +367,7 @@ def test_block_size_is_about_speed_only(lesson):
     choose(lesson.run.block, "32")
     assert lesson.transport.events["block"] == list(range(0, 256, 32))
     differ = (lesson.shown.first.result.codes != codes).any(1)
-    assert differ.float().mean() < 0.05  # rows that part at a tie, if any
+    assert differ.float().mean() < 0.05  # rows that differ at a tie, if any
 
 
 def test_what_was_adapted_is_said(lesson):
