@@ -1,4 +1,5 @@
-"""Metrics: how far a reconstruction is from the weight, and what that does to the layer's output.
+"""Metrics: how far a reconstruction is from the weight, and how much that changes the layer's
+output.
 
 All sums run in float64, so that a figure on screen does not depend on the order of summation.
 W [out, in] the weight, Ŵ its reconstruction, X [tokens, in] the layer's inputs.
@@ -75,9 +76,9 @@ def output_error(
 ) -> float:
     """‖X·(W − Ŵ)ᵀ‖ / ‖X·Wᵀ‖ over all calibration tokens.
 
-    Needs only the Hessian H ∝ XᵀX, since ‖X·Dᵀ‖² = tr(D·XᵀX·Dᵀ): it counts every token that was
-    captured, not a sample of them. `energy` is `output_energy(weight, calibration)` where the
-    caller has it already: it costs as much as the rest.
+    Needs only the Hessian H ∝ XᵀX, since ‖X·Dᵀ‖² = tr(D·XᵀX·Dᵀ): it counts every captured token,
+    not a sample. Pass `energy` = `output_energy(weight, calibration)` if you already have it: it
+    costs as much as the rest.
     """
     w, r = _pair(weight, reconstruction)
     whole = output_energy(w, calibration) if energy is None else energy
@@ -87,8 +88,8 @@ def output_error(
 def output_energy(d: torch.Tensor, calibration: Calibration) -> float:
     """tr(D·H·Dᵀ) = 2/tokens · ‖X·Dᵀ‖² for D [out, in].
 
-    The product runs in the Hessian's own precision, which is where D·H loses nothing that H still
-    had; the sum runs in float64.
+    The product runs in the Hessian's own precision, so D·H loses nothing that H still has; the sum
+    runs in float64.
     """
     require_fit(calibration, d.shape[1])
     h = calibration.hessian.to(d.device)
@@ -98,7 +99,8 @@ def output_energy(d: torch.Tensor, calibration: Calibration) -> float:
 
 
 def ratio(part: float, whole: float) -> float:
-    """part / whole; 0 for 0/0, because nothing was lost, and inf for something lost of nothing."""
+    """part / whole; 0 for 0/0, because nothing was lost, and inf for a loss where the whole is
+    0."""
     if whole == 0:
         return 0.0 if part == 0 else math.inf
     return part / whole
@@ -106,8 +108,8 @@ def ratio(part: float, whole: float) -> float:
 
 @dataclass(frozen=True)
 class ErrorSplit:
-    """Mean squared error by cause. The two add up to the whole, there is no cross term:
-    a clipped weight sits exactly on the end of the range, so it has no rounding error."""
+    """Mean squared error by cause. The two add up to the total without a cross term: a clipped
+    weight sits exactly on the end of the range, so it has no rounding error."""
 
     rounding: float
     clipping: float
@@ -119,8 +121,8 @@ class ErrorSplit:
 
 
 def error_split(weight: torch.Tensor, quantized: QuantizedTensor) -> ErrorSplit:
-    """Split the squared error into rounding (inside the representable range) and clipping
-    (what lies beyond its ends), and count the clipped weights.
+    """Split the squared error into rounding (inside the representable range) and clipping (beyond
+    its ends), and count the clipped weights.
 
     ValueError where no weight has a range of its own: vector codebooks, transformed weights.
     """
@@ -132,7 +134,7 @@ def error_split(weight: torch.Tensor, quantized: QuantizedTensor) -> ErrorSplit:
     total = compare(weight, quantized.dequantize())
     groups = quantized.granularity.split(weight.detach())
     low, high = (end.unsqueeze(-1).expand_as(groups) for end in grid.extremes())
-    beyond = [  # few, as a rule: only these are looked at in float64
+    beyond = [  # usually few: only these are computed in float64
         groups[outside].double() - end[outside].double()
         for outside, end in ((groups < low, low), (groups > high, high))
     ]

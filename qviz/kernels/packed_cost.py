@@ -28,7 +28,7 @@ class MemoryUse:
     """Bytes that a model's parameters and buffers hold.
 
     parts        part → bytes; tensors that share a storage count once, tied ones as embeddings
-    sixteen_bit  the same with every parameter, packed or not, in 16 bits
+    sixteen_bit  the same with every parameter, packed or not, at 16 bits
     allocated    on CUDA, what torch had allocated on the device, other things included
     peak         on CUDA, the most that it had allocated while text was generated
     """
@@ -47,7 +47,7 @@ class MemoryUse:
         return sum(self.sixteen_bit.values())
 
     def __str__(self) -> str:
-        lines = [f"{'':<16}{'bytes':>16}{'in 16 bits':>16}"]
+        lines = [f"{'':<16}{'bytes':>16}{'at 16 bits':>16}"]
         lines += [
             f"{part:<16}{size:>16,}{self.sixteen_bit[part]:>16,}"
             for part, size in self.parts.items()
@@ -66,7 +66,7 @@ def memory(
     prompt: str | Sequence[int] | None = None,
     new_tokens: int = 64,
 ) -> MemoryUse:
-    """What a model holds in memory, part by part, beside what it would in 16 bits.
+    """What a model holds in memory, part by part, beside what it would at 16 bits.
 
     On CUDA also what torch has allocated there and, with a prompt, the most that it had while it
     continued it by `new_tokens`. On a CPU the memory of a process is not the model's alone:

@@ -1,7 +1,7 @@
 """A whole model that computes with packed weights.
 
 `pack_model` takes what `qviz.quantize_model` returned and puts a `PackedLinear` in the place of
-every quantized layer; embeddings, norms and the output head stay as they are, in 16 bits. The
+every quantized layer; embeddings, norms and the output head stay as they are, at 16 bits. The
 result is an ordinary LoadedModel. Its reference is the same model with the weights Ŵ written out in
 16 bits and multiplied by torch's own product: what differs between the two comes from the kernel.
 """
@@ -228,7 +228,7 @@ def _with_online(new: nn.Module, old: nn.Module) -> nn.Module:
 
 def _copied(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """A tensor of its own on the device; parameters are cast, buffers keep their dtype (the
-    frequencies of rotary embeddings lose positions in 16 bits)."""
+    frequencies of rotary embeddings lose positions at 16 bits)."""
     cast = isinstance(tensor, nn.Parameter) and tensor.is_floating_point()
     return tensor.detach().to(device, dtype if cast else tensor.dtype, copy=True)
 

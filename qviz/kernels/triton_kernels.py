@@ -469,7 +469,7 @@ class Nf4(FourBit):
 
 
 class Dequantize(FourBit):
-    """The whole weight in 16 bits, written to memory, and torch's product with it: what fusing
+    """The whole weight at 16 bits, written to memory, and torch's product with it: what fusing
     saves is the way there and back, four times the bytes of the codes each."""
 
     name = "triton.dequantize"

@@ -965,7 +965,7 @@ def fp8_wide_dot(
     BLOCK_ROWS: tl.constexpr,
 ):
     """y = x·Ŵᵀ with E4M3 weights and inputs as they are, for many tokens: every E4M3 number is one
-    in 16 bits, too, so nothing is rounded before the tensor cores multiply. As in four_bit_dot,
+    at 16 bits, too, so nothing is rounded before the tensor cores multiply. As in four_bit_dot,
     the tiles of a row may be shared out, and each product is complete before it is added up."""
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     token = tl.program_id(1) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)

@@ -131,7 +131,7 @@ def test_what_the_kernel_computes_when_a_control_changes(tab, weight):
     q = quantized(weight, 2, symmetric=False)
     eventually(lambda: rows(tab).get("bits per weight") == f"{q.bits_per_weight:.4g}", 30)
     assert "zero points" in rows(tab)
-    slider = tab.page.get_by_role("slider", name="Scale per")
+    slider = tab.page.get_by_role("slider", name="One scale per")
     slider.focus()
     tab.page.keyboard.press("Home")  # one scale for the matrix
     q = quantized(weight, 2, symmetric=False, granularity="tensor", group_size=None)

@@ -167,7 +167,7 @@ def test_moments_light_their_terms(tab):
             ".some((e) => e.getClientRects().length)",
             term,
         )
-    eventually(lambda: "weights that wait move" in caption(tab))
+    eventually(lambda: "waiting weights move" in caption(tab))
 
 
 def test_a_clicked_weight_keeps_its_story_while_steps_go_on(tab, walk):
@@ -184,7 +184,7 @@ def test_a_clicked_weight_keeps_its_story_while_steps_go_on(tab, walk):
     eventually(lambda: rows(tab)["its turn"] == f"step {column}, done")
     assert rows(tab)["row, column"] == held
     story = walk.story(row, column)
-    moved = rows(tab)["moved in all by"].replace("−", "-")
+    moved = rows(tab)["moved in total by"].replace("−", "-")
     assert float(moved) == pytest.approx(story.compensation, rel=1e-2, abs=1e-9)
     stage.click(position=where)  # and let go
 

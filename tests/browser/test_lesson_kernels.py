@@ -63,7 +63,7 @@ def test_dragging_the_batch_shows_each_batchs_figures(tab):
         point = points_of(race.shown, race.kernel)[batch]
         speed = race.shown.speedup(point)
         near = pytest.approx(speed, rel=0.006)
-        eventually(lambda near=near: float(rows(tab)["as fast as 16 bits"].rstrip("×")) == near)
+        eventually(lambda near=near: float(rows(tab)["speed, × 16 bits"].rstrip("×")) == near)
         tab.page.keyboard.press("ArrowRight")
     where = slider.bounding_box()
     y = where["y"] + where["height"] / 2
@@ -95,7 +95,7 @@ def test_the_bars_are_drawn_for_the_batch(tab):
 def test_measuring_this_machine(tab):
     tab.page.get_by_role("button", name="Shape and machine").click()
     choose = tab.page.get_by_label("Shape, from a model")
-    tab.page.get_by_label("Figures of").select_option(index=0)
+    tab.page.get_by_label("Figures from").select_option(index=0)
     tab.page.wait_for_function(
         "[...document.querySelectorAll('p')].some((p) => p.textContent.includes('Not measured'))"
     )
@@ -106,8 +106,8 @@ def test_measuring_this_machine(tab):
     eventually(lambda: "Measured on" in tab.page.inner_text(".qv-main"), 120)
     tab.page.get_by_role("button", name="Measure it here").wait_for()
     # The words come first; table and charts are messages of their own.
-    eventually(lambda: "as fast as 16 bits" in rows(tab))
-    assert float(rows(tab)["as fast as 16 bits"].rstrip("×")) > 0
+    eventually(lambda: "speed, × 16 bits" in rows(tab))
+    assert float(rows(tab)["speed, × 16 bits"].rstrip("×")) > 0
     eventually(lambda: BASELINE in tab.page.inner_text(".qv-main"))
     assert tab.page.locator(".qv-status [role=alert]").count() == 0
 
@@ -160,7 +160,7 @@ def test_another_kernel_and_program(tab):
 def test_a_model_writes_with_packed_weights(tab):
     part(tab, "model")
     tab.page.get_by_role("button", name="Let both write").click()
-    eventually(lambda: "times fewer bytes" in caption(tab), 150)
+    eventually(lambda: "× smaller" in caption(tab), 150)
     assert tab.page.locator(".qv-status [role=alert]").count() == 0
     texts = [t for t in tab.page.locator(".qv-code pre").all_inner_texts() if t.strip()]
     assert len(texts) >= 2
@@ -200,7 +200,7 @@ def test_in_jupyterlab(open_tab, lab):
     run_first_cell(tab, f"{url}/lab/tree/11_memory_and_speed.ipynb")
     tab.page.wait_for_selector(READY, timeout=60_000, state="attached")
     tab.page.get_by_role("button", name="Shape and machine").click()
-    tab.page.get_by_label("Figures of").select_option(index=0)
+    tab.page.get_by_label("Figures from").select_option(index=0)
     choose = tab.page.get_by_label("Shape, from a model")
     eventually(lambda: "bundled" in choose.inner_text(), 20)
     labels = choose.locator("option").all_inner_texts()

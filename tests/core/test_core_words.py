@@ -71,14 +71,13 @@ REFUSALS = [
      "it captured for another layer?"),
     (lambda: require_fit(replace(CALIBRATION, layer="q"), 4), "the calibration has 3 input "
      "channels (q), the weight 4: was it captured for another layer?"),
-    (lambda: require_calibration({}), "calibration must be a qviz.Calibration, one layer's, as "
-     "qviz.capture(…)[layer] or qviz.load_calibration gives it; got dict; take the layer's entry "
-     "of it"),
-    (lambda: require_calibration(3), "calibration must be a qviz.Calibration, one layer's, as "
-     "qviz.capture(…)[layer] or qviz.load_calibration gives it; got int"),
+    (lambda: require_calibration({}), "calibration must be one layer's qviz.Calibration, as returned by "
+        "qviz.capture(…)[layer] or qviz.load_calibration; got dict; pass one layer's entry of it"),
+    (lambda: require_calibration(3), "calibration must be one layer's qviz.Calibration, as returned by "
+        "qviz.capture(…)[layer] or qviz.load_calibration; got int"),
     # matrices
-    (lambda: as_matrix(torch.ones(2, 0)), f"{WEIGHT_SHAPE} (2, 0): it has no values. If it is "
-     "sharded over processes, or loaded later, gather or load it first"),
+    (lambda: as_matrix(torch.ones(2, 0)), f"{WEIGHT_SHAPE} (2, 0): it has no values. If it is sharded over processes or not loaded "
+        "yet, gather or load it first"),
     (lambda: as_matrix(torch.ones(3)), f"{WEIGHT_SHAPE} (3,): the vectors of a model (biases, the "
      "weights of norms) stay in full precision. If it is one row of a matrix, pass "
      "weight.reshape(1, -1)"),
@@ -101,15 +100,13 @@ REFUSALS = [
      "its values: take weight.to_dense()"),
     (lambda: as_matrix(torch.ones(2, 2).bool()), "weight has dtype torch.bool; expected one of "
      "float32, bfloat16, float16, float64. Pass weight.float()"),
-    (lambda: as_matrix(torch.ones(2, 2).to(torch.float8_e5m2)), "weight has dtype "
-     "torch.float8_e5m2; expected one of float32, bfloat16, float16, float64. Weights in 8 bits "
-     "are stored in units of a scale, which a cast alone would drop: pass weight.float() * scale, "
-     "the scale being that of each weight's tensor, row or block (weight_scale or weight_scale_inv "
-     "in a checkpoint)"),
-    (lambda: as_matrix(torch.ones(2, 2).int()), "weight has dtype torch.int32; expected one of "
-     "float32, bfloat16, float16, float64. Integers are mostly the codes of a quantizer, whose "
-     "scales are stored beside them: have its own library dequantize them. If they are the weights "
-     "themselves, pass weight.float()"),
+    (lambda: as_matrix(torch.ones(2, 2).to(torch.float8_e5m2)), "weight has dtype torch.float8_e5m2; expected one of float32, bfloat16, float16, "
+        "float64. Weights in 8 bits are stored in units of a scale, which a cast alone would "
+        "drop: pass weight.float() * scale, with the scale of each weight's tensor, row or "
+        "block (weight_scale or weight_scale_inv in a checkpoint)"),
+    (lambda: as_matrix(torch.ones(2, 2).int()), "weight has dtype torch.int32; expected one of float32, bfloat16, float16, float64. "
+        "Integers are usually codes whose scales are stored separately: dequantize them with "
+        "the library that made them. If they are the weights themselves, pass weight.float()"),
     (lambda: as_matrix(np.ones((2, 2), "i4")), "weight has NumPy dtype int32; expected one of "
      "float32, float16, float64. Integers are mostly the codes of a quantizer, whose scales are "
      "stored beside them: have its own library dequantize them. If they are the weights "
@@ -127,14 +124,14 @@ REFUSALS = [
      "it has 2 value(s) that are not finite, the first is nan at [1, 0]. Quantization needs finite "
      "numbers: load it again, or set them to 0 with torch.nan_to_num(it, 0, 0, 0)"),
     (lambda: require_finite(torch.tensor([1.0, torch.inf]).half(), "it"),
-     "it has 1 value(s) that are not finite, the first is inf at [1]. Float16 ends at 65504: if it "
-     "was cast, keep the dtype that it was saved in. Quantization needs finite numbers: load it "
-     "again, or set them to 0 with torch.nan_to_num(it, 0, 0, 0)"),
+     "it has 1 value(s) that are not finite, the first is inf at [1]. Float16 ends at 65504: if "
+     "the tensor was cast, keep the dtype that it was saved in. Quantization needs finite "
+     "numbers: load it again, or set them to 0 with torch.nan_to_num(it, 0, 0, 0)"),
     (lambda: require_finite(torch.tensor([torch.nan]), "it", fix="Do this"),
      "it has 1 value(s) that are not finite, the first is nan at [0]. Do this"),
     (lambda: narrowed(torch.tensor([[1.0, 7e4], [-9e4, 0.0]]), torch.float16, "w"),
      "w has 2 value(s) beyond float16, which ends at 65504: the first is 70000 at [0, 1]. Pass w / "
-     "2.0**2, and multiply what comes out by 2.0**2"),
+     "2.0**2, and multiply the result by 2.0**2"),
     # numbers
     (lambda: require_int(9, "n", 1, 8), "n must be from 1 to 8, got 9"),
     (lambda: require_int(1.0, "n", 1, 8), "n must be an integer, got 1.0"),
@@ -265,10 +262,10 @@ def test_how_runs_agree_is_counted():
     theirs[3, 0], at[3, 0] = 4, 3.2
     found = agreement(ours, theirs, at, losses=(1.02, 1.0))
     assert str(found) == (
-        "3 of 5 rows equal, 1 part at a tie, 1 elsewhere, loss +2.000%; first: row 3, column 0 "
+        "3 of 5 rows equal, 1 differ at a tie, 1 elsewhere, loss +2.000%; first: row 3, column 0 "
         "(step 0): 3 beside 4, the weight lay at 3.200000, 0.3 steps from the tie"
     )
-    assert str(agreement(ours, ours, at)) == "5 of 5 rows equal, 0 part at a tie, 0 elsewhere"
+    assert str(agreement(ours, ours, at)) == "5 of 5 rows equal, 0 differ at a tie, 0 elsewhere"
     assert found.excess_loss == pytest.approx(0.02)
     lost = agreement(ours, ours, at, losses=(1.0, 0.0)).excess_loss
     assert (lost, agreement(ours, ours, at, losses=(0.0, 0.0)).excess_loss) == (torch.inf, 0)

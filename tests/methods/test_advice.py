@@ -244,9 +244,7 @@ def test_the_power_of_two_is_enough_and_named_both_ways():
         x = torch.full((1, 1), value)
         text = refusal(lambda x=x: narrowed(x, torch.float16, "x"))
         assert torch.isfinite(followed(text, r"x / 2\.0\*\*\d+", x=x).half()).all()
-        down, up = re.search(
-            r"x / (2\.0\*\*\d+), and multiply what comes out by (\S+)$", text
-        ).groups()
+        down, up = re.search(r"x / (2\.0\*\*\d+), and multiply the result by (\S+)$", text).groups()
         assert down == up
 
 

@@ -59,7 +59,7 @@ def test_the_bill(loaded):
 def test_chosen_layers(loaded):
     quantized = quantize_model(loaded["llama"], layers=["layers.0.mlp.up_proj"], group_size=16)
     assert list(quantized.tensors) == ["model.layers.0.mlp.up_proj"]
-    assert quantized.skipped["model.layers.1.mlp.up_proj"] == "not among the layers asked for"
+    assert quantized.skipped["model.layers.1.mlp.up_proj"] == "not among the requested layers"
     with pytest.raises(ValueError, match="lm_head is left out"):
         quantize_model(loaded["llama"], layers=["lm_head"], group_size=16)
 

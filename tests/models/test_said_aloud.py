@@ -44,7 +44,7 @@ def test_a_model_prints_what_it_is(llama):
 def test_a_model_prints_what_its_checkpoint_lacks_or_has_too_much():
     bert = load_model(directory("BERT"))
     odd = replace(bert, missing=frozenset({"pooler.dense.bias"}), unused=frozenset("dcba"))
-    assert "random, as the checkpoint lacks them: pooler.dense.bias" in repr(odd)
+    assert "random, because the checkpoint lacks them: pooler.dense.bias" in repr(odd)
     assert "without a place in the model: a, b, c and 1 more" in repr(odd)
 
 
@@ -61,12 +61,12 @@ def test_a_result_prints_its_figures(llama, method, options):
     assert f"in {len(done.tensors)} layers, {weights / total:.1%} of all parameters" in text
     before, after = 2 * total, bits // 8 + 2 * (total - weights)
     assert abs(after - done.nbytes()) <= len(done.tensors)
-    assert f"{before / 1e6:.2f} MB in 16 bits, {done.nbytes() / 1e6:.2f} MB" in text
+    assert f"{before / 1e6:.2f} MB at 16 bits, {done.nbytes() / 1e6:.2f} MB" in text
     assert f"({before / done.nbytes():.2f}× smaller)" in text
     for reason in set(done.skipped.values()):
         count = list(done.skipped.values()).count(reason)
-        assert f"left as they were: {count} × {reason}" in text
-    assert "the output head stays in 16 bits" in text
+        assert f"left unquantized: {count} × {reason}" in text
+    assert "the output head stays at 16 bits" in text
 
 
 # ---------------------------------------------------------------------------------------- patterns

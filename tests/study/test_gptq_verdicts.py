@@ -176,7 +176,7 @@ def check_groups(text: str, plan: Plan, first: Walk, second: Walk) -> None:
     holds(cost, new=(bits(second), "bits, "), old=bits(first), ways={MOVED: spent})
     check_errors(f"The output{errors}", first, second)
     if better * spent > 0:
-        said = "error and size trade against each other, so compare with one bit more or fewer."
+        said = "there is a trade-off between error and size, so compare with one bit more or fewer."
     elif better >= 0 and spent <= 0:
         said = "there is no reason to keep the old groups."
     else:
@@ -216,10 +216,10 @@ def check_mse(text: str, plan: Plan, first: Walk, second: Walk) -> None:
     how, errors, plain, shares, advice = cut(
         text, ". The output", ". Rounding to nearest ", ": ", "so it can help or harm: "
     )
-    holds(how, ways={"cut to what rounds best/taken whole": second.options["mse"]})
+    holds(how, ways={"shrunk by a search/taken whole": second.options["mse"]})
     check_errors(f"The output{errors}", first, second)
     new, old = float(second.rtn_error[-1]), float(first.rtn_error[-1])
-    holds(plain, ways={"gains from it/loses by it/does not notice it": way(new, old)})
+    holds(plain, ways={"gains from it/loses by it/is not affected by it": way(new, old)})
     shares, _ = cut(shares, ". The search looks at the weights alone and not at the inputs")
     holds(shares, **moved(new, old))
     words = "this is better/this is worse/it makes no difference"
@@ -318,8 +318,8 @@ def check_other_text(text: str, plan: Plan, first: Walk, second: Walk) -> None:
     check_one_channel(channel.strip(), second)
     check_flattery(flattery, second)
     words = (
-        "This text serves the layer even better/Calibrate on what the model will read/"
-        "The layer does not mind the text"
+        "This text suits the layer even better/Calibrate on text like what the model will read/"
+        "The text makes no difference to this layer"
     )
     holds(advice, ways={words: way(second.error[-1], first.error[-1])})
 

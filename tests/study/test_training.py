@@ -108,7 +108,7 @@ def test_the_same_seed_gives_the_same_model(bundled):
     (name,) = one.tensors
     assert name == "model.layers.0.mlp.up_proj"
     assert torch.equal(one.tensors[name].dequantize(), same.tensors[name].dequantize())
-    assert one.skipped["model.layers.1.mlp.up_proj"] == "not among the layers asked for"
+    assert one.skipped["model.layers.1.mlp.up_proj"] == "not among the requested layers"
 
 
 def test_progress_and_the_share_of_distillation(bundled):
@@ -170,7 +170,7 @@ def test_what_is_asked_is_checked(bundled):
         train_quantized(bundled, bitz=3)
     with pytest.raises(ValueError, match="take a decoder"):
         train_quantized(replace(bundled, kind="encoder"))
-    with pytest.raises(ValueError, match="take a smaller lr"):
+    with pytest.raises(ValueError, match="use a smaller lr"):
         train_quantized(bundled, "qlora", steps=4, lr=1e30, **TWO_BITS, **SHORT)
 
 

@@ -124,7 +124,7 @@ def test_each_moment_says_the_numbers_of_its_step(lesson):
     assert "found at step 128" in said["levels"]
     assert f"code {story.code}" in said["round"]
     assert f"{story.diagonal:.3g}" in said["divide"]
-    assert "the 115 weights that wait move" in said["pass on"]
+    assert "the 115 waiting weights move" in said["pass on"]
     assert f"w/s + z = {number(story.position)}" in said["round"]
     table = rows(lesson.story.table)
     assert table["its turn"] == "step 140, now"
@@ -367,7 +367,7 @@ def test_block_size_is_about_speed_only(lesson):
     choose(lesson.run.block, "32")
     assert lesson.transport.events["block"] == list(range(0, 256, 32))
     differ = (lesson.shown.first.result.codes != codes).any(1)
-    assert differ.float().mean() < 0.05  # rows that part at a tie, if any
+    assert differ.float().mean() < 0.05  # rows that differ at a tie, if any
 
 
 def test_what_was_adapted_is_said(lesson):

@@ -151,9 +151,9 @@ def check_passing_on(text: str, walk: Walk, plain: Plain, place: dict) -> None:
         holds(text, fixed=["the last error"] if not left else [], **place)
         return
     amount, column = plain.most(plain.out, plain.columns[plain.step + 1 :])
-    kept = "What is rounded stays as it is." in text
+    kept = "Rounded weights stay as they are." in text
     assert kept == (plain.step > 0)
-    points(text, "weight that waits moves/weights that wait move", left == 1)
+    points(text, "waiting weight moves/waiting weights move", left == 1)
     holds(text, fixed=["most of all"], **place, left=left, to=column, by=amount)
 
 
@@ -168,7 +168,7 @@ def check_rows(walk: Walk, plain: Plain, row: int, column: int, now: int) -> Non
         *([("its input was always 0", "error", [0], "set to")] if plain.dead else []),
         ("now, rounded", "now", [plain.value], "") if done else
         (f"now, moved {now}×", "now", [plain.start + sum(plain.moves[:now])], ""),
-        ("moved in all by", "", [plain.live - plain.start], ""),
+        ("moved in total by", "", [plain.live - plain.start], ""),
         ("w at its turn", "original", [plain.live], ""),
         ("spacing s", "", [plain.scale], ""),
         *([("zero point z", "", [plain.zero], "")] if plain.zero else []),
@@ -288,7 +288,7 @@ def test_a_second_run_says_why_and_what_it_shows(name):
         ("symmetric", (True, False), "Symmetric levels on beside off"),
         ("group_size", (8, None), "Scale per group of 8 beside row"),
         ("act_order", (True, False), "Act-order on beside off"),
-        ("static_groups", (False, True), "Levels found beforehand off beside on"),
+        ("static_groups", (False, True), "Scales set beforehand off beside on"),
         ("mse", (False, True), "Range search off beside on"),
         ("damp", (0.0, 0.01), "Damping 0 % beside 1 %"),
         ("block_size", (1, 128), "Block size 1 beside 128"),
@@ -318,7 +318,7 @@ def _exchanged(said: str, values: tuple) -> tuple[str, str]:
     return f"{name}{second}", first.removeprefix(name)
 
 
-NAMES_SAID = ("Bits ", "Symmetric levels ", "Scale per ", "Act-order ", "Levels found beforehand ",
+NAMES_SAID = ("Bits ", "Symmetric levels ", "Scale per ", "Act-order ", "Scales set beforehand ",
               "Range search ", "Damping ", "Block size ", "Scales stored as ")  # fmt: skip
 
 

@@ -409,7 +409,7 @@ def test_one_values_arithmetic_under_each_granularity(at, state):
                 made = next(key for key in rows if key.startswith("max"))
                 divided = float(rows[made][n].split(" ÷ ")[0])
                 if shown.options.get("convention") == "gptq":
-                    divided /= 2  # it divides twice the largest size
+                    divided /= 2  # it divides twice the largest magnitude
                 assert divided == pytest.approx(max(abs(low), abs(high)), rel=5e-3)
                 others, inside = int(group.sum()) - 1, bool(group[shown.cell])
                 inside = inside and place != shown.cell

@@ -122,7 +122,7 @@ def test_the_words_about_bins(size, full, empty, shares, reach):
 
 def test_a_layer_of_zeros_is_said():
     facts = FillFacts(64, 7, 1.0, 0, 0.0, 0.0, LARGEST)
-    assert fill_sentence(facts) == "Every weight is 0: they all share one level."
+    assert fill_sentence(facts) == "Every weight is 0, so they all share one level."
 
 
 # ------------------------------------------------------------------------------------ the bill
@@ -160,7 +160,7 @@ def test_the_bill_adds_up_to_the_bytes_that_are_packed(shape):
     }  # fmt: skip
     if n % 2:
         wanted["padding"] = (4, 1, 1, 1)
-    assert set(rows) == {*(ITEMS[name] for name in wanted), "together", "in 16 bits"}
+    assert set(rows) == {*(ITEMS[name] for name in wanted), "together", "at 16 bits"}
     for name, (count, width, *there) in wanted.items():
         cells = rows[ITEMS[name]]
         assert cells[0] == f"{count} × {width}"
@@ -172,7 +172,7 @@ def test_the_bill_adds_up_to_the_bytes_that_are_packed(shape):
     sums = rows["together"]
     assert sums == ["", str(packed[0]), f"{8 * packed[0] / n:.3f}",
                     str(packed[1]), f"{8 * packed[1] / n:.3f}"]  # fmt: skip
-    assert rows["in 16 bits"] == [f"{n} × 16", str(2 * n), "16.000", "", ""]
+    assert rows["at 16 bits"] == [f"{n} × 16", str(2 * n), "16.000", "", ""]
 
 
 # ------------------------------------------------------------------------------------ one weight

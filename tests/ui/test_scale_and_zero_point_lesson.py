@@ -110,8 +110,8 @@ CAPTION = re.compile(
     r"(?:(?P<kept>\d+) % of the range kept|By hand), from (?P<low>\S+) to (?P<high>\S+): "
     r"(?P<levels>\d+) levels (?P<apart>\S+) apart(?:, of which (?P<used>\d+) (?:is|are) in use)?\. "
     r"(?:(?P<beyond>\d+) of (?P<n>\d+) (?:weight|activation)s|No (?:weight|activation)) "
-    r"(?P<lie>lies?) beyond the last level\. Squared error: (?P<rounding>\S+) % by rounding \+ "
-    r"(?P<clipping>\S+) % by cutting off = (?P<total>\S+) % of the squared "
+    r"(?P<lie>lies?) beyond the last level\. Squared error: (?P<rounding>\S+) % from rounding \+ "
+    r"(?P<clipping>\S+) % from clipping = (?P<total>\S+) % of the squared "
     r"(?P<noun>weight|activation)s(?:, (?P<beside>[^.]*(?:\.\d+[^.]*)?))?\."
     r"(?P<lowest> No other point of the curve is lower\.)?"
 )
@@ -205,13 +205,13 @@ def traces(chart, frame=0):
 
 def test_the_curve_does_not_give_the_prediction_away(tmp_path):
     lesson = ScaleAndZeroPointLesson(layer=SMALL)
-    assert set(traces(lesson.curves)) == {"rounding", "cutting off", "both"}
+    assert set(traces(lesson.curves)) == {"rounding", "clipping", "both"}
     assert all(len(y) == 1 for _, y, _ in traces(lesson.curves).values())
     assert "lowest" not in lesson.curves.summaries[0]
     assert not any("No other point" in text for text in lesson.caption.texts)
     lesson.kept_control.index = 40
     shown = traces(lesson.curves)
-    assert all(len(shown[name][1]) == 80 for name in ("rounding", "cutting off", "both"))
+    assert all(len(shown[name][1]) == 80 for name in ("rounding", "clipping", "both"))
     best = lesson.shown.tried.best
     assert shown["lowest"][0] == [PARTS[best]]
     assert (
@@ -228,7 +228,7 @@ def test_the_curve_is_the_two_costs_and_their_sum(lesson):
     shown = traces(lesson.curves)
     np.testing.assert_allclose(shown["rounding"][1], [100 * r for r, *_ in parts], rtol=1e-3)
     np.testing.assert_allclose(
-        shown["cutting off"][1], [100 * c for _, c, *_ in parts], rtol=1e-3, atol=1e-5
+        shown["clipping"][1], [100 * c for _, c, *_ in parts], rtol=1e-3, atol=1e-5
     )
     both = [100 * (r + c) for r, c, *_ in parts]
     np.testing.assert_allclose(shown["both"][1], both, rtol=1e-3)
@@ -280,7 +280,7 @@ def test_one_numbers_whole_arithmetic(lesson, state):
             assert rounded == round(rounded) and abs(rounded - after - first) <= 0.5 + 1e-5
             assert value(table["q, clamped"].split(",")[0]) == code
             cut = code != rounded
-            assert ("cut off" in table["q, clamped"]) == cut
+            assert ("clipped from" in table["q, clamped"]) == cut
             assert lesson.equation.actives[i] == (["clamp"] if cut else ["s", "round"])
             came = next(text for label, text in table.items() if label.startswith("x̂ ="))
             assert value(came) == pytest.approx(back, rel=6e-4, abs=1e-9)
@@ -552,7 +552,7 @@ def test_conventions_on_the_page_are_their_systems(lesson, state):
             levels = said_levels(name, form == "symmetric", bits, float(x.min()), float(x.max()))
             assert close(cells["spacing s"].split(" ")[-1], scale)
             assert close(cells["error"].split(" ")[0], 100 * errors[name])
-            assert int(cells["cut off"]) == cost(x.numpy(), levels)[2]
+            assert int(cells["clipped"]) == cost(x.numpy(), levels)[2]
             low, high = (value(text) for text in cells["codes"].split(" … "))
             assert high - low + 1 == len(levels)
             if cells["0 is code"] == "none":

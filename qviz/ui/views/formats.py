@@ -64,7 +64,7 @@ FIRST = "0.1"
 
 @dataclass(frozen=True)
 class Shown:
-    """A number, and what it became in each format of the page."""
+    """A number, and what each format of the page makes it."""
 
     followed: Followed
     rounding: str
@@ -188,11 +188,13 @@ class NumberPart:
     def _build_controls(self, live: Callable[[], bool]) -> None:
         page = self._page
         self.text = TextField(
-            "A number to follow", FIRST, description="Also 1/3, 2^-24, inf, nan, fp16:0x3c00"
+            "A number to follow",
+            FIRST,
+            description="Also 1/3, 2^-24, inf, nan, or a code: fp16:0x3c00",
         )
-        self.beside_control = Choice("Beside it", list(TITLES.values()), NAMES.index("int8"))
+        self.beside_control = Choice("Compare with", list(TITLES.values()), NAMES.index("int8"))
         self.rounding_control = Choice("Rounded", list(ROUNDINGS.values()))
-        self.beyond_control = Choice("What is too large", list(BEYOND.values()))
+        self.beyond_control = Choice("Numbers that are too large", list(BEYOND.values()))
         add = page.add
         add("rounding", self.rounding_control, busy=COMPUTING, names=lambda: list(ROUNDINGS),
             live=live)  # fmt: skip
@@ -200,7 +202,8 @@ class NumberPart:
         add("beside", self.beside_control, lambda: None, names=lambda: NAMES, looks=True, live=live)
         page.fields["x"] = NumberField(self, live)
         self.prediction = Prediction(
-            f"Of all the numbers that {TITLES[ASKED]} has, how many lie from −1 to 1?",
+            f"Of all the numbers that {TITLES[ASKED]} can represent, how many lie between −1 and "
+            "1?",
             list(ANSWERS),
             verdict,
             self._draw_spends,
@@ -254,7 +257,7 @@ class NumberPart:
         self._page.update()
 
     def _typed(self) -> None:
-        """While somebody types: what is no number yet changes nothing."""
+        """While somebody types: text that is not yet a number changes nothing."""
         try:
             followed = read_number(self.text.value)
         except ValueError:
@@ -284,7 +287,7 @@ class NumberPart:
         self.bits.set_codes(codes, said)
         self.line.set_number(shown.followed.value, [at.value for at in landings])
         self.table.set_rows(
-            ["value", "off by", "what happened", "code"],
+            ["value", "relative error", "what happened", "code"],
             [[(TITLES[at.format], table_row(at), []) for at in landings]],
         )
         self.readout.set_rows(number_rows(list(landings)))
@@ -373,8 +376,8 @@ class ViewField(Field):
             self.control.look(low, high)
         except ValueError as error:
             raise ValueError(
-                f"view={text} in the address is no part of the line ({error}): give two numbers, "
-                f"such as -1, 1"
+                f"view={text} in the address is not a part of the line ({error}): give two "
+                "numbers, such as -1, 1"
             ) from None
 
     def keep(self) -> Any:

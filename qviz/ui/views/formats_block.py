@@ -97,7 +97,7 @@ class BlockPart:
         self._cell = (0, 0)
         self._drawn: tuple[int, int, int] | None = None  # of which block the pictures are
         self.format_control = Choice("Block format", list(BLOCK_TITLES.values()))
-        self.system_control = Choice("Computed as by", list(SYSTEMS.values()))
+        self.system_control = Choice("Computed as in", list(SYSTEMS.values()))
         self.power_control = Choice("The scale's power of two", list(SCALE_RULES.values()))
         self._build_views()
         self._wire(live)

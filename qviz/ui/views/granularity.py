@@ -1,6 +1,6 @@
-"""Lesson 4: a scale is a shared fate, and sharing less costs bits.
+"""Lesson 4: values that share a scale share its precision, and sharing less costs bits.
 
-In two parts, of which one is shown: one outlier that grows, and all granularities at equal bits.
+It has two parts, shown one at a time: one outlier that grows, and all granularities at equal bits.
 """
 
 from collections.abc import Mapping
@@ -44,7 +44,7 @@ class GranularityLesson(LayerPage):
         )
         self.convention_control = self.add(
             "convention",
-            Choice("Spacing made as by", [system(name, True) for name in SYMMETRIC],
+            Choice("Spacing computed as in", [system(name, True) for name in SYMMETRIC],
                    SYMMETRIC.index(DEFAULT_CONVENTION)),
             busy=COMPUTING, names=lambda: SYMMETRIC, lights=["d"],
         )  # fmt: skip
@@ -80,7 +80,7 @@ class GranularityLesson(LayerPage):
 
     @property
     def has_inputs(self) -> bool:
-        """Whether the layer's inputs are known without running a model of the learner."""
+        """Whether the layer's inputs are known without running the learner's model."""
         return self.source in OFFLINE or self.source in self._captured
 
     def calibration(self) -> Calibration:
@@ -89,13 +89,15 @@ class GranularityLesson(LayerPage):
         return found
 
     def inputs(self) -> torch.Tensor:
-        """[tokens, in] of the layer: those that the calibration has kept."""
+        """[tokens, in] of the layer: the inputs that the calibration kept."""
         return self.calibration().inputs.float()
 
     def capture(self) -> None:
         """Run the learner's model on text."""
         if self.source in OFFLINE:
-            raise ValueError("this model's inputs are known already; open a model of yours first")
+            raise ValueError(
+                "the inputs of this model are already known; open your own model first"
+            )
         load_calibration(self.source, self.layer)
         self._captured.add(self.source)
 

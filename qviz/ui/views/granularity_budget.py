@@ -1,6 +1,6 @@
-"""Equal bits: every granularity at every bit-width, against the bits that it truly costs.
+"""Equal bits: every granularity at every bit-width, against the bits that it really costs.
 
-All budgets are worked out and sent ahead, so dragging the budget needs no kernel.
+All budgets are computed and sent ahead, so dragging the budget needs no kernel.
 """
 
 from collections.abc import Mapping
@@ -72,7 +72,7 @@ class Shown:
         return point.output_error
 
     def at(self, budget: float) -> Budgeted:
-        """What a budget affords."""
+        """What fits into a budget."""
         best = best_within(self.points, budget, self.error)
         standings = tuple(standing(point, self.error(point)) for point in best.values())
         ahead = next(
@@ -106,8 +106,8 @@ class BudgetPart:
             "error", Choice("Error of the", [OF_WEIGHTS, OF_OUTPUT], kind="segmented"), live=live
         )
         self.chart = Chart("Error against true bits per weight", height=360)
-        self.behind = Chart("How far behind the best within each budget", height=360)
-        self.table = Table("The best of each within the budget")
+        self.behind = Chart("How far each is behind the best within each budget", height=360)
+        self.table = Table("The best choice of each within the budget")
         self.note = Text("", role="wait")
         self.caption = Caption()
         tie_frames(self.budget_control, self.chart, self.behind, self.table, self.caption)
@@ -120,7 +120,7 @@ class BudgetPart:
             wide=True,
         )
         self.main = [
-            section("What sharing less costs", charts, said, self.note),
+            section("What smaller groups cost", charts, said, self.note),
             section("", self.table),
         ]
 
@@ -192,13 +192,13 @@ class BudgetPart:
             ],
         )
         self.table.set_rows(
-            ["code bits", "for scales", "true bits", "off by", "× best"],
+            ["code bits", "scale bits", "true bits", "off by", "× best"],
             [budget_rows(one, shown.labels) for one in facts],
         )
         self.caption.set_texts([budget_sentence(one) for one in facts])
         whole = shown.opened.weight.shape[0]
         some = "" if shown.rows == whole else (
-            f" A large layer: measured on {shown.rows} of its {whole} rows."
+            f" This layer is large, so {shown.rows} of its {whole} rows were measured."
         )  # fmt: skip
         self.note.text = tally(shown.wins(), shown.finest) + some
         self._draw_code(shown)
@@ -225,8 +225,8 @@ class BudgetPart:
 
 
 def _behind(facts: Budgeted, label: str) -> float | None:
-    """How many times the error of the best a granularity has within a budget; None where it
-    affords nothing, or where the best makes no error."""
+    """A granularity's error within a budget, as a multiple of the best one's. None where nothing of
+    it fits the budget, or where the best has no error."""
     mine = next((one for one in facts.standings if one.label == label), None)
     if mine is None or not facts.standings[0].error:
         return None

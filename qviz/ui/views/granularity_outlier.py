@@ -110,7 +110,7 @@ class OutlierPart(OutlierViews):
             "size", Slider("Size of the outlier", SIZES), self._drag, lights=["max", "s"],
             looks=True, live=live,
         )  # fmt: skip
-        self.capture_button = Button("Run it on text, to see its inputs")
+        self.capture_button = Button("Run it on text to see its inputs")
         self._page.on_press(self.capture_button, self._capture, "Running the model on text …")
         self.prediction = Prediction(
             QUESTION, [*SIZES[1:], NEVER], self._verdict, lambda: self._draw_curves(self._now)
@@ -187,7 +187,7 @@ class OutlierPart(OutlierViews):
         self._page.update(self)
 
     def _other_matrix(self) -> None:
-        """Another matrix or another part of it: what was held is not in it any more."""
+        """Another matrix or another part of it: the held value is no longer in it."""
         with self._page.quietly():
             self._let_go()
         self._update()
@@ -198,7 +198,7 @@ class OutlierPart(OutlierViews):
             view.cursor = [-1, -1]
 
     def _capture(self) -> None:
-        """Run the learner's model, which may take a while and much memory: only when asked."""
+        """Run the learner's model, only when asked: it may take a while and much memory."""
         self._page.capture()
         self._update()
 
@@ -242,7 +242,7 @@ class OutlierPart(OutlierViews):
         return window, self._first_cell(matrix, at, window)
 
     def _first_cell(self, matrix: torch.Tensor, at: str, window: Window) -> tuple[int, int]:
-        """The outlier before anybody chose one: the largest, or one in the middle."""
+        """The outlier before anyone chose one: the largest, or one in the middle."""
         if at == LOUD:
             return largest(matrix)
         return window.row + window.rows // 2, window.column + window.columns * 9 // 16

@@ -1,8 +1,8 @@
 """Lesson 5: where sixteen levels should lie, on a real layer.
 
-Four parts: the table is built number by number; its bins fill, not equally; what is stored, to the
-byte; and a duel of the learner's own levels with those of others. Everything is computed for every
-block size and sent ahead, so the slider needs no kernel.
+It has four parts. The table is built number by number. Its bins fill unequally. What is stored is
+shown to the byte. In a duel the learner's own levels meet those of others. Everything is computed
+for every block size and sent ahead, so the slider needs no kernel.
 """
 
 from collections.abc import Mapping
@@ -79,10 +79,10 @@ SYMMETRIC_CONVENTIONS = [name for name, one in CONVENTIONS.items() if one.symmet
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """What the page shows: a layer and everybody's four bits for it.
+    """What the page shows: a layer, and every contender's four bits for it.
 
     duel        the weight [rows, in] float32, its inputs, and its blocks
-    entries     block size → name → result; a rival that does not fit is left out
+    entries     block size → name → result; a rival that does not fit is omitted
     packed      for each of SIZES NF4's bytes of the codes
     convention  of INT4 symmetric
     """
@@ -155,7 +155,7 @@ class Nf4Lesson(LayerPage):
         titles = [system(name, True) for name in SYMMETRIC_CONVENTIONS]
         self.convention_control = self.add(
             "int4",
-            Choice("INT4 symmetric as made by", titles,
+            Choice("INT4 symmetric as in", titles,
                    SYMMETRIC_CONVENTIONS.index(INT4[SYMMETRIC])),
             busy=COMPUTING, names=lambda: SYMMETRIC_CONVENTIONS,
         )  # fmt: skip
@@ -239,7 +239,7 @@ class Nf4Lesson(LayerPage):
         return self.shown
 
     def compute(self) -> Shown:
-        """Everybody's four bits for the layer, at every block size."""
+        """Every contender's four bits for the layer, at every block size."""
         opened, last, convention = self.opened, self.shown, self.convention
         if last is not None and last.opened is opened:
             if last.convention == convention:
@@ -261,14 +261,14 @@ class Nf4Lesson(LayerPage):
                         name, size, convention=convention if name == SYMMETRIC else None
                     )
                 except ValueError as error:
-                    if name not in INT4:  # whose scales are float16, which not every layer fits
+                    if name not in INT4:  # float16 scales may not fit
                         raise
                     left_out.setdefault(name, ([], error))[0].append(size)
                 if entry is not None:
                     entries[size][name] = entry
         for name, (sizes, why) in left_out.items():
             at = ", ".join(map(str, sizes))
-            self.problem(f"{name} is left out in blocks of {at}: {why}")
+            self.problem(f"{name} is omitted in blocks of {at}: {why}")
         packed = [entries[size][NF4_NAME].tensor.pack()["codes"] for size in SIZES]
         return Shown(opened, duel, entries, packed, convention)
 
@@ -276,7 +276,7 @@ class Nf4Lesson(LayerPage):
 
     def draw(self, shown: Shown) -> None:
         last = self.shown
-        if last is shown:  # another part of the same
+        if last is shown:  # another part of the same layer
             self._open_part()
             return
         self.shown = shown  # what the parts draw from
@@ -297,7 +297,9 @@ class Nf4Lesson(LayerPage):
         whole = shown.opened.weight.shape[0]
         self._cell = (rows // 7, columns // 7)
         self.part_of_layer.text = (
-            "" if rows == whole else f"The first {rows} of {whole} rows, as a layer of their own."
+            ""
+            if rows == whole
+            else f"Only the first {rows} of {whole} rows are shown, as a layer of their own."
         )
         labels = [f"blocks of {size}" for size in SIZES]
         with self.quietly():

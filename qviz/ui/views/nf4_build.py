@@ -33,7 +33,7 @@ LAST_LIT = ["m"]
 
 
 class BuildPart:
-    """Pictures, table and the steps' bar of the first part. Nothing in it depends on a layer."""
+    """Pictures, table and the steps' bar of the first part. None of it depends on a layer."""
 
     keys = ("step",)
 
@@ -89,7 +89,7 @@ class BuildPart:
         self.numbers.set_rows(self._numbers())
 
     def _steps(self) -> list[tuple[Sequence[Made], Made | None]]:
-        """For each step the levels there were before it, and the one it makes."""
+        """For each step, the levels before it and the one it makes."""
         made = self.made
         return [((), None), *((made[:i], made[i]) for i in range(len(made))), (made, None)]
 
@@ -131,7 +131,7 @@ def narrow(table: Table) -> Any:
 
 
 def _rows(codes: Iterable[int], past: Sequence[Made], now: Made | None) -> list[Any]:
-    """A row for each code; those of levels still to come are empty."""
+    """A row for each code; rows of levels still to come are empty."""
     there = {one.code: one for one in (*past, *([now] if now else []))}
     return [
         (

@@ -81,7 +81,7 @@ class Shows(Protocol):
 
 
 class DuelPart:
-    """Handles, score board and prediction. `levels` are the learner's, [16] ascending float32."""
+    """Handles, scoreboard and prediction. `levels` are the learner's, [16] ascending float32."""
 
     keys = ("levels", "board")
 
@@ -90,21 +90,21 @@ class DuelPart:
         self._outputs: dict[int, float] = {}  # of the learner's levels as they are now
         self._scores: dict[int, dict[str, Score]] = {}
         self.line = NumberLine(
-            "Yours (with handles) and NF4’s (short lines), for x = w / a",
+            "Your levels (handles) and NF4’s (short lines), for x = w / a",
             [f"level {i}" for i in range(LEVELS)], root=True, height=150,
         )  # fmt: skip
         self.line.set_line((-1.0, 1.0), list(EVEN_FLOATS), step=STEP)
         self.nf4_button = Button("Start from NF4")
         self.even_button = Button("Equal spacing")
         self.round_button = Button("One round of Lloyd")
-        self.rest_button = Button("Rounds until they rest")
+        self.rest_button = Button("Lloyd until nothing moves")
         self.board_control = Toggle("Everyone's score")
         self.prediction = Prediction(
-            "In the same blocks, on these weights: who has less error than NF4?",
+            "In the same blocks, on these weights: which of these has less error than NF4?",
             ANSWERS, self._verdict, self._reveal,
         )  # fmt: skip
         self.shares = Chart("Each level’s share of the squared error", height=120)
-        self.board = Table("How far off, and at how many bits per weight")
+        self.board = Table("How large the error is, at how many bits per weight")
         self.curves = Chart("Error against true bits", height=250)
         self.curves_box = stack(Text(self.curves.label, "h3"), self.curves)
         self.caption = Caption()
@@ -151,7 +151,7 @@ class DuelPart:
         self._dragged()
 
     def _lloyd(self, move: Callable[[Blocks, torch.Tensor], torch.Tensor]) -> None:
-        """Levels to the best places for their weights, in blocks of the size that is shown."""
+        """Move the levels to the best places for their weights, in blocks of the size shown."""
         self._put(move(self._shown.duel.blocks(self.size), self.levels).tolist())
 
     def _dragged(self) -> None:
@@ -181,13 +181,13 @@ class DuelPart:
     # ---------------------------------------------------------------- drawing
 
     def new_layer(self) -> None:
-        """Another layer is another question."""
+        """Another layer means another prediction."""
         with self._page.quietly():
             self.prediction.reset()
             self.board_control.value = False
 
     def draw(self, shown: Shows) -> None:
-        """What the learner's levels do not change, and then what they do."""
+        """Draw what does not depend on the learner's levels, then what does."""
         self._outputs = {}
         self._scores = {size: _scores(shown.entries[size]) for size in self._sizes}
         curves = {
@@ -222,7 +222,7 @@ class DuelPart:
         self.prediction.answer()
 
     def draw_own(self, shown: Shows) -> None:
-        """Score board, words and bars for the levels as they are now."""
+        """Scoreboard, words and bars for the levels as they are now."""
         levels, size = self.levels, self.size
         if shown.duel.calibration is not None and size not in self._outputs:
             own = shown.duel.own(levels, size)
@@ -249,22 +249,22 @@ class DuelPart:
         own = Score(
             shown.duel.blocks(size).relative_error(levels),
             self._outputs.get(size),
-            self._scores[size][LLOYD].bits,  # which stores a table of its own too
+            self._scores[size][LLOYD].bits,  # it too stores a table of its own
         )
         told = bool(self.board_control.value)
         return DuelFacts(size, own, self._scores[size], told, bargain(self._scores, size))
 
 
 def said(caption: Caption) -> Any:
-    """A caption where one looks, marked as the page's."""
+    """A caption where the learner looks, marked as the page's."""
     box = stack(caption)
     box.add_class("qv-caption-row")
     return box
 
 
 def bargain(scores: Mapping[int, Mapping[str, Score]], size: int) -> tuple[str, int, Score]:
-    """The least error that NF4's bits in blocks of `size` buy, over rivals and sizes of `scores`:
-    whose it is, in which blocks."""
+    """The least error that can be had for NF4's bits in blocks of `size`, over rivals and sizes of
+    `scores`: whose it is, in which blocks."""
     limit = scores[size][NF4_NAME].bits
     found = [
         (name, at, score)
@@ -280,7 +280,7 @@ def _scores(entries: Mapping[str, Entry]) -> dict[str, Score]:
 
 
 def _histogram(x: Any, edges: Any) -> Any:
-    """Counts of values that are sorted."""
+    """Counts of sorted values."""
     at = x.searchsorted(edges, side="left")
     at[-1] = len(x)
     counts = at[1:] - at[:-1]
@@ -289,7 +289,8 @@ def _histogram(x: Any, edges: Any) -> Any:
 
 
 def _board(facts: DuelFacts) -> list[Any]:
-    """A row for the learner and for each rival that may be told, the best of each column lit."""
+    """A row for the learner and for each rival that may be revealed, the best of each column
+    lit."""
     rows = [(OWN, facts.own, "now")]
     told = RIVALS if facts.told else (NF4_NAME,)
     rows += [(name, facts.scores[name], "") for name in told if name in facts.scores]

@@ -1,4 +1,4 @@
-"""Two parts of the NF4 lesson: how full the sixteen bins are, and what is stored of a block."""
+"""Two parts of the NF4 lesson: how full the sixteen bins are, and what is stored for a block."""
 
 from collections.abc import Sequence
 
@@ -58,10 +58,10 @@ class FillPart:
 
 
 class StorePart:
-    """What is stored: the bill, and the bytes around one weight; `views` follow the block size."""
+    """What is stored: the cost, and the bytes around one weight; `views` follow the block size."""
 
     def __init__(self) -> None:
-        self.bill = Table("The bill of this layer")
+        self.bill = Table("What this layer costs")
         self.bits = Chart("Bits per weight against block size", height=190)
         self.bytes = Table("The bytes around it")
         self.byte_words = Readout("In memory")

@@ -19,7 +19,8 @@ class LessonPart:
     keys      names of its fields: a link that names one of them is about this part
     lead, controls, main, side, caption, foot
               what it puts on the page, as for `compose`
-    has_code  what opens across the page (the code, the learner's own layer) is about this part
+    has_code  the panels that open across the page (the code, the learner's own layer) belong to
+              this part
     shown     what its pictures show: one frozen value, or None before the first
     """
 
@@ -108,7 +109,7 @@ class PartedLesson(LessonPage):
         super().update(part)
 
     def show_open(self) -> None:
-        """Put on the page what belongs to the open part, and take the rest out of it."""
+        """Show what belongs to the open part, and remove the rest from the page."""
         for name, boxes in self._of_part.items():
             for box in boxes:
                 show_only(box, name == self.part)
