@@ -219,7 +219,8 @@ def kernels() -> dict[str, psutil.Process]:
 
 
 class CuttableProxy:
-    """Passes bytes on between a port of its own and another one, until it is cut."""
+    """Passes bytes on between a port of its own and another one, until it is cut; or only what is
+    no WebSocket, as a proxy does that does not know of them."""
 
     def __init__(self, target: int) -> None:
         self.target = target
@@ -227,6 +228,7 @@ class CuttableProxy:
         self.port = self.listening.getsockname()[1]
         self.open: list[socket.socket] = []
         self.is_cut = False
+        self.is_plain = False
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
@@ -250,6 +252,8 @@ class CuttableProxy:
     def _pump(self, source: socket.socket, target: socket.socket) -> None:
         with suppress(OSError):  # cut, or closed by either side
             while data := source.recv(1 << 16):
+                if self.is_plain and b"upgrade: websocket" in data.lower():
+                    break
                 target.sendall(data)
         for end in (source, target):
             with suppress(OSError):
@@ -263,8 +267,13 @@ class CuttableProxy:
             end.close()
         self.open = []
 
+    def refuse_sockets(self) -> None:
+        """Those that are open end, and no other is let through."""
+        self.cut()
+        self.is_cut, self.is_plain = False, True
+
     def restore(self) -> None:
-        self.is_cut = False
+        self.is_cut = self.is_plain = False
 
 
 @contextmanager

@@ -152,6 +152,43 @@ def test_a_connection_that_comes_back_takes_the_alarm_with_it(
         assert page.locator(".qv-notice").count() == 1
 
 
+def test_a_socket_that_does_not_come_back_though_the_server_answers_is_said(
+    base: str, open_tab: Callable[..., Tab]
+) -> None:
+    """As behind a proxy that has been set anew. Not at once: most come back by themselves."""
+    port = int(base.rsplit(":", 1)[1].split("/")[0])
+    with cuttable_proxy(port) as proxy:
+        tab = open_tab()
+        page = tab.open(f"http://127.0.0.1:{proxy.port}/voila/render/01_widgets.ipynb", READY)
+        page.clock.install()  # its pauses pass as quickly as this test asks
+        rounds: list[int] = []
+        asked = f"/api/kernels/{kernel_of(tab)}"
+        page.on("response", lambda r: r.url.endswith(asked) and rounds.append(r.status))
+        notice = page.locator(".qv-notice")
+
+        def after(n: int) -> bool:
+            page.clock.run_for(1000)
+            page.wait_for_timeout(20)
+            return len(rounds) >= n
+
+        proxy.refuse_sockets()
+        eventually(lambda: after(3))
+        page.wait_for_timeout(200)
+        assert notice.count() == 0
+        eventually(lambda: after(4))
+        notice.get_by_text("The server answers, but the connection to Python").wait_for(
+            timeout=3000
+        )
+        assert len(rounds) < 10
+        assert rounds == [200] * len(rounds)
+        proxy.restore()
+        eventually(lambda: after(0) and "The connection is back" in notice.inner_text())
+        page.locator("[role=slider]").focus()
+        page.keyboard.press("ArrowRight")
+        eventually(lambda: after(0) and page.get_by_text("3 bits").count())
+        eventually(lambda: after(0) and notice.count() == 0)
+
+
 def test_pages_that_are_left_early_leave_no_kernel(base: str, open_tab: Callable[..., Tab]) -> None:
     """Reloaded again and again before it was ready: one page, one kernel."""
     before = set(kernels())
