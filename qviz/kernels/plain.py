@@ -18,7 +18,7 @@ def loads(kind: type, text: str) -> Any:
     """What `dumps` wrote, as this dataclass. ValueError, naming the field, for anything else."""
 
     def refuse(name: str) -> None:
-        raise ValueError(f"{name} is no finite number")
+        raise ValueError(f"{name} is not a finite number")
 
     try:
         data = json.loads(text, parse_constant=refuse)

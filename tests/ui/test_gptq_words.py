@@ -104,7 +104,7 @@ def test_sentences_and_tables_of_any_weight(options, row, step, now):
     place = {"step": plain.step, "column": column, "row": row}
     lost = plain.live - plain.value
     holds(
-        sentence(walk, step, "divide", row), fixed=["rounding lost"], **place,
+        sentence(walk, step, "divide", row), fixed=["the rounding error is"], **place,
         lost=lost, diagonal=plain.diagonal, e=plain.e,
     )  # fmt: skip
     check_passing_on(sentence(walk, step, "pass on", row), walk, plain, place)
@@ -116,7 +116,7 @@ def check_levels(text: str, walk: Walk, plain: Plain, row: int) -> None:
     expected = {"step": step, "column": plain.columns[step], "row": row}
     kinds = {
         "a group begins": size and not walk.options["static_groups"] and step % size == 0,
-        "its group's levels were found": size and not walk.options["static_groups"] and step % size,
+        "its group's scale was set": size and not walk.options["static_groups"] and step % size,
         "the whole row shares levels": size is None,
         "has its levels from the original weights": size and walk.options["static_groups"],
     }
@@ -124,7 +124,7 @@ def check_levels(text: str, walk: Walk, plain: Plain, row: int) -> None:
         points(text, f"{phrase}/", bool(true))
     if kinds["a group begins"]:
         expected["size"] = (size, "weights in this row")
-    elif kinds["its group's levels were found"]:
+    elif kinds["its group's scale was set"]:
         expected["found"] = step // size * size
     elif size:
         expected["group"] = plain.columns[step] // size
@@ -270,7 +270,7 @@ def test_a_second_run_says_why_and_what_it_shows(name):
     assert ('data-term="wrong"' in now.equation.mathml) == (variant is not None)
     assert bool(now.note.text) == (variant is not None)
     if variant is not None:
-        assert now.note.text == f"As misprinted, in the second run. {MISPRINTS[variant][0]}."
+        assert now.note.text == f"As misprinted, used by the second run. {MISPRINTS[variant][0]}."
     now.show(None)
     assert (now.equation.mathml, now.equation.aria, now.note.text) == (*true, "")
     run.draw(first, second, None, plan)
@@ -335,7 +335,7 @@ def test_two_runs_on_other_inputs_say_whose():
 def test_two_runs_that_are_alike_say_one_error():
     walk = walk_of()
     text = side_by_side(walk, walk)
-    assert text.startswith("Both runs are the same so far")
+    assert text.startswith("Both runs are still the same")
     holds(text, fixed=["the first run changes"], error=float(walk.error[-1]))
 
 
@@ -348,7 +348,7 @@ def test_what_a_run_had_to_change_is_said():
         {"damp": 0.0, "group_size": 8},
     ).walk()
     (raised,) = adapted(few)
-    holds(raised, fixed=["it was raised"], asked=0.0, used=few.result.info["damp"])
+    holds(raised, fixed=["damping was raised"], asked=0.0, used=few.result.info["damp"])
     (dead,) = adapted(walk_of(dead=3))
     assert dead.startswith("1 input channel was 0 in every token")
     assert "the weights that read it to 0" in dead
@@ -369,7 +369,7 @@ def test_the_guess_is_judged_by_the_share_that_is_left(share, guess):
     bounds = [low for low, _ in GUESSES]
     right = sum(share < low for low in bounds)
     points(text, "Right/Not quite", right == guess)
-    points(text, "does it still win/makes it lose", share < 1)
+    points(text, "Does it still win/makes it lose", share < 1)
     tail = ["16 tokens"] if share < 1 else ["makes it lose", "the text first"]
     holds(text, fixed=tail, error=float(walk.error[-1]), nearest=0.08, share=share)
 

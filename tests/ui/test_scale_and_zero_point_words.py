@@ -65,7 +65,7 @@ def test_every_number_and_direction_of_any_caption(
         "is in use/are in use/": 0 if used == 16 else 1 if used == 1 else -1,
         "lie beyond the last level/lies beyond the last level": beyond > 1,
         f"No {noun} lies/": beyond == 0,
-        f"Every {noun} comes back exactly/": total == 0,
+        f"Every {noun} is represented exactly/": total == 0,
         "No other point of the curve is lower/": lowest and total > 0,
     }
     if used < 16:
@@ -106,7 +106,7 @@ def test_any_verdict(guess, best, lowest, more, beyond):
         expected |= {"beyond": beyond, "n": (9, "weights")}
         ways["lies beyond the last level/lie beyond the last level"] = beyond == 1
     holds(verdict(judged), **expected, ways=ways)
-    assert "comes back exactly" in verdict(replace(judged, whole=0.0, lowest=0.0))
+    assert "is represented exactly" in verdict(replace(judged, whole=0.0, lowest=0.0))
 
 
 names = st.sampled_from(["absmax", "gptq", "hqq"])
@@ -252,7 +252,7 @@ def test_rows_of_systems(symmetric):
         holds(cell["clipped"], beyond=one.whole.clipped)
         holds(cell["error"], whole=whole)
         holds(cell["best part"], kept=one.kept)
-        holds(cell["error then"], best=best)
+        holds(cell["error at best"], best=best)
         assert lit_cells == ([COLUMNS.index("error")] if whole == min(errors)[0] else [])
         letters.setdefault(cell["result"], []).append(one.quantized.dequantize())
     assert sorted(letters) == [chr(ord("A") + i) for i in range(len(letters))]

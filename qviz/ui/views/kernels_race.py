@@ -311,7 +311,7 @@ class Race(LessonPart):
             truth = BEYOND
         answer = self.prediction.control.value
         said = "" if answer == YOUR_GUESS else "Right. " if answer == truth else f"Not {answer}. "
-        if said and (crossing.verdict == "no measurable difference" or crossing.gaps):
+        if said and (crossing.verdict == "within the spread" or crossing.gaps):
             said = "No guess is right or wrong here. "
         return f"{said}{crossing}"
 

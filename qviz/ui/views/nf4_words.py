@@ -321,9 +321,9 @@ def _bargain(facts: DuelFacts) -> str:
     name, size, score = facts.bargain
     nf4 = facts.scores[NF4_NAME]
     if same(score.error, nf4.error):
-        return f"No contender has less error at {number(nf4.bits)} bits or below."
+        return f"With at most {number(nf4.bits)} bits per weight no contender has less error."
     return (
-        f"At {number(nf4.bits)} bits per weight or below, the least error is "
+        f"With at most {number(nf4.bits)} bits per weight the least error is "
         f"{percent(score.error, 4)}: {name} in blocks of {size}, at {number(score.bits)} bits."
     )
 
