@@ -95,7 +95,7 @@ class PackedLinear(nn.Module):
                 "and how to transform the inputs is not known here; pack q.folded() and "
                 "transform them yourself"
             )
-        # A copy, since a kernel may hand on the codes themselves, which are the tensor's.
+        # A copy, since a kernel may return the tensor's own codes.
         packed = kernel.pack(q.folded(), device, inner_dtype(kernel, dtype)).copy()
         if bias is not None:
             bias = bias.detach().to(packed.device, dtype or packed.dtype, copy=True)

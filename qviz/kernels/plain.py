@@ -76,7 +76,7 @@ def _read_tuple(inner: tuple[Any, ...], data: list[Any], where: str) -> tuple[An
 def _read_scalar(kind: Any, data: Any, where: str) -> Any:
     if kind is float and type(data) is int:
         data = float(data) if abs(data) <= sys.float_info.max else math.inf
-    if type(data) is not kind:  # exactly: True is no number here
+    if type(data) is not kind:  # exactly: True is not a number here
         raise ValueError(f"{where} must be {kind.__name__}, got {data!r:.60}")
     if kind is float and not math.isfinite(data):
         raise ValueError(f"{where} must be finite, got {data}")

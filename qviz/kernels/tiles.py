@@ -2,7 +2,8 @@
 
 `walk` goes through the loop of a function in `triton_source` for one program, with torch and
 without Triton, and keeps every intermediate result; `source` is that function's text. The lines
-of a step are found by the markers that stand in the real source, such as "# [words]": there is no copy that could get out of date.
+of a step are found by the markers that stand in the real source, such as
+"# [words]": there is no copy that could get out of date.
 
 Symbols: r rows of the program, c chunks of its block, w words of a chunk, j the planes.
 """

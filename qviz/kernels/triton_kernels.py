@@ -443,8 +443,8 @@ def four_bit_tensors(packed: Packed) -> tuple[torch.Tensor | None, ...]:
 
 class W4A16(FourBit):
     """Groups of equally spaced levels, decoded in registers without any conversion. Beyond FUSED
-    tokens, and for several tokens where a tensor core cannot take the tiles (groups that are no
-    multiple of 16, or rows of 128, columns; float32), it does what triton.dequantize does."""
+    tokens, and for several tokens where a tensor core cannot take the tiles (groups or rows whose
+    length is not a multiple of 16 or 128 columns; float32), it does what triton.dequantize does."""
 
     name = "triton.w4a16"
     title = f"4-bit groups, 16-bit inputs (Triton, fused up to {FUSED} tokens)"

@@ -863,7 +863,7 @@ def e4m3_to_float(words, j: tl.constexpr):
     """The j-th byte of each word as an E4M3 number, in float32.
 
     Its sign goes to the sign of a float, its exponent and mantissa to the lowest bits of the
-    exponent and the highest of the mantissa: as bits it is the same number 2¹²⁰ times smaller,
+    exponent and the highest of the mantissa: as bits it is the same number 2¹²⁰× smaller,
     because the exponents count from 7 and from 127; also where it is subnormal. Shifting the sign
     along, arithmetically, and cutting its copies off takes one instruction less than moving both.
     """

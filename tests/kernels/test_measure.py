@@ -402,8 +402,8 @@ def test_who_is_left_out_and_why(fakes):
     assert {p.kernel for p in found.points} == {"torch.matmul", "fake.off", "fake.rounded"}
     assert found.left_out == {
         "fake.absent": "It is not there.",
-        "fake.interpreted": "fake.interpreted is only interpreted on a CPU, so its results mean something but "
-        "its time does not.",
+        "fake.interpreted": "fake.interpreted is only interpreted on a CPU, so its results mean "
+        "something but its time does not.",
         "fake.picky": "It takes nothing.",
         "fake.failing": "It could not be packed: no room in the layout.",
         "fake.overflowing, batch 1": "It failed: the product has values that are not finite.",

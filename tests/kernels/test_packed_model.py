@@ -598,12 +598,12 @@ def test_a_kernel_that_is_not_exact_is_seen(tiny):
 
 def test_slower_and_larger_are_called_so():
     slow, fast, both = (packed_cost.Rate(8, s) for s in ((4.0, 4.4), (2.0, 2.2), (2.1, 4.1)))
-    assert packed_compare._pace(slow, fast) == "2.00 times slower"
-    assert packed_compare._pace(fast, slow) == "2.00 times as fast"
+    assert packed_compare._pace(slow, fast) == "2.00× slower"
+    assert packed_compare._pace(fast, slow) == "2.00× as fast"
     for one in (slow, fast):
         assert packed_compare._pace(one, both) == "no difference beyond that between repeats"
-    assert packed_compare._size(0.25) == "4.00 times smaller"
-    assert packed_compare._size(2.0) == "2.00 times larger"
+    assert packed_compare._size(0.25) == "4.00× smaller"
+    assert packed_compare._size(2.0) == "2.00× larger"
     assert packed_compare._size(1.0) == "the same"
 
 

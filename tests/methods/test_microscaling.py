@@ -269,7 +269,7 @@ def test_degenerate_weights_come_back_or_are_refused(name, convention, rounding)
             torch.randn(4, 32),
             {"format": "nvfp4", "scale_rounding": "floor"},
             ValueError,
-            "Leave it out",
+            "Omit it",
         ),
         (
             torch.randn(4, 32) * 1e-43,

@@ -126,7 +126,7 @@ def test_layers_may_have_options_of_their_own(loaded):
 
 
 def test_a_model_takes_the_mix_of_a_gguf_file():
-    """Types layer by layer as the rules say, weighed by what really flows in."""
+    """Types layer by layer as the rules say, weighted by the real inputs."""
     model = qviz.load_model()
     seen = qviz.capture(model, "def f(x):\n    return x + 1\n" * 40, max_tokens=256)
     types = layer_types(model.config.to_dict(), "Q4_K_M")

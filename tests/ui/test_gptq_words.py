@@ -118,7 +118,7 @@ def check_levels(text: str, walk: Walk, plain: Plain, row: int) -> None:
         "a group begins": size and not walk.options["static_groups"] and step % size == 0,
         "its group's scale was set": size and not walk.options["static_groups"] and step % size,
         "the whole row shares levels": size is None,
-        "has its levels from the original weights": size and walk.options["static_groups"],
+        "has its scale from the original weights": size and walk.options["static_groups"],
     }
     for phrase, true in kinds.items():
         points(text, f"{phrase}/", bool(true))
@@ -312,7 +312,7 @@ def test_what_differs_between_two_runs_is_named_first_run_first(option, values, 
 
 
 def _exchanged(said: str, values: tuple) -> tuple[str, str]:
-    """What is said of the first value and of the second, exchanged, behind the same name."""
+    """The words for the first value and of the second, exchanged, behind the same name."""
     first, second = said.split(" beside ")
     name = next(n for n in NAMES_SAID if first.startswith(n))
     return f"{name}{second}", first.removeprefix(name)

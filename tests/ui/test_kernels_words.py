@@ -162,7 +162,9 @@ def test_the_device_is_named(monkeypatch, kind):
     about = {"device": "GPU X", "processor": "Test 9000", "threads": "3"}
     monkeypatch.setattr(kernels_words, "machine", lambda device: about)
     text = device_words()
-    points(text, "This machine has a GPU, GPU X: its kernels/This machine has no GPU", kind == "cuda")
+    points(
+        text, "This machine has a GPU, GPU X: its kernels/This machine has no GPU", kind == "cuda"
+    )
     assert ("(Test 9000, threads: 3)" in text) == (kind == "cpu")
     said = "It runs on the GPU." if kind == "cuda" else "It runs on the processor."
     assert kernels_work._device_words() == said

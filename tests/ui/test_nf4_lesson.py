@@ -140,7 +140,7 @@ def test_the_bins_are_counted_on_the_codes_of_bitsandbytes(lesson, weight, at):
     holds(
         lesson.filling.caption.texts[at], size=SIZES[at], code=full, most=float(share[full]),
         other=empty, least=float(share[empty]), one=1, sixteen=16, claimed=1 / 16, reach=reach,
-        made_for=made_for, ways={"crowds the middle": True}, fixed=["empties the ends"],
+        made_for=made_for, ways={"crowds the middle": True}, fixed=["empties the outer ones"],
     )  # fmt: skip
     said = numbers_in(lesson.filling.occupancy.summaries[at].split(": ", 1)[1])
     assert [n.value for n in said] == pytest.approx(share.tolist(), abs=6e-4)

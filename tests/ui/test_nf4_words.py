@@ -244,7 +244,9 @@ def _bytes(rows, i, packed, k, a, w):
     assert rows["byte"][i] == f"{k // 2}: 0x{byte:02x} = {byte:08b}"
     halves = byte >> 4, byte & 15
     mine, other = halves if k % 2 == 0 else halves[::-1]
-    assert rows["its half of the byte"][i] == f"{'low' if k % 2 else 'high'}, {mine:04b} = code {mine}"
+    assert (
+        rows["its half of the byte"][i] == f"{'low' if k % 2 else 'high'}, {mine:04b} = code {mine}"
+    )
     assert rows["the other half"][i] == (
         f"code {other}, the weight {'before' if k % 2 else 'after'} it"
     )

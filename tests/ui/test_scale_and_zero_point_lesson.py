@@ -118,7 +118,7 @@ CAPTION = re.compile(
 
 
 def check_beside(text, total, whole):
-    """What is said of a sum beside that of the whole range."""
+    """The words for a sum beside that of the whole range."""
     change = total / whole - 1
     if text == "the same as with the whole range":
         assert abs(change) < 6e-4
@@ -345,7 +345,7 @@ def test_pictures_show_the_library_s_numbers(lesson, state):
         x, back = stairs["the chosen number"][1]
         at = (numbers.flat - x).abs().argmin()
         assert back == pytest.approx(float(q.dequantize()[0, at]), rel=1e-5, abs=1e-9)
-        assert f"{len(levels)} steps from" in lesson.stairs.summaries[i]
+        assert f"{len(levels)} levels from" in lesson.stairs.summaries[i]
         assert f"{len(levels)} levels from" in lesson.line.summaries[i]
     counts, edges = lesson.line.bars[0]
     assert sum(counts) == numbers.n

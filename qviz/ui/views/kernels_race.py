@@ -120,7 +120,8 @@ class Race(LessonPart):
             self.page, self.measure, label=MEASURE, stop=STOP, deed="measure"
         )
         self.prediction = Prediction(
-            "Before you drag: up to how many tokens is it faster than 16-bit weights?", [NEVER, BEYOND],
+            "Before you drag: up to how many tokens is it faster than 16-bit weights?",
+            [NEVER, BEYOND],
             self._verdict, self._draw_speedups, tells=True,
         )  # fmt: skip
         self.times = Chart("Time of one product", height=170)
