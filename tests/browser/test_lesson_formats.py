@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,12 +17,6 @@ NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 READY = ".qv-line-stage canvas"
 NAMES = list(TITLES)
 WHERE = "voila/render/02_formats.ipynb"
-
-
-@pytest.fixture(scope="module")
-def base(serve_notebooks: Callable[[Path], Any], browser: Any) -> Iterator[str]:
-    with serve_notebooks(NOTEBOOKS) as url:
-        yield url
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,11 @@
 """Lesson 11 in a real Chromium: drag the batch, measure this machine, step through a kernel, let a
 model write."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from driver import Tab, canvas_pixels, eventually, jupyterlab, run_first_cell
+from driver import Tab, canvas_pixels, eventually, run_first_cell
 
 from qviz.kernels.records import recorded
 from qviz.kernels.registry import BASELINE
@@ -18,12 +16,6 @@ pytestmark = pytest.mark.browser
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 READY = ".qv-chart .js-plotly-plot .barlayer"
 PAGE = "voila/render/11_memory_and_speed.ipynb"
-
-
-@pytest.fixture(scope="module")
-def base(serve_notebooks: Callable[[Path], Any]) -> Iterator[str]:
-    with serve_notebooks(NOTEBOOKS) as url:
-        yield url
 
 
 @pytest.fixture(scope="module")
@@ -201,20 +193,19 @@ def test_on_a_phone(base, open_tab):
     tab.assert_clean()
 
 
-def test_in_jupyterlab(open_tab, tmp_path):
+def test_in_jupyterlab(open_tab, lab):
     """There controls are answered on another thread, and measuring runs on a third."""
-    shutil.copy(NOTEBOOKS / "11_memory_and_speed.ipynb", tmp_path)
-    with jupyterlab(tmp_path, tmp_path / "home") as url:
-        tab = open_tab(width=1600, height=1000)
-        run_first_cell(tab, f"{url}/lab/tree/11_memory_and_speed.ipynb")
-        tab.page.wait_for_selector(READY, timeout=60_000, state="attached")
-        tab.page.get_by_role("button", name="Shape and machine").click()
-        tab.page.get_by_label("Figures from").select_option(index=0)
-        choose = tab.page.get_by_label("Shape, from a model")
-        eventually(lambda: "bundled" in choose.inner_text(), 20)
-        labels = choose.locator("option").all_inner_texts()
-        choose.select_option(label=next(text for text in labels if "bundled" in text))
-        tab.page.get_by_role("button", name="Measure it here").click()
-        eventually(lambda: "Measured on" in tab.page.inner_text(".qv-main"), 120)
-        tab.assert_clean()
-        tab.close()
+    url, _ = lab()
+    tab = open_tab(width=1600, height=1000)
+    run_first_cell(tab, f"{url}/lab/tree/11_memory_and_speed.ipynb")
+    tab.page.wait_for_selector(READY, timeout=60_000, state="attached")
+    tab.page.get_by_role("button", name="Shape and machine").click()
+    tab.page.get_by_label("Figures from").select_option(index=0)
+    choose = tab.page.get_by_label("Shape, from a model")
+    eventually(lambda: "bundled" in choose.inner_text(), 20)
+    labels = choose.locator("option").all_inner_texts()
+    choose.select_option(label=next(text for text in labels if "bundled" in text))
+    tab.page.get_by_role("button", name="Measure it here").click()
+    eventually(lambda: "Measured on" in tab.page.inner_text(".qv-main"), 120)
+    tab.assert_clean()
+    tab.close()

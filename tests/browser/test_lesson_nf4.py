@@ -21,14 +21,11 @@ LAYER = "model.layers.0.self_attn.k_proj"
 
 
 @pytest.fixture(scope="module")
-def tab(
-    serve_notebooks: Callable[[Path], Any], browser: Any, open_tab: Callable[..., Tab]
-) -> Iterator[Tab]:
-    with serve_notebooks(NOTEBOOKS) as url:
-        tab = open_tab()
-        tab.open(f"{url}/voila/render/05_nf4.ipynb", READY)
-        yield tab
-        tab.assert_clean()
+def tab(base: str, open_tab: Callable[..., Tab]) -> Iterator[Tab]:
+    tab = open_tab()
+    tab.open(f"{base}/voila/render/05_nf4.ipynb", READY)
+    yield tab
+    tab.assert_clean()
 
 
 @pytest.fixture(scope="module")

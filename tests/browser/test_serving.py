@@ -1,20 +1,17 @@
 """A page in a real browser: nothing from elsewhere, readable, honest when its kernel is lost."""
 
-import json
 import re
-import socket
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-from driver import Tab, eventually, write_notebooks
+from driver import Tab, cuttable_proxy, eventually, kernel_of, kernels, write_notebooks
 
 pytestmark = pytest.mark.browser
 
@@ -38,62 +35,6 @@ class Own(anywidget.AnyWidget):
 
 display(widgets.VBox([slider, label, end]), Own())
 '''
-
-
-class CuttableProxy:
-    """Passes bytes on between a port of its own and another one, until it is cut."""
-
-    def __init__(self, target: int) -> None:
-        self.target = target
-        self.listening = socket.create_server(("127.0.0.1", 0))
-        self.port = self.listening.getsockname()[1]
-        self.open: list[socket.socket] = []
-        self.is_cut = False
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                near, _ = self.listening.accept()
-            except OSError:  # closed
-                return
-            if self.is_cut:
-                near.close()
-                continue
-            far = socket.create_connection(("127.0.0.1", self.target))
-            self.open += [near, far]
-            for one, other in ((near, far), (far, near)):
-                threading.Thread(target=self._pump, args=(one, other), daemon=True).start()
-
-    def _pump(self, source: socket.socket, target: socket.socket) -> None:
-        with suppress(OSError):  # cut, or closed by either side
-            while data := source.recv(1 << 16):
-                target.sendall(data)
-        for end in (source, target):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-    def cut(self) -> None:
-        self.is_cut = True
-        for end in self.open:
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-            end.close()
-        self.open = []
-
-    def restore(self) -> None:
-        self.is_cut = False
-
-
-@contextmanager
-def cuttable_proxy(target: int) -> Iterator[CuttableProxy]:
-    proxy = CuttableProxy(target)
-    try:
-        yield proxy
-    finally:
-        proxy.cut()
-        proxy.listening.shutdown(socket.SHUT_RDWR)
-        proxy.listening.close()
 
 
 @contextmanager
@@ -123,23 +64,6 @@ def base(
     write_notebooks(folder, pages)
     with serve_notebooks(folder) as url:
         yield url
-
-
-def kernel_of(tab: Tab) -> str:
-    text = tab.page.locator("#jupyter-config-data").text_content()
-    return str(json.loads(text)["kernelId"])
-
-
-def kernels() -> dict[str, psutil.Process]:
-    """The kernels that run here now, by their ids."""
-    found = {}
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            line = " ".join(process.cmdline())
-            match = re.search(r"kernel-([0-9a-f-]{36})\.json", line)
-            if match and process.status() != psutil.STATUS_ZOMBIE:
-                found[match[1]] = process
-    return found
 
 
 def status_of(url: str) -> int:
@@ -226,6 +150,43 @@ def test_a_connection_that_comes_back_takes_the_alarm_with_it(
         proxy.restore()
         page.get_by_text("The Python process behind this page has ended").wait_for(timeout=20_000)
         assert page.locator(".qv-notice").count() == 1
+
+
+def test_a_socket_that_does_not_come_back_though_the_server_answers_is_said(
+    base: str, open_tab: Callable[..., Tab]
+) -> None:
+    """As behind a proxy that has been set anew. Not at once: most come back by themselves."""
+    port = int(base.rsplit(":", 1)[1].split("/")[0])
+    with cuttable_proxy(port) as proxy:
+        tab = open_tab()
+        page = tab.open(f"http://127.0.0.1:{proxy.port}/voila/render/01_widgets.ipynb", READY)
+        page.clock.install()  # its pauses pass as quickly as this test asks
+        rounds: list[int] = []
+        asked = f"/api/kernels/{kernel_of(tab)}"
+        page.on("response", lambda r: r.url.endswith(asked) and rounds.append(r.status))
+        notice = page.locator(".qv-notice")
+
+        def after(n: int) -> bool:
+            page.clock.run_for(1000)
+            page.wait_for_timeout(20)
+            return len(rounds) >= n
+
+        proxy.refuse_sockets()
+        eventually(lambda: after(3))
+        page.wait_for_timeout(200)
+        assert notice.count() == 0
+        eventually(lambda: after(4))
+        notice.get_by_text("The server answers, but the connection to Python").wait_for(
+            timeout=3000
+        )
+        assert len(rounds) < 10
+        assert rounds == [200] * len(rounds)
+        proxy.restore()
+        eventually(lambda: after(0) and "The connection is back" in notice.inner_text())
+        page.locator("[role=slider]").focus()
+        page.keyboard.press("ArrowRight")
+        eventually(lambda: after(0) and page.get_by_text("3 bits").count())
+        eventually(lambda: after(0) and notice.count() == 0)
 
 
 def test_pages_that_are_left_early_leave_no_kernel(base: str, open_tab: Callable[..., Tab]) -> None:

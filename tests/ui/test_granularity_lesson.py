@@ -271,7 +271,7 @@ def test_what_is_so_of_the_claims(claims, far):
     size = {} if far.size == UNTOUCHED else {"size": int(far.size[:-1])}
     holds(
         texts[3], **size, sharing=fine.sharing, unit=32, now=fine.now, coarse=coarse.now,
-        bits=fine.scales - coarse.scales, 
+        bits=fine.scales - coarse.scales,
         fixed=["Only fewer weights suffer it", "bits more per weight"],
     ) if fine.scales != coarse.scales else None  # fmt: skip
     assert len(claim_texts(claims, None)) == 3

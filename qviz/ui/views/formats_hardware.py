@@ -10,7 +10,8 @@ from typing import Any
 
 from qviz.study.number_formats import TITLES
 from qviz.ui.views.formats_block import caption_card, tight
-from qviz.ui.widgets import Caption, Slider, Table, Text, link, section
+from qviz.ui.views.parts import LessonPart
+from qviz.ui.widgets import Caption, Table, Text, link, section
 
 YES, NO, OPEN, API = "✓", "·", "?", "(✓)"
 COLUMNS = ("FP32", "TF32", "BF16", "FP16", "FP8", "FP6", "FP4", "MX", "INT8", "INT4")
@@ -147,16 +148,18 @@ def rows(name: str) -> list[tuple[str, list[str], list[int]]]:
     ]
 
 
-class HardwarePart:
+class HardwarePart(LessonPart):
     """The table, and a sentence for each format."""
 
-    shown: Mapping[str, str] | None = None
+    has_code = has_own = False
+    shown: Mapping[str, str] | None
 
-    def __init__(self, format_control: Slider) -> None:
+    def __init__(self, page: Any) -> None:
+        super().__init__(page)
         table = Table("Which hardware multiplies in which format")
         table.set_rows(COLUMNS, [rows(name) for name in TITLES])
         self.caption = Caption([answer(name) for name in TITLES])
-        link(format_control, "index", (table, "frame"), (self.caption, "frame"))
+        link(page.format_control, "index", (table, "frame"), (self.caption, "frame"))
         legend = Text(
             f"{YES} listed by the source; {NO} not listed; {OPEN} the source does not say; {API} "
             "the library accepts it, but how it is multiplied is not published. MX: the E8M0 "
@@ -164,7 +167,6 @@ class HardwarePart:
             role="wait",
         )
         sources = [Text(f"{i}. {text}.", role="wait") for i, text in enumerate(SOURCES, 1)]
-        self.controls: list[Any] = []
         self.main = [
             caption_card(self.caption),
             section("", tight(table), legend),
@@ -178,6 +180,3 @@ class HardwarePart:
 
     def draw(self, shown: Mapping[str, str]) -> None:
         """All of it has been sent."""
-
-    def look(self) -> None:
-        """Nothing follows a cursor here."""

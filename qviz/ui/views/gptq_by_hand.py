@@ -85,8 +85,8 @@ class ByHandPart(LessonPart):
         moments = walk.moments
         columns = [f"column {j}" for j in range(len(walk.weights))]
         with self.page.quietly():
-            on_bar = self.page.on_bar is self  # type: ignore[attr-defined]
-            self.page.on_bar = self  # type: ignore[attr-defined]
+            on_bar = self.page.on_bar is self
+            self.page.on_bar = self
             self._transport.set_steps(
                 len(moments),
                 None if on_bar else 0,
@@ -100,7 +100,7 @@ class ByHandPart(LessonPart):
         )
         options = {"bits": walk.bits}
         made = call("by_hand", walk.weights, walk.inputs, **options)
-        self.page.code.set_texts(  # type: ignore[attr-defined]
+        self.page.code.set_texts(
             f"from qviz.study.gptq_by_hand import by_hand\n\nwalk = {made}\n"
             f"walk.gptq.weights, walk.gptq.output_error, walk.nearest.output_error"
         )

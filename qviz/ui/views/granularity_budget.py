@@ -23,6 +23,7 @@ from qviz.ui.views.granularity_budget_words import (
 )
 from qviz.ui.views.granularity_outlier import BITS, GROUPS
 from qviz.ui.views.layer_page import Opened
+from qviz.ui.views.parts import LessonPart
 from qviz.ui.views.scale_sharing import MATRIX, ROW, sharing
 from qviz.ui.views.snippet import Name, call
 from qviz.ui.widgets import (
@@ -89,21 +90,21 @@ class Shown:
         return shares_won(self.points, BUDGETS[0], BUDGETS[-1], self.error)
 
 
-class BudgetPart:
+class BudgetPart(LessonPart):
     """Controls, chart and words of the part."""
 
     keys = ("budget", "error")
 
+    shown: Shown | None
+
     def __init__(self, page: Any) -> None:
-        self._page = page
-        self.shown: Shown | None = None
-        live = self.is_open
-        self.budget_control = page.add(
+        super().__init__(page)
+        self.budget_control = self.add(
             "budget", Slider("Budget", [f"{number(b)} bits" for b in BUDGETS], FIRST_BUDGET),
-            self.look, looks=True, live=live,
+            self.look, looks=True,
         )  # fmt: skip
-        self.error_control = page.add(
-            "error", Choice("Error of the", [OF_WEIGHTS, OF_OUTPUT], kind="segmented"), live=live
+        self.error_control = self.add(
+            "error", Choice("Error of the", [OF_WEIGHTS, OF_OUTPUT], kind="segmented")
         )
         self.chart = Chart("Error against true bits per weight", height=360)
         self.behind = Chart("How far each is behind the best within each budget", height=360)
@@ -124,11 +125,8 @@ class BudgetPart:
             section("", self.table),
         ]
 
-    def is_open(self) -> bool:
-        return bool(self._page.current is self)
-
     def fit(self) -> None:
-        there = self._page.has_inputs
+        there = self.page.has_inputs
         self.error_control.disabled = not there
         if not there:
             self.error_control.index = 0
@@ -141,7 +139,7 @@ class BudgetPart:
         return [MATRIX, ROW, *(f"group of {g}" for g in fitting)]
 
     def compute(self) -> Shown:
-        opened, options, last = self._page.opened, self._page.scheme, self.shown
+        opened, options, last = self.page.opened, self.page.scheme, self.shown
         output = self.error_control.index == 1
         labels = self.units(opened.weight.shape[1])
         if last is not None and last.opened is opened and last.options == options and (
@@ -153,7 +151,7 @@ class BudgetPart:
             rows = weight.shape[0]
             points = equal_bits(
                 weight, {label: sharing(label) for label in labels}, BITS, blocks=BLOCKS,
-                calibration=self._page.calibration() if self._page.has_inputs else None, **options,
+                calibration=self.page.calibration() if self.page.has_inputs else None, **options,
             )  # fmt: skip
         return Shown(opened, options, rows, points, (*labels, NF4_BLOCKS), labels[-1], output)
 
@@ -215,7 +213,7 @@ class BudgetPart:
             options["calibration"] = Name(call("qviz.load_calibration", source, name))
         made = call("equal_bits", Name("weight"), units, list(BITS), **options)
         key = "output_error" if shown.output else "error"
-        self._page.code.set_texts(
+        self.page.code.set_texts(
             f"import qviz, torch\nfrom qviz.study.granularity import best_within, equal_bits\n"
             f"from qviz.ui.views.granularity_budget import some_rows\n"
             f"from qviz.ui.views.scale_sharing import sharing\n\n"

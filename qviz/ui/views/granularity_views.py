@@ -47,7 +47,7 @@ class OutlierViews:
     """Pictures, charts and tables of the part. Whoever derives from it brings the page, the slider
     that they all follow, the prediction, and the value that is pointed at."""
 
-    _page: Any
+    page: Any
     _cell: tuple[int, int]  # in the window
     size_control: Slider
     prediction: Prediction
@@ -71,7 +71,7 @@ class OutlierViews:
         tie_frames(
             self.size_control, self.first_view, *self.rounded_views, *self.error_views,
             self.pays_table, self.curves, self.row_chart, self.cell_table, self.caption,
-            self._page.code,
+            self.page.code,
         )  # fmt: skip
         others = [*self.error_views, *self.rounded_views]
         link_matrices(*others)
@@ -187,7 +187,7 @@ class OutlierViews:
         made = [self._call(shown, one.unit) for one in shown.shared.values()]
         row, column = shown.cell
         body = "\n".join(f"q.append({text})" for text in made)
-        self._page.code.set_texts(
+        self.page.code.set_texts(
             [
                 f"{imports}\n\n{head}\nx[{row}, {column}] = {value!r}\nq = []\n{body}\n"
                 f"for one in q:\n    print(one, (x - one.dequantize())[{row}])"

@@ -12,8 +12,8 @@ from qviz.study.nf4_levels import NEGATIVE, PARTS, Made, construction
 from qviz.ui.figures.nf4 import quantiles
 from qviz.ui.views.fields import StepField
 from qviz.ui.views.frame import tie_frames
-from qviz.ui.views.lesson_page import LessonPage
 from qviz.ui.views.nf4_words import BUILD_EQUATION, BUILD_SPOKEN, BUILD_TERMS, built
+from qviz.ui.views.parts import LessonPart
 from qviz.ui.widgets import (
     Chart,
     Equation,
@@ -32,16 +32,18 @@ LIT = ["p", "delta", "i", "n", "z", "phi", "v", "zmax"]
 LAST_LIT = ["m"]
 
 
-class BuildPart:
+class BuildPart(LessonPart):
     """Pictures, table and the steps' bar of the first part. None of it depends on a layer."""
 
     keys = ("step",)
+    has_lead = False
 
-    def __init__(self, page: LessonPage, live: Callable[[], bool]) -> None:
+    def __init__(self, page: Any) -> None:
+        super().__init__(page)
         self.made = construction()
         self.largest = float(normal_levels().quantile[-1])
         self.transport = Transport(len(self.made) + 2, label="step", rate=1.0)
-        page.fields["step"] = StepField("step", self.transport, live=live)
+        page.fields["step"] = StepField("step", self.transport, live=self.is_open)
         page.on_change(self.transport, "index", lambda: None)
         self.chart = Chart("The normal distribution, cut into slices", height=210)
         self.line = NumberLine("The levels v so far", height=64)
@@ -57,7 +59,7 @@ class BuildPart:
             self.lower,
             self.numbers,
         )
-        self.controls: list[Any] = []
+        self.foot = self.transport
         self.main = [
             section("Quantiles of the normal distribution", self.chart, self.line),
             section(

@@ -17,7 +17,7 @@ export default widget(({ model, el, signal }) => {
     written = now();
     waiting = true;
     clearTimeout(timer);
-    model.send({ type: "go", state: written });
+    sendAfterChanges(model, { type: "go", state: written });
   };
   const write = () => {
     timer = 0;

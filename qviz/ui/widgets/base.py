@@ -64,6 +64,13 @@ class BrowserWidget(anywidget.AnyWidget):  # type: ignore[misc]
         style()
         traits.setdefault("layout", plain_layout())
         super().__init__(**traits)
+        self.on_msg(_heard)
+
+
+def _heard(widget: BrowserWidget, content: Any, _buffers: Any) -> None:
+    """Answers a browser that waits until its changes were heard (`sendAfterChanges`)."""
+    if isinstance(content, dict) and content.get("type") == "hear":
+        widget.send({"heard": content.get("id")})
 
 
 def link(

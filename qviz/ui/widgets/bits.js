@@ -9,7 +9,7 @@ export default widget(({ model, el, signal }) => {
   about.id = uid("bits");
   row.setAttribute("aria-describedby", about.id);
   el.append(row, about);
-  const save = painter(() => model.save_changes(), signal);
+  const save = saver(model, signal);
   let [buttons, notes] = [[], []];
   let built = -1; // the frame whose bits stand here
   let code = 0;
