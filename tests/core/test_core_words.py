@@ -230,7 +230,7 @@ def test_rescaling_brings_numbers_below_the_power_and_back(largest, exponent):
     text = rescaling("w", largest, exponent)
     up = " * " in text
     power = int(text.split("2.0**")[1].split(",")[0])
-    points(text, "divide what comes out/multiply what comes out", up)
+    points(text, "divide the result/multiply the result", up)
     assert text.count(f"2.0**{power}") == 2 and power >= 0
     scaled = largest * 2.0**power if up else largest / 2.0**power
     assert scaled < 2.0**exponent or (up and power == 100)

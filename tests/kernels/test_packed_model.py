@@ -234,7 +234,7 @@ def test_frequencies_keep_their_precision(llama):
 def test_a_packed_model_is_not_quantized_again(llama):
     with pytest.raises(ValueError, match="no linear layers to quantize"):
         qviz.quantize_model(pack_model(llama, "torch.matmul").model, group_size=16)
-    with pytest.raises(ValueError, match="multiplies quantized already"):
+    with pytest.raises(ValueError, match="already multiplies quantized"):
         rotate_model(pack_model(llama, "torch.matmul").model)
 
 
@@ -292,7 +292,7 @@ def test_the_reference_needs_the_codes_and_adds_no_more_than_dense_linears(tiny)
     assert len(held[0] - held[1]) == len(packed.kernels) == 14
     assert reference.model is not packed.reference().model  # built anew, kept by nobody
     other = qviz.quantize_model(tiny["llama"], layers=[UP], group_size=16)
-    with pytest.raises(ValueError, match=r"packed here as .* pass the one that was packed"):
+    with pytest.raises(ValueError, match=r"packed here as .* pass the model that was packed"):
         packed.reference(other)
     del made
     gc.collect()

@@ -83,7 +83,7 @@ def test_integers_are_codes_unless_they_are_the_weights():
     codes, scale = torch.randint(-127, 128, (8, 64), dtype=torch.int8), 0.001
     for given in (codes, codes.numpy()):
         text = refusal(lambda w=given: qviz.quantize(w, group_size=64), TypeError)
-        assert "scales are stored beside" in text
+        assert "scales are stored separately" in text
     values = followed(
         refusal(lambda: qviz.quantize(codes), TypeError), r"weight\.float\(\)", weight=codes
     )
@@ -420,7 +420,7 @@ def test_a_hessian_beyond_float32_leads_to_float64():
     large = qviz.Calibration(
         given.inputs, given.hessian * 1e60, given.act_absmax, given.act_absmean, given.tokens
     )
-    assert "Give the weight as float64" in refusal(
+    assert "Pass the weight as float64" in refusal(
         lambda: qviz.quantize(w, "gptq", large, group_size=64)
     )
     expected = qviz.quantize(w.double(), "gptq", given, group_size=64)

@@ -117,7 +117,7 @@ def check_levels(text: str, walk: Walk, plain: Plain, row: int) -> None:
     kinds = {
         "a group begins": size and not walk.options["static_groups"] and step % size == 0,
         "its group's scale was set": size and not walk.options["static_groups"] and step % size,
-        "the whole row shares levels": size is None,
+        "the whole row shares one scale": size is None,
         "has its scale from the original weights": size and walk.options["static_groups"],
     }
     for phrase, true in kinds.items():
@@ -139,7 +139,7 @@ def check_rounding(text: str, plain: Plain, row: int, column: int) -> None:
     expected |= {"nearest": plain.nearest_code} if other else {}
     ways = {
         "the last level: w lies beyond it/": plain.clipped,
-        "Without compensation it would have been/": other,
+        "Without compensation it would have become/": other,
     }
     holds(text, ways=ways, **expected)
 
@@ -148,7 +148,7 @@ def check_passing_on(text: str, walk: Walk, plain: Plain, place: dict) -> None:
     left = walk.n - plain.step - 1
     if not left or not any(plain.out):
         points(text, "no column is left/there is no error to pass on", left == 0)
-        holds(text, fixed=["the last error"] if not left else [], **place)
+        holds(text, fixed=["this last error"] if not left else [], **place)
         return
     amount, column = plain.most(plain.out, plain.columns[plain.step + 1 :])
     kept = "Rounded weights stay as they are." in text

@@ -375,7 +375,7 @@ def test_what_two_models_wrote_is_put_under_its_name():
     assert part.figures.label == "Packed · 16 bits · in words"
     assert part.where.text.startswith("tiny: ")
     assert "torch.int8 in bfloat16, measured here. A note." in part.where.text
-    assert "For what you chose since" not in part.where.text
+    assert "For your new choice" not in part.where.text
     part.draw(kernels_work.Wrote(found, "tiny", part.format, "another kernel"))
     assert part.where.text.endswith(f"press “{part.write_button.label}” again.")
 

@@ -94,7 +94,7 @@ def test_the_numbers_of_a_step_follow_from_its_formula(lesson):
         terms, _, p = text.partition(" = ")
         delta, i, again, n = re.fullmatch(r"([\d.]+) − (\d+)·\(([\d.]+) − ½\)/(\d)", terms).groups()
         assert delta == again == table["δ"][0]
-        assert (n, i) == (table["n, equal parts to ½"][step], table["i"][step])
+        assert (n, i) == (table["n, equal slices to ½"][step], table["i"][step])
         assert float(delta) - int(i) * (float(delta) - 0.5) / int(n) == pytest.approx(
             float(p), abs=1e-5
         )

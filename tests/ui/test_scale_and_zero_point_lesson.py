@@ -555,10 +555,10 @@ def test_conventions_on_the_page_are_their_systems(lesson, state):
             assert int(cells["clipped"]) == cost(x.numpy(), levels)[2]
             low, high = (value(text) for text in cells["codes"].split(" … "))
             assert high - low + 1 == len(levels)
-            if cells["0 is code"] == "none":
+            if cells["code of 0"] == "none":
                 assert name in ("quanto", "kivi")
             else:
-                zero = value(cells["0 is code"])
+                zero = value(cells["code of 0"])
                 assert levels[0] == pytest.approx((low - zero) * scale, abs=0.1 * scale)
             trials = [
                 sum(cost(x.numpy(), said_levels(name, form == "symmetric", bits,
@@ -566,7 +566,7 @@ def test_conventions_on_the_page_are_their_systems(lesson, state):
                 for part in KEPT
             ]  # fmt: skip
             assert close(cells["error at best"].split(" ")[0], 100 * min(trials), 6e-3)
-            assert trials[PARTS.index(cells["best part"])] == pytest.approx(min(trials), rel=1e-4)
+            assert trials[PARTS.index(cells["best range"])] == pytest.approx(min(trials), rel=1e-4)
             for other, (its, _) in found.items():
                 same = float((its - back).abs().max()) < 0.1 * scale
                 assert (table[short(other)]["result"] == cells["result"]) == same

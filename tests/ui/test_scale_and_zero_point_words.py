@@ -245,13 +245,13 @@ def test_rows_of_systems(symmetric):
         assert numbers_in(cell["spacing s"])[-1].is_(float(grid.scale))
         holds(cell["codes"].replace("…", "to"), low=grid.qmin, high=grid.qmax)
         if grid.offset is not None:
-            assert cell["0 is code"] == "none"
+            assert cell["code of 0"] == "none"
         else:
             zero = 0.0 if grid.zero_point is None else float(grid.zero_point)
-            holds(cell["0 is code"], zero=zero)
+            holds(cell["code of 0"], zero=zero)
         holds(cell["clipped"], beyond=one.whole.clipped)
         holds(cell["error"], whole=whole)
-        holds(cell["best part"], kept=one.kept)
+        holds(cell["best range"], kept=one.kept)
         holds(cell["error at best"], best=best)
         assert lit_cells == ([COLUMNS.index("error")] if whole == min(errors)[0] else [])
         letters.setdefault(cell["result"], []).append(one.quantized.dequantize())

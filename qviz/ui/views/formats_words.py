@@ -94,7 +94,7 @@ GUIDE = (
         {"beyond": Is("last")},
     ),
     Step(
-        "Vanish",
+        "Watch a number vanish",
         "4e-8 still has a code in FP16, the smallest one above zero. The number is subnormal, "
         "and its error is half its size. Press the one bit that is set, and the number becomes "
         "0. BF16, on the lower half of the line, reaches thirty more powers of ten down.",
