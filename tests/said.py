@@ -31,7 +31,7 @@ POINTERS = (
 
 _GAPS = " \u00a0\u202f\u2009"  # usual, no-break, narrow no-break, thin
 _NUMBER = re.compile(
-    r"(?<![\w.])"  # a digit of a name (NF4, float32, Q4_K) is no number
+    r"(?<![\w.])"  # a digit of a name (NF4, float32, Q4_K) is not a number
     r"(?P<sign>(?<![\d)²])[-−+])?"  # after a digit it is a dash: 2–8, 2-8
     r"(?P<size>∞|NaN|(?:\d{1,3}(?:[,\u2009\u202f]\d{3})+(?!\d)|\d+)?(?:(?<=\d)\.\d+|\.\d+)?"
     r"(?<=[\d])(?:e[-−+]?\d+)?)"

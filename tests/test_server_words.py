@@ -17,7 +17,7 @@ from qviz.server.app import LessonServer, kernel_environment
 from qviz.server.options import bind, find_notebooks, is_loopback
 from qviz.server.words import Started, welcome
 
-OPEN = "anyone who can reach this machine can now use its processor"
+OPEN = "anyone who can reach this machine can now run computations on it"
 
 
 @given(

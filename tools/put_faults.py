@@ -65,7 +65,7 @@ MOST_SECONDS = 60  # that these may take together without a fault
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a fault; `noticed` names the first test that failed, empty: none did."""
+    """The outcome of a fault; `noticed` names the first test that failed, empty: none did."""
 
     file: str
     line: int

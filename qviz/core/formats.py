@@ -2,8 +2,8 @@
 
 A floating-point code is a sign, an exponent field E of e bits and a mantissa field M of m bits; it
 stands for ±2^(E − bias)·(1 + M/2^m), and for ±2^(1 − bias)·M/2^m where E = 0 (subnormal). An
-integer code is a two's complement number. Codes here are bit patterns, unsigned, so that a bit that
-is clicked is a bit of the code.
+integer code is a two's complement number. Codes here are unsigned bit patterns, so a bit that is
+clicked is a bit of the code.
 
 Encoding is one algorithm for every format and exact for every input: |x| is scaled by a power of
 two until its last kept bit is worth 1, and rounded once. Most libraries convert float64 through

@@ -16,7 +16,7 @@ from qviz.core.trace import Event, Trace
 from qviz.exercises.learner import Levelled, Listener, read_codes
 from qviz.methods.gptq_record import Recording
 
-EXACT = 1e-3  # in spacings, or as a share of a scale or of a row of U: floats that differ by less count as equal
+EXACT = 1e-3  # floats that differ by less, in spacings or as a share, count as equal
 WORDS = {
     "hessian": "the damped Hessian",
     "perm": "the order of the columns",

@@ -172,8 +172,8 @@ class _Judge:
         """What can be compared: the returned result or, without one, what was emitted."""
         notes = [f"your function has no parameter {name}" for name in attempt.ignored]
         if self._ties_in_order:
-            notes.append("diag H has equal values, and their columns may go in either order; the true "
-                "run takes them from left to right, as a stable sort does")  # fmt: skip
+            notes.append("diag H has equal values, and their columns may go in either order; "
+                "the true run takes them from left to right, as a stable sort does")  # fmt: skip
         answer = Answer(None)
         findings = []
         if attempt.exception is not None:

@@ -1,4 +1,4 @@
-"""What a model costs: the bytes that it holds, and how fast it reads and writes tokens."""
+"""The cost of a model: the bytes that it holds, and how fast it reads and writes tokens."""
 
 from __future__ import annotations
 
@@ -303,7 +303,7 @@ def greedy(model: LoadedModel, ids: torch.Tensor, new_tokens: int) -> _Run:
 
 
 def _now(device: torch.device) -> float:
-    """Seconds, once the device has done all it was told to."""
+    """The time in seconds, once the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -312,7 +312,7 @@ def _now(device: torch.device) -> float:
 def prompt_ids(model: LoadedModel, prompt: str | Sequence[int], new_tokens: int) -> list[int]:
     """The prompt's tokens; ValueError where they and the new ones do not fit."""
     if model.kind != "decoder":
-        raise ValueError(f"generating needs a decoder, and {model.name} is an encoder")
+        raise ValueError(f"generating needs a decoder, but {model.name} is an encoder")
     text = isinstance(prompt, str)
     ids = list(require_tokenizer(model)(prompt)["input_ids"] if text else prompt)
     if not ids:
@@ -341,7 +341,7 @@ def random_llama(
 ) -> LoadedModel:
     """A Llama of this shape with RANDOM weights: for speed and memory, which do not depend on them.
 
-    What it says means nothing. The defaults have the layers of Llama-3.2-1B, 6 of its 16, and a
+    Its text is meaningless. The defaults have the layers of Llama-3.2-1B, 6 of its 16, and a
     table of 32000 tied embeddings instead of 128256, 0.43 billion parameters in all. It has no
     tokenizer: prompts are token ids. ValueError where heads do not divide the hidden size.
 

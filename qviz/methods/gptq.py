@@ -64,8 +64,8 @@ EVENTS = (
         "gptq.group",
         {
             "group": "[] the group's number",
-            "weights": "[out, group_size] the weights whose range is taken, with all compensation so "
-            "far",
+            "weights": "[out, group_size] the weights whose range is taken, with all "
+            "compensation so far",
             "scale": "[out] spacing of the levels, as stored",
             "zero": "[out] the code of 0",
         },

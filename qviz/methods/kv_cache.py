@@ -116,7 +116,7 @@ def _tokens(x: object, name: str = "x") -> torch.Tensor:
 
 
 def _shape_fix(name: str, shape: tuple[int, ...]) -> str:
-    """The message for keys or values that are no matrix."""
+    """The message for keys or values that are not a matrix."""
     if 0 in shape:
         fix = "there are no tokens in it"
     elif len(shape) == 4:
@@ -141,7 +141,7 @@ def _checked_bits(scheme: str, bits: int | None) -> int:
     if fixed is None:
         return require_bits(KIVI_BITS if bits is None else bits, BITS)
     if bits is not None and require_int(bits, "bits", 1, 32) != fixed:
-        raise ValueError(f'scheme="{scheme}" has {fixed} bits, got bits={bits}; leave bits out')
+        raise ValueError(f'scheme="{scheme}" has {fixed} bits, got bits={bits}; omit bits')
     return fixed
 
 

@@ -38,7 +38,9 @@ class Rotation:
     signs   [in] int8, ±1: the randomness of the input side
     output  [out] int8 or None: that of the output side, where it is rotated too
 
-    The signs themselves are stored, one bit each, instead of the seed: this costs 1/out bits per weight, and code without this generator can read them. (QuIP#
+    The signs themselves are stored, one bit each, instead of the seed: this costs 1/out bits per
+    weight, and code
+    without this generator can read them. (QuIP#
     stores them as vectors of 16-bit numbers; QuaRot, which folds Q into the model, stores nothing.)
     """
 

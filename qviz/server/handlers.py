@@ -84,8 +84,8 @@ class PageHandler(InFrame, TornadoVoilaHandler):  # type: ignore[misc]
             if not self._headers_written:
                 raise HTTPError(500, "the page could not be built") from error
             self.write(
-                "<script>qvizPage.alarm('This page could not be built. The terminal in which the "
-                "server runs says why.')</script>"
+                "<script>qvizPage.alarm('This page could not be built. The terminal of "
+                "the server says why.')</script>"
             )
         finally:
             IOLoop.current().call_later(0 if self._left() else CONNECT_SECONDS, self._end_kernels)

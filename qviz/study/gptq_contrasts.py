@@ -1,8 +1,8 @@
 """Contrasts: a second GPTQ run beside a first one, with one thing changed, and what it shows.
 
 Settings a user may choose, honest comparisons (no correlation, few tokens, another text), and ways
-in which GPTQ fails in practice. This is the catalogue: how a plan is changed stands in `gptq_plan`,
-what is computed of the two runs in `gptq_compared`, what is said of them in `gptq_verdicts`.
+in which GPTQ fails in practice. This is the catalogue. `gptq_plan` changes a plan, `gptq_compared`
+compares the two runs, and `gptq_verdicts` puts the comparison into words.
 """
 
 from collections.abc import Callable

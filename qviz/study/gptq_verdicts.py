@@ -364,8 +364,8 @@ def dead_channel(first: Walk, second: Walk) -> str:
 
 
 _MISPRINTS = {
-    "double_division": "Divide by U_{jj} once; dividing twice also makes the codes depend on the scale of H, "
-    "while a correct run does not",
+    "double_division": "Divide by U_{jj} once; dividing twice also makes the codes depend on "
+    "the scale of H, while a correct run does not",
     "no_update": "Use row j of U, or update H⁻¹ after every column: rounded columns can no longer "
     "compensate for anything",
     "as_printed": "Divide once, and use row j of U",

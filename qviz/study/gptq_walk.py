@@ -25,7 +25,7 @@ from qviz.study.running_sums import Sandwich, leading_sums
 
 ROUNDING = 1e-6  # share of what is summed up to which a negative sum is rounding error
 TOP = 8  # contributors and receivers that a story names
-EDGE = 1e-6  # spacings: a weight this close to half a spacing beyond the last level still lies on a tie
+EDGE = 1e-6  # spacings: this close to half a spacing beyond the last level is still a tie
 
 
 @dataclass(frozen=True, eq=False)

@@ -44,7 +44,7 @@ PHRASE = 200  # characters; a shorter text may occur in an evaluation text by ch
 
 # Learning rates by the lowest loss on the bundled model, among a few; text is not repeated within a
 # run, so that its loss is as good a judge as held-out text.
-QAT_RATE = 4e-3  # for one bit; halved for each further bit, like the distance from a weight to its next code
+QAT_RATE = 4e-3  # for one bit; halved for each further bit, like the spacing of the levels
 QLORA_RATE = 1e-2
 STEP_RATE = 0.1  # of the rate of weights
 

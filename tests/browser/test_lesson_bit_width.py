@@ -196,7 +196,7 @@ def test_the_gallery_leads_to_the_lesson(base, open_tab):
     tab.page.keyboard.press("Home")
     eventually(lambda: "2 bits" in str(tab.page.text_content(".qv-caption")))
     tab.assert_clean()
-    tab.page.get_by_role("link", name="Begin with 1 · Bit width").click()
+    tab.page.get_by_role("link", name="Start with 1 · Bit width").click()
     tab.page.wait_for_selector(".qv-chart .js-plotly-plot", timeout=60_000, state="attached")
     tab.assert_clean()
 

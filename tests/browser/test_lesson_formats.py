@@ -165,7 +165,7 @@ def test_a_wrong_number_is_said_and_a_right_one_follows(tab):
     field = tab.page.get_by_label("A number to follow")
     field.fill("one half")
     field.press("Enter")
-    alert = tab.page.get_by_role("alert").filter(has_text="no number here")
+    alert = tab.page.get_by_role("alert").filter(has_text="not a number here")
     alert.wait_for(timeout=20_000)
     field.fill("1/2")
     field.press("Enter")

@@ -76,7 +76,7 @@ def test_layers_by_pattern(llama, captured):
     names = list(linear_layers(llama))
     for pattern in ("*.mlp.*", "model.layers.?.self_attn.[qk]*", "*.q_proj", "*"):
         if "[" in pattern:  # only * and ? are special: brackets number experts
-            with pytest.raises(ValueError, match="no layer fits the pattern"):
+            with pytest.raises(ValueError, match="no layer matches the pattern"):
                 choose_layers(llama, pattern)
             continue
         expression = re.escape(pattern).replace(r"\*", ".*").replace(r"\?", ".")
@@ -90,7 +90,7 @@ def test_layers_by_pattern(llama, captured):
         llama, "gptq", layers="*.0.mlp.*", calibration=captured, bits=4, group_size=32
     )
     assert done.tensors.keys() == {name for name in names if ".0.mlp." in name}
-    with pytest.raises(ValueError, match=r"no layer fits the pattern '\*\.mpl\.\*'.*named like"):
+    with pytest.raises(ValueError, match=r"no layer matches the pattern '\*\.mpl\.\*'.*named like"):
         qviz.quantize_model(llama, layers="*.mpl.*")
 
 

@@ -269,7 +269,7 @@ def test_the_prediction_is_judged_by_the_curve(lesson):
     choose(lesson.prediction.control, f"{fewest} bits")
     assert lesson.prediction.verdict.texts[0].startswith("Right.")
     choose(lesson.prediction.control, "2 bits")
-    assert f"the fewest that do are {fewest}" in lesson.prediction.verdict.texts[0]
+    assert f"The fewest bits that do are {fewest}" in lesson.prediction.verdict.texts[0]
     lesson.prediction.control.index = 0
     assert lesson.prediction.verdict.texts == [""]
 
@@ -326,7 +326,7 @@ def test_a_large_layer_is_not_compared_with_everything(lesson, tmp_path, monkeyp
     monkeypatch.setattr("qviz.ui.views.bit_width.COMPARE_UP_TO", lesson.shown.weight.numel() - 1)
     choose(lesson.affine.levels, "asymmetric")
     assert list(lesson.shown.rows) == ["group of 128"]
-    assert "once you have chosen them" in lesson.note.text
+    assert "only after you choose them" in lesson.note.text
     choose(lesson.affine.unit, "row")
     assert list(lesson.shown.rows) == ["group of 128", "row"]
     monkeypatch.undo()

@@ -122,13 +122,13 @@ def test_the_verdict_on_a_guess(errors, guess):
     enough = [b for b in errors if errors[b] <= 0.10]
     first, rest = cut(text, " One bit more divides the error by about ")
     expected = {"guess": (guess, "bits the output"), "error": errors[guess]}
-    points(text, "Right./the fewest that do/even 8 bits are not within",
+    points(text, "Right./The fewest bits that do/even 8 bits do not bring it within",
            0 if not enough else guess == enough[0] or -1)  # fmt: skip
     fixed = []
     if not enough:
-        fixed = ["even 8 bits are not within 10 % here"]
+        fixed = ["even 8 bits do not bring it within 10 %"]
     elif guess != enough[0]:
-        fixed = ["the fewest that do"]
+        fixed = ["The fewest bits that do"]
         expected |= {"fewest": enough[0], "there": errors[enough[0]]}
     holds(first, fixed=fixed, **expected)
     ratio, _ = cut(rest, " (from 3 to 4). Why about that much?")
@@ -224,7 +224,7 @@ def plain_divisor(formula: str, bits: int) -> float:
 def test_recipes_divide_as_their_words_and_formulas_say(name, symmetric, bits, low, high):
     made, title = recipe(name, symmetric), SYSTEMS[name][0]
     if made is None:
-        assert system(name, symmetric) == f"{title}: by the farther end"
+        assert system(name, symmetric) == f"{title}: by the end farther from 0"
         assert spacing(name, symmetric, bits, low, high, 0.123456) == "0.123"
         return
     reach, divisor = plain_range(made.words, low, high), plain_divisor(made.formula, bits)

@@ -159,7 +159,7 @@ def test_the_page_says_where_it_is_and_what_was_read():
     part.program_control.index = 3
     found, q = part.walk, part.shown.q
     _, _, rest = part.origin.text.partition("bundled model, ")
-    assert rest.startswith(f"{q.shape[0]}×{q.shape[1]}, and an input")
+    assert rest.startswith(f"{q.shape[0]}×{q.shape[1]}, and one of its real inputs")
     _, _, rest = rest.partition("The whole product takes ")
     programs = -(-q.shape[0] // (found.rows.stop - found.rows.start))
     holds(rest, programs=(programs, "such programs"), program=3)

@@ -80,7 +80,7 @@ def test_each_step_of_the_construction_says_its_own_numbers():
             holds(text, code=0, p=p, z=z, v=-1, left=7,
                   fixed=["the lower half", "Φ⁻¹", "each a little larger"])  # fmt: skip
         elif one.index == 0:
-            holds(text, code=15, p=p, z=z, largest=LARGEST, v=1, fixed=["is below it"])
+            holds(text, code=15, p=p, z=z, largest=LARGEST, v=1, fixed=["below it"])
         else:
             slices = {} if one.index == 1 else {"slices": one.index}
             assert ("one slice" in text) == (one.index == 1)
@@ -114,9 +114,9 @@ def test_the_words_about_bins(size, full, empty, shares, reach):
         one=1, sixteen=16, claimed=1 / 16, reach=reach, largest=LARGEST,
         ways={
             "crowds the middle/leaves the middle": reach > LARGEST,
-            "so large/so small": reach > LARGEST,
+            "such a large/such a small": reach > LARGEST,
         },
-        fixed=["no fuller than planned" if reach <= LARGEST else "empties the ends"],
+        fixed=["no fuller than planned" if reach <= LARGEST else "empties the outer ones"],
     )  # fmt: skip
 
 
@@ -244,7 +244,9 @@ def _bytes(rows, i, packed, k, a, w):
     assert rows["byte"][i] == f"{k // 2}: 0x{byte:02x} = {byte:08b}"
     halves = byte >> 4, byte & 15
     mine, other = halves if k % 2 == 0 else halves[::-1]
-    assert rows["its half"][i] == f"{'low' if k % 2 else 'high'}, {mine:04b} = code {mine}"
+    assert (
+        rows["its half of the byte"][i] == f"{'low' if k % 2 else 'high'}, {mine:04b} = code {mine}"
+    )
     assert rows["the other half"][i] == (
         f"code {other}, the weight {'before' if k % 2 else 'after'} it"
     )
@@ -353,7 +355,7 @@ def test_the_words_of_the_duel(given, own, level, output, size, tell, best):
     ahead = [n for n in FIXED if n in given and given[n][0] < nf4_error * (1 - 1.01 * EQUAL)]
     level_ones = [n for n in FIXED if n in given and same(given[n][0], nf4_error)]
     if not level_ones:
-        mid, last = cut(rest, " For at most ")
+        mid, last = cut(rest, " With at most ")
         if not ahead:
             assert mid == " In these blocks no fixed rival beats NF4."
         else:
@@ -405,7 +407,7 @@ def test_the_verdict_judges_by_the_errors(given, guess, size):
     assert beat.replace(" and ", ", ").rsplit(" ", 1)[0].split(", ") == ahead
     points(beat, "beat/beats", len(ahead) > 1)
     inside, why = cut(costs, ").")
-    assert ("Its range follows" in why) == (ahead == [ASYMMETRIC])
+    assert ("Its range runs from" in why) == (ahead == [ASYMMETRIC])
     for name, part in zip(ahead, inside.split("; "), strict=True):
         assert part.startswith(name)
         part, its = part.replace(name, "it"), given[name][1]

@@ -118,9 +118,9 @@ CAPTION = re.compile(
 
 
 def check_beside(text, total, whole):
-    """What is said of a sum beside that of the whole range."""
+    """The words for a sum beside that of the whole range."""
     change = total / whole - 1
-    if text == "as much as with the whole range":
+    if text == "the same as with the whole range":
         assert abs(change) < 6e-4
     elif text.endswith(" less than with the whole range"):
         assert close(text.split(" %")[0], -100 * change)
@@ -322,7 +322,7 @@ def test_titles_say_which_numbers_these_are(lesson):
     assert lesson.line.label == f"All {weight.numel()} weights of the layer"
     lesson.go({"look": "gate"})
     assert lesson.picture.axes == ["line", "place"]
-    n = re.fullmatch(r"What 1024 gates let through for token (\d+)", lesson.line.label)
+    n = re.fullmatch(r"The 1024 gate activations of token (\d+)", lesson.line.label)
     assert torch.equal(lesson.shown.numbers.flat, gate_activations(lesson.layer)[int(n[1])])
 
 
@@ -345,7 +345,7 @@ def test_pictures_show_the_library_s_numbers(lesson, state):
         x, back = stairs["the chosen number"][1]
         at = (numbers.flat - x).abs().argmin()
         assert back == pytest.approx(float(q.dequantize()[0, at]), rel=1e-5, abs=1e-9)
-        assert f"{len(levels)} steps from" in lesson.stairs.summaries[i]
+        assert f"{len(levels)} levels from" in lesson.stairs.summaries[i]
         assert f"{len(levels)} levels from" in lesson.line.summaries[i]
     counts, edges = lesson.line.bars[0]
     assert sum(counts) == numbers.n
@@ -435,7 +435,7 @@ def test_both_handles_on_one_spot_are_said_in_words(lesson):
     lesson.line.values = [-0.1, 0.2]
     caption = list(lesson.caption.texts)
     lesson.line.values = [0.2, 0.2]
-    assert lesson.status.kind == "error" and "some width" in lesson.status.text
+    assert lesson.status.kind == "error" and "move them apart" in lesson.status.text
     assert list(lesson.line.values) == [-0.1, 0.2] and lesson.caption.texts == caption
     lesson.line.values = [-0.1, 0.1]
     assert lesson.status.kind == ""
@@ -555,18 +555,18 @@ def test_conventions_on_the_page_are_their_systems(lesson, state):
             assert int(cells["clipped"]) == cost(x.numpy(), levels)[2]
             low, high = (value(text) for text in cells["codes"].split(" … "))
             assert high - low + 1 == len(levels)
-            if cells["0 is code"] == "none":
+            if cells["code of 0"] == "none":
                 assert name in ("quanto", "kivi")
             else:
-                zero = value(cells["0 is code"])
+                zero = value(cells["code of 0"])
                 assert levels[0] == pytest.approx((low - zero) * scale, abs=0.1 * scale)
             trials = [
                 sum(cost(x.numpy(), said_levels(name, form == "symmetric", bits,
                                                 *ends_of(numbers.flat, part)))[:2])
                 for part in KEPT
             ]  # fmt: skip
-            assert close(cells["error then"].split(" ")[0], 100 * min(trials), 6e-3)
-            assert trials[PARTS.index(cells["best part"])] == pytest.approx(min(trials), rel=1e-4)
+            assert close(cells["error at best"].split(" ")[0], 100 * min(trials), 6e-3)
+            assert trials[PARTS.index(cells["best range"])] == pytest.approx(min(trials), rel=1e-4)
             for other, (its, _) in found.items():
                 same = float((its - back).abs().max()) < 0.1 * scale
                 assert (table[short(other)]["result"] == cells["result"]) == same
@@ -575,7 +575,7 @@ def test_conventions_on_the_page_are_their_systems(lesson, state):
                                                                             rel=1e-9)}  # fmt: skip
         letters = {cells["result"] for cells in table.values()}
         text = lesson.systems.texts[i].text
-        assert text.startswith(f"“{bits}-bit {form}” is the name of 6 different rules in 7 systems")
+        assert text.startswith(f"“{bits}-bit {form}” means 6 different rules in 7 systems")
         assert f"they give {len(letters)} different results" in text
         least, most = min(errors.values()), max(errors.values())
         assert f"from {percent(least)} (" in text and f"to {percent(most)} (" in text

@@ -65,7 +65,7 @@ def test_every_number_and_direction_of_any_caption(
         "is in use/are in use/": 0 if used == 16 else 1 if used == 1 else -1,
         "lie beyond the last level/lies beyond the last level": beyond > 1,
         f"No {noun} lies/": beyond == 0,
-        f"Every {noun} comes back exactly/": total == 0,
+        f"Every {noun} is represented exactly/": total == 0,
         "No other point of the curve is lower/": lowest and total > 0,
     }
     if used < 16:
@@ -106,7 +106,7 @@ def test_any_verdict(guess, best, lowest, more, beyond):
         expected |= {"beyond": beyond, "n": (9, "weights")}
         ways["lies beyond the last level/lie beyond the last level"] = beyond == 1
     holds(verdict(judged), **expected, ways=ways)
-    assert "comes back exactly" in verdict(replace(judged, whole=0.0, lowest=0.0))
+    assert "is represented exactly" in verdict(replace(judged, whole=0.0, lowest=0.0))
 
 
 names = st.sampled_from(["absmax", "gptq", "hqq"])
@@ -245,14 +245,14 @@ def test_rows_of_systems(symmetric):
         assert numbers_in(cell["spacing s"])[-1].is_(float(grid.scale))
         holds(cell["codes"].replace("…", "to"), low=grid.qmin, high=grid.qmax)
         if grid.offset is not None:
-            assert cell["0 is code"] == "none"
+            assert cell["code of 0"] == "none"
         else:
             zero = 0.0 if grid.zero_point is None else float(grid.zero_point)
-            holds(cell["0 is code"], zero=zero)
+            holds(cell["code of 0"], zero=zero)
         holds(cell["clipped"], beyond=one.whole.clipped)
         holds(cell["error"], whole=whole)
-        holds(cell["best part"], kept=one.kept)
-        holds(cell["error then"], best=best)
+        holds(cell["best range"], kept=one.kept)
+        holds(cell["error at best"], best=best)
         assert lit_cells == ([COLUMNS.index("error")] if whole == min(errors)[0] else [])
         letters.setdefault(cell["result"], []).append(one.quantized.dequantize())
     assert sorted(letters) == [chr(ord("A") + i) for i in range(len(letters))]

@@ -122,7 +122,7 @@ def staircase(
              "hovertemplate": "%{y:.5f}<extra></extra>"},
         ],
         "layout": _layout(
-            "number x", "what comes back, x̂", xaxis={"range": list(span)},
+            "number x", "after rounding, x̂", xaxis={"range": list(span)},
             yaxis={"range": list(span)},
         ),
     }  # fmt: skip

@@ -154,7 +154,7 @@ class BitWidthLesson(LayerPage):
         self.note = Text("", role="wait")
         self.equation = Equation(EQUATION, TERMS, [], aria=SPOKEN)
         self.cell_table = Readout("The chosen weight")
-        self.ledger_table = Readout("What the bits cost")
+        self.ledger_table = Readout("What the bits cost, per weight")
         self.caption = Caption()
         self.code = Code()
         tie_frames(

@@ -72,8 +72,8 @@ GUIDE = (
     Step(
         "Find out who divides by what",
         "Choose other systems under “Spacing computed as in”, and watch s in the table. With 4 "
-        "symmetric bits some divide the largest magnitude by 7 and some by 7.5; others divide twice "
-        "that size by 15. A weight beyond the last level is clipped to it.",
+        "symmetric bits some divide the largest magnitude by 7 and some by 7.5; others divide "
+        "twice that size by 15. A weight beyond the last level is clipped to it.",
         {"bits": "4"},
         {"convention": Moved()},
     ),

@@ -117,7 +117,7 @@ class BlockPart(LessonPart):
 
     def _build_views(self) -> None:
         self.original_view = MatrixView("Trained weights W", aspect=4)
-        self.chart = Chart("The block: trained weights, and what comes back", height=210)
+        self.chart = Chart("The block: trained weights, and rounded weights", height=210)
         self.members = Table("Every weight of the block")
         self.costs = Table("The same layer in every block format")
         self.scale_table = Readout("How the block gets its scale")
@@ -253,6 +253,6 @@ class BlockPart(LessonPart):
                 chosen,
             ),
             summary=f"{len(members)} weights of row {block.row} from input {block.start} on, and "
-            f"what comes back; weight {block.row}, {m.column}: {m.weight:.4f} comes back "
-            f"as {m.value:.4f}",
+            f"its rounded values; weight {block.row}, {m.column}: {m.weight:.4f} is rounded to "
+            f"{m.value:.4f}",
         )

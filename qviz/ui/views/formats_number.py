@@ -102,8 +102,8 @@ class NumberPart(LessonPart):
         self.add("beside", self.beside_control, lambda: None, names=lambda: NAMES, looks=True)
         self.page.fields["x"] = NumberField(self)
         self.prediction = Prediction(
-            f"Of all the numbers that {TITLES[ASKED]} can represent, how many lie between −1 and "
-            "1?",
+            f"Of all the numbers that {TITLES[ASKED]} can represent, how many lie in the range "
+            "from −1 to 1?",
             list(ANSWERS),
             verdict,
             self._draw_spends,

@@ -42,7 +42,9 @@ def grouped(n: int) -> str:
 def where_spent(name: str, revealed: bool) -> str:
     """The one fact to remember about a format."""
     title, count = TITLES[name], finite_numbers(name)
-    inside = f" {percent(within_one(name))} of them lie between −1 and 1." if revealed else ""
+    inside = (
+        f" {percent(within_one(name))} of them lie in the range from −1 to 1." if revealed else ""
+    )
     if name == "nf4":
         return (
             f"{title}: {count} levels. They are close together around 0, where most weights of a "

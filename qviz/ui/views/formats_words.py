@@ -63,8 +63,8 @@ TERMS = {
     "small": "M: there is no leading 1, so a smaller number has fewer significant bits",
     "whole": "M: the bits below the sign, read as a whole number",
     "minus": "S: the sign bit, which has the weight −2ᵇ⁻¹ (two's complement)",
-    "level": "v: the table of sixteen levels; a weight is a level times the largest magnitude of its "
-    "block",
+    "level": "v: the table of sixteen levels; a weight is a level times the largest magnitude "
+    "of its block",
     "index": "i: the code, a position in the table; its single bits mean nothing",
     "power": "E: E8M0 is only an exponent; it serves as a scale",
     "special": "the highest exponent field is reserved for ∞ and NaN",
@@ -94,7 +94,7 @@ GUIDE = (
         {"beyond": Is("last")},
     ),
     Step(
-        "Vanish",
+        "Watch a number vanish",
         "4e-8 still has a code in FP16, the smallest one above zero. The number is subnormal, "
         "and its error is half its size. Press the one bit that is set, and the number becomes "
         "0. BF16, on the lower half of the line, reaches thirty more powers of ten down.",

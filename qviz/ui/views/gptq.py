@@ -346,9 +346,7 @@ class GptqLesson(PartedLesson, LayerPage):
             ))  # fmt: skip
         if shown.left_out:
             title = next(one.title for one in CONTRASTS if one.name == shown.left_out)
-            parts.append(
-                f"“{title}” does not apply with these settings, so no second run is shown."
-            )
+            parts.append(f"“{title}” does not apply with these settings: no second run is shown.")
         self.note.text = " ".join(parts)
         if self.attempt is not None:
             self.beside.say("Where the runs first differ", self.attempt.summary)

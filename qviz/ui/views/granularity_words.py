@@ -170,7 +170,7 @@ class Pays:
     unit      who shares a scale; sharing: how many share the outlier's, without itself
     before    what they were off by as trained, now: what they are off by
     whole     what the whole matrix is off by now, the outlier apart
-    lost      how many of them come back as 0 and were not; used: levels in use among them
+    lost      how many of them were not 0 and are rounded to 0; used: levels in use among them
     peak      the largest of them, as a multiple of the typical value
     sets      whether the outlier is larger than that, so that it sets the scale
     scales    bits per value that the scales cost; bits: all in all

@@ -120,7 +120,8 @@ class Race(LessonPart):
             self.page, self.measure, label=MEASURE, stop=STOP, deed="measure"
         )
         self.prediction = Prediction(
-            "Before you drag: up to how many tokens is it faster than 16-bit weights?", [NEVER, BEYOND],
+            "Before you drag: up to how many tokens is it faster than 16-bit weights?",
+            [NEVER, BEYOND],
             self._verdict, self._draw_speedups, tells=True,
         )  # fmt: skip
         self.times = Chart("Time of one product", height=170)
@@ -311,7 +312,7 @@ class Race(LessonPart):
             truth = BEYOND
         answer = self.prediction.control.value
         said = "" if answer == YOUR_GUESS else "Right. " if answer == truth else f"Not {answer}. "
-        if said and (crossing.verdict == "no measurable difference" or crossing.gaps):
+        if said and (crossing.verdict == "within the spread" or crossing.gaps):
             said = "No guess is right or wrong here. "
         return f"{said}{crossing}"
 

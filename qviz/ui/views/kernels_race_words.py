@@ -31,8 +31,8 @@ EQUATION = """
 TERMS = {
     "t": "t: the time of one product Y = X·Wᵀ",
     "bytes": "bytes: the packed weight, the inputs and the outputs, each read or written once",
-    "bandwidth": "B: the memory bandwidth, the most bytes per second that this device moves in a plain "
-    "copy or a plain read, measured in the same run",
+    "bandwidth": "B: the memory bandwidth, the most bytes per second that this device moves in "
+    "a plain copy or a plain read, measured in the same run",
     "operations": "2·m·n·k: a multiplication and an addition for each of m tokens, n outputs, k "
     "inputs",
     "rate": "R: the operations per second of the fastest large product on this device, measured",

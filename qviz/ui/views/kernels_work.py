@@ -222,8 +222,9 @@ def _verdict(found: Any) -> str:
         else f"the two texts differ from new token {at + 1} of {found.texts.new_tokens} on"
     )
     return (
-        f"Packed, the model is {number(small, 3)}× smaller. Writing, beside 16-bit "
-        f"weights: {pace}. And {same}."
+        f"Packed, the model is {number(max(small, 1 / small), 3)}× "
+        f"{'smaller' if small >= 1 else 'larger'}. Writing, compared with 16-bit weights: {pace}. "
+        f"And {same}."
     )
 
 

@@ -47,7 +47,8 @@ COURSE = (
         "qviz.ui.views.bit_width", "BitWidthLesson",
     ),
     Lesson(
-        2, "formats", "Number formats", "Which numbers can sixteen, eight or four bits represent?", THEMES[0],
+        2, "formats", "Number formats", "Which numbers can sixteen, eight or four bits "
+            "represent?", THEMES[0],
         "Press the bits of FP32, BF16, FP8, FP4, NF4 and nine more. Follow one number through "
         "all of them, zoom along all the numbers that each can represent, and see blocks of "
         "real weights share a scale.",

@@ -107,7 +107,7 @@ class BuildPart(LessonPart):
         low, high = (number(float(bound)) for bound in midpoints(levels)[[0, -1]])
         return [
             ("δ", number(OFFSET, 7), ""),
-            ("n, equal parts to ½", each(lambda one: str(PARTS[one.half])), ""),
+            ("n, equal slices to ½", each(lambda one: str(PARTS[one.half])), ""),
             ("i", each(lambda one: str(one.index)), ""),
             ("p", each(_share), ""),
             ("z", each(lambda one: number(one.quantile, 6)), ""),

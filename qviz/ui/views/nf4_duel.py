@@ -247,7 +247,7 @@ def said(caption: Caption) -> Any:
 
 
 def bargain(scores: Mapping[int, Mapping[str, Score]], size: int) -> tuple[str, int, Score]:
-    """The least error that can be had for NF4's bits in blocks of `size`, over rivals and sizes of
+    """The least error for at most NF4's bits in blocks of `size`, over rivals and sizes of
     `scores`: whose it is, in which blocks."""
     limit = scores[size][NF4_NAME].bits
     found = [

@@ -140,8 +140,9 @@ def built(made: Made | None, count: int, largest: float) -> str:
     if made is None and count == 0:
         return (
             "Cut the normal distribution into equally likely bins and take the middle of each. "
-            "The outermost middle lies at 1 − 1/32 for 16 bins and at 1 − 1/30 for 15. NF4 "
-            f"takes the value halfway between, δ = {OFFSET}. Everything else follows from it."
+            "Below the outermost middle lies a share of 1 − 1/32 of the distribution with 16 "
+            "bins, and 1 − 1/30 with 15. NF4 takes the value halfway between, δ = {OFFSET}. "
+            "Everything else follows from it."
         )
     if made is None:
         return (
@@ -321,9 +322,9 @@ def _bargain(facts: DuelFacts) -> str:
     name, size, score = facts.bargain
     nf4 = facts.scores[NF4_NAME]
     if same(score.error, nf4.error):
-        return f"No contender has less error at {number(nf4.bits)} bits or below."
+        return f"With at most {number(nf4.bits)} bits per weight no contender has less error."
     return (
-        f"At {number(nf4.bits)} bits per weight or below, the least error is "
+        f"With at most {number(nf4.bits)} bits per weight the least error is "
         f"{percent(score.error, 4)}: {name} in blocks of {size}, at {number(score.bits)} bits."
     )
 

@@ -199,7 +199,7 @@ class ScaleAndZeroPointLesson(LayerPage):
             ],
             side=[
                 section("What happens to a number", self.equation, self.number_table),
-                section("Point at one", self.picture_box, self.error_box),
+                section("Point at a number", self.picture_box, self.error_box),
             ],
             below=[self.systems.widget],
             caption=self.caption,

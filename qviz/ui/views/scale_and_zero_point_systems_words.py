@@ -13,11 +13,11 @@ from qviz.ui.widgets import counted, number, percent
 COLUMNS = [
     "spacing s",
     "codes",
-    "0 is code",
+    "code of 0",
     "clipped",
     "error",
     "result",
-    "best part",
+    "best range",
     "error at best",
 ]
 SystemRow = tuple[str, list[str], list[int], str]

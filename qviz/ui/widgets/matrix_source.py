@@ -1,4 +1,4 @@
-"""What stands behind a MatrixView: matrices that were given, or a run of which each step is one.
+"""The data behind a MatrixView: given matrices, or a run in which each step is one.
 
 Both answer the same questions: how many frames, which part of one, what a tile's indices stand for.
 """
