@@ -14,7 +14,6 @@ from qviz.core.calibration import Calibration, require_fit
 from qviz.core.grids import ScalarGrid
 from qviz.core.tensor import QuantizedTensor
 
-
 RUN = 1 << 20  # values that are compared at once
 
 
@@ -61,7 +60,7 @@ def compare(weight: torch.Tensor, reconstruction: torch.Tensor) -> Comparison:
 
 def _runs(matrix: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Its values in runs, so that float64 copies of a large one are never there as a whole."""
-    return matrix.detach().flatten().split(RUN)
+    return torch.split(matrix.detach().flatten(), RUN)
 
 
 def _require_pair(weight: torch.Tensor, other: torch.Tensor) -> None:
