@@ -65,11 +65,13 @@ class LessonPart:
 class PartedLesson(LessonPage):
     """A lesson in parts. `parts` (name → part) is set before `compose_parts` makes the page.
 
-    `part_control` chooses one; `part` is the name of the one that is open.
+    `part_control` chooses one; `part` is the name of the one that is open. `shared_controls` are
+    those of several parts: they stand before the parts' own.
     """
 
     part_control: Any
     parts: Mapping[str, Any]
+    shared_controls: Sequence[Any] = ()
     # where the page is a part itself
     lead: Any = None
     controls: Sequence[Any] = ()
@@ -143,7 +145,9 @@ class PartedLesson(LessonPage):
         for slot in ("lead", "caption", "foot"):
             if slots[slot] and slot not in frame:
                 frame[slot] = stack(*slots[slot])
-        frame.setdefault("controls", [self.part_control, *slots["controls"]])
+        frame.setdefault(
+            "controls", [self.part_control, *self.shared_controls, *slots["controls"]]
+        )
         main = [box for part in parts for box in part.main]
         side = [box for part in parts for box in part.side]
         whole = compose(self, main=main, side=side, **frame)
