@@ -60,18 +60,17 @@ def search_curve(
                  "y": y[last : last + 1] if last >= 0 else []},
             ]  # fmt: skip
         frames.append({"traces": list(range(len(lines), len(lines) + len(data))), "data": data})
-    names = ("", " (second run)")
-    colours = (CODES, ORIGINAL)
-    shown = [_faint(x, y, whole) for x, y, _ in lines]
-    for name, colour, dash in zip(names[: len(runs)], colours, ("solid", "dot"), strict=False):
+    for at, (colour, dash) in enumerate(((CODES, "solid"), (ORIGINAL, "dot"))[: len(runs)]):
+        first = at == 0  # one entry of the legend for the second run
         shown += [
-            {"type": "scatter", "mode": "lines+markers", "name": f"error of a try{name}",
+            {"type": "scatter", "mode": "lines+markers",
+             "name": "error of a try" if first else "second run",
              "line": {"color": colour, "width": 1.5, "dash": dash}, "marker": {"size": 5},
              "hovertemplate": "%{x:.4g}: %{y:.1f} %<extra></extra>"},
-            {"type": "scatter", "mode": "markers", "name": f"kept when tried{name}",
+            {"type": "scatter", "mode": "markers", "name": "kept when tried", "showlegend": first,
              "marker": {"color": GOOD, "size": 9, "symbol": "circle-open", "line": {"width": 2}},
              "hoverinfo": "skip"},
-            {"type": "scatter", "mode": "markers", "name": f"best so far{name}",
+            {"type": "scatter", "mode": "markers", "name": "best so far", "showlegend": first,
              "marker": {"color": GOOD, "size": 11, "symbol": "star"}, "hoverinfo": "skip"},
             {"type": "scatter", "mode": "markers", "name": "now", "showlegend": False,
              "marker": {"color": NOW, "size": 10, "line": {"width": 2, "color": INK}},
@@ -83,7 +82,7 @@ def search_curve(
     top = float(np.percentile(finite, 90)) if len(finite) else 100.0
     low = float(finite.min()) if len(finite) else 0.0
     layout = _layout("move" if moves else "spacings that the range is cut into",
-                     "error, % of the plain way's")  # fmt: skip
+                     "% of plain error")  # fmt: skip
     pad = 0.04 * (float(across.max() - across.min()) or 1.0)
     span = max(top, 102.0) - low
     layout["xaxis"]["range"] = [float(across.min()) - pad, float(across.max()) + pad]
@@ -266,8 +265,8 @@ def shift_chart(
 ) -> dict[str, Any]:
     """Mean squared error by the importance of the input, without and with importance; a frame for
     each type, None where it ignores importance."""
-    layout = _layout("mean square of the input, a tenth of the inputs each",
-                     "squared error, % of the weights’")  # fmt: skip
+    layout = _layout("mean square of the input (tenths of the inputs)",
+                     "squared error, %")  # fmt: skip
     layout["xaxis"]["type"] = layout["yaxis"]["type"] = "log"
     data = [
         {"type": "scatter", "mode": "lines+markers", "name": "without importance",

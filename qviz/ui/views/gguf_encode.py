@@ -156,14 +156,14 @@ class EncodePart(LessonPart):
 
     def _build_views(self) -> None:
         self.layer_view = MatrixView("Click: another block of the layer")
-        self.x_view = MatrixView("Weights x", aspect=1.6)
-        self.code_view = MatrixView("Codes q at this step", aspect=1.6)
-        self.error_view = MatrixView("Error x − x̂ at this step", aspect=1.6)
-        self.codes_beside = MatrixView("Second run: codes q", aspect=1.6)
-        self.error_beside = MatrixView("Second run: error", aspect=1.6)
-        self.curve = Chart("The search of one sub-block", height=230)
-        self.levels = Chart("The sub-block on its levels", height=230)
-        self.levels_beside = Chart("Second run: the sub-block on its levels", height=230)
+        self.x_view = MatrixView("Weights x", aspect=2.0)
+        self.code_view = MatrixView("Codes q at this step", aspect=2.0)
+        self.error_view = MatrixView("Error x − x̂ at this step", aspect=2.0)
+        self.codes_beside = MatrixView("Second run: codes q", aspect=2.0)
+        self.error_beside = MatrixView("Second run: error", aspect=2.0)
+        self.curve = Chart("The search of one sub-block", height=200)
+        self.levels = Chart("The sub-block on its levels", height=200)
+        self.levels_beside = Chart("Second run: the sub-block on its levels", height=200)
         self.inputs = Chart("How large the inputs of this block are", height=130)
         self.bytes = BlockBytes("The bytes of the block")
         self.equation = Equation("<math></math>", aria="no formula yet", calm=True)
@@ -208,7 +208,9 @@ class EncodePart(LessonPart):
                     self._beside_box),
             section("What is stored", self.bytes),
         ]  # fmt: skip
-        self.side = [section("What happens here", self.equation), section("", self.cell_table)]
+        numbers = stack(self.cell_table)
+        numbers.add_class("qv-side")
+        self.side = [section("What happens here", self.equation), section("", numbers)]
         self.lead, self.foot = self.type_control, self.transport
 
     # ---------------------------------------------------------------- what the learner chose
@@ -448,7 +450,7 @@ class EncodePart(LessonPart):
     def _draw_weight(self, shown: Shown, other_group: bool) -> None:
         """The chosen weight's table and bytes; and, where it lies in another sub-block, that."""
         group, place = self._cell
-        columns = [shown.type] if shown.second is None else ["first run", "second run"]
+        columns = [shown.type] if shown.second is None else ["first", "second"]
         self.cell_table.label = (
             f"Row {shown.row}, column {shown.first + group * shown.walk.x.shape[1] + place}: "
             f"sub-block {group}, place {place}"

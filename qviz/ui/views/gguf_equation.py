@@ -87,18 +87,16 @@ def formulas(type: str, importance: bool) -> Formulas:
         lines = _minimum(type, kind.top, kind.levels, kind.sigma, importance)
     else:
         lines = _symmetric(type, kind.half, kind.levels, kind.sigma, importance)
-    there = {term for line, _, terms in lines for term in terms if line}
-    lit = {
-        kind: [term for at in at_lines for term in lines[at][2] if lines[at][0]]
-        for kind, at_lines in _LINE_OF.items()
-    }
-    if type == "MXFP4":
-        lit[START] = [*lines[1][2], *lines[2][2]]
+    # A term has the number of its line in its name: only the lines of the moment light up.
+    own = [
+        (line.replace('data-term="', f'data-term="{i}'), said, [f"{i}{term}" for term in terms])
+        for i, (line, said, terms) in enumerate(lines)
+    ]
     return Formulas(
-        "".join(f'<math display="block"><mrow>{line}</mrow></math>' for line, _, _ in lines if line),
-        {name: text for name, text in TERMS.items() if name in there},
-        "; ".join(spoken for line, spoken, _ in lines if line),
-        {kind: list(dict.fromkeys(terms)) for kind, terms in lit.items()},
+        "".join(f'<math display="block"><mrow>{line}</mrow></math>' for line, _, _ in own if line),
+        {name: TERMS[name[1:]] for _, _, terms in own for name in terms},
+        "; ".join(said for line, said, _ in own if line),
+        {kind: [term for at in ats for term in own[at][2]] for kind, ats in _LINE_OF.items()},
     )
 
 
@@ -123,16 +121,20 @@ def _minimum(type: str, top: int, levels: int, sigma: int, importance: bool) -> 
     plain = size if type == "Q2_K" else f"<msqrt>{_MEAN}</msqrt>{_o('+')}{size}"
     said = "w is the size of x" if type == "Q2_K" else "w is the root mean square plus the size of x"
     inner = f"{_S}{_Q}{_o('+')}{_M}{_o('−')}{_X}"
-    power = "" if type == "Q2_K" and not importance else _n(2)
-    term = f"{_o('|')}{inner}{_o('|')}"
+    # Q2_K fits squares all the same, but keeps what lowers the sum of sizes.
+    kept = (
+        f"{_o(',')}<mspace linebreak='newline'></mspace><mi>keep</mi>{_o('∑')}{_W}{_o('|')}"
+        f"{_S}{_Q}{_o('+')}{_M}{_o('−')}{_X}{_o('|')}"
+        if type == "Q2_K" and not importance
+        else ""
+    )
     return [
         _weights(plain, said, sigma, importance),
         (_Q + _o("=") + _round(_frac(_i("t"), f"<mi>max</mi>{_o('−')}{_M}") + _o("·") +
                                f"{_o('(')}{_X}{_o('−')}{_M}{_o(')')}"),
          "q is t over the range, times x minus m, rounded", ["q", "t", "x", "m"]),
-        (f"{_o('(')}{_S}{_o(',')}{_M}{_o(')')}{_o('=')}<mi>argmin</mi>{_o('∑')}{_W}"
-         f"<msup><mrow>{_o('(')}{inner}{_o(')')}</mrow>{_n(2)}</msup>{_o(',')}"
-         f"<mi>error</mi>{_o('=')}{_o('∑')}{_W}<msup><mrow>{term}</mrow>{power or _n(1)}</msup>",
+        (f"{_S}{_o(',')}{_M}{_o('=')}<mi>argmin</mi>{_o('∑')}{_W}"
+         f"<msup><mrow>{_o('(')}{inner}{_o(')')}</mrow>{_n(2)}</msup>{kept}",
          "s and m are the weighted least squares fit of x by s q plus m",
          ["s", "m", "w", "q", "x"]),
         (_D + _o("=") + _frac(f"<mi>max</mi>{_S}", _n(levels)) + _o(",") + _K + _o("=") +

@@ -47,7 +47,7 @@ class FilePart(LessonPart):
 
     def __init__(self, page: LessonPage) -> None:
         super().__init__(page)
-        self.types = list(FILE_TYPES)
+        self.types = sorted(FILE_TYPES, key=lambda name: file_map(FIRST_MODEL, name).bits)
         self.file_control = self.add(
             "file", Slider("File type", self.types, self.types.index(FIRST_FILE)),
             self._new_file, looks=True,

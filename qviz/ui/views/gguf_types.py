@@ -101,9 +101,9 @@ class TypesPart(LessonPart):
         self.error_control = self.add(
             "error", Choice("Error of the", [OF_WEIGHTS, OF_OUTPUTS], kind="segmented")
         )
-        self.chart = Chart("Error against true bits", height=330)
-        self.bill = Chart("What the bits are spent on", height=330)
-        self.shift = Chart("Where the error goes", height=230)
+        self.chart = Chart("Error against true bits", height=300)
+        self.bill = Chart("What the bits are spent on", height=290)
+        self.shift = Chart("Where the error goes", height=290)
         self.table = Table("The types on this layer")
         self.caption = Caption()
         self.shift_said = Caption()
@@ -117,15 +117,17 @@ class TypesPart(LessonPart):
         self.controls = [self.error_control, self.pictures.stretch_control]
         self.main = [
             section(
-                "Every type on this layer", self.note,
-                figures_row(stack(Text(self.chart.label, "h3"), self.chart),
-                            stack(Text(self.bill.label, "h3"), self.bill), wide=True),
+                "Every type on this layer", self.note, Text(self.chart.label, "h3"), self.chart,
+                figures_row(stack(Text(self.bill.label, "h3"), self.bill),
+                            stack(Text(self.shift.label, "h3"), self.shift), wide=True),
             ),
             section("The layer in this type", self.pictures.row),
         ]  # fmt: skip
+        numbers = stack(self.table)
+        numbers.add_class("qv-side")
         self.side = [
-            section("What importance changes", self.shift, self.shift_said),
-            section("", self.table),
+            section("", numbers),
+            section("What importance changes", self.shift_said),
         ]
 
     def _new_kind(self) -> None:

@@ -115,7 +115,7 @@ def file_words(facts: FileFacts) -> str:
     """A file in a few sentences: the block, the mix, what it comes to."""
     text = (
         f"{facts.file_type} of {facts.model}: the block is {facts.base} with "
-        f"{number(facts.base_bits)} bits per weight, the file has {facts.bits:.2f}, "
+        f"{number(facts.base_bits)} bits per weight, the whole file has {facts.bits:.2f}: "
         f"{_size(facts.nbytes)} for {_count(facts.parameters)} weights. "
     )
     if facts.raised:

@@ -29,8 +29,17 @@ export default widget(({ model, el, signal }) => {
     return ["", 0];
   };
 
+  /** What is explained while nobody points at a byte: of the section that is being written, the
+   *  first one that is lit, else its first. */
+  const usual = () => {
+    const s = get("now")[frame()] ?? -1;
+    if (s < 0 || cells.includes(document.activeElement)) return stop;
+    const first = get("sections").slice(0, s).reduce((sum, [, size]) => sum + size, 0);
+    const end = first + get("sections")[s][1];
+    return get("lit").map(([b]) => b).find((b) => b >= first && b < end) ?? first;
+  };
   const explain = () => {
-    const i = get("chosen") >= 0 ? get("chosen") : over >= 0 ? over : stop;
+    const i = get("chosen") >= 0 ? get("chosen") : over >= 0 ? over : usual();
     const value = get("values")[i];
     if (value === undefined) return about.replaceChildren();
     const [name, at] = sectionOf(i);
