@@ -1,4 +1,4 @@
-"""Every GGUF type on one layer: true bits, error of weights and outputs, without and with importance.
+"""Every GGUF type on a layer: true bits, error of weights and outputs, with and without importance.
 
 Importance is llama.cpp's imatrix: the mean square of each input over calibration text.
 """
@@ -135,4 +135,3 @@ def shift(
         torch.stack([values.double()[group].mean() for group in groups])
         for values in (importance, *each)
     ))  # fmt: skip
-

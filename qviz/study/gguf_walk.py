@@ -163,7 +163,7 @@ class Walk:
         return self.stored_levels()[group]
 
     def stored_levels(self) -> torch.Tensor:
-        """The levels [sub-blocks, codes] float64 that the bytes stand for, in the order of codes."""
+        """The levels [sub-blocks, codes] float64 that the bytes stand for, by code."""
         grid = from_bytes(self.type, self.data[None]).grid
         assert isinstance(grid, Blocks)
         count = 2**self.layout.bits
@@ -215,8 +215,8 @@ class RowWalk:
                 stored["scales"][b].long(), stored["mins"][b].long(),
             )  # fmt: skip
         walk = Walk(
-            self.type, self.importance, x, weights, power, fits, first, second, x, parts, data, back,
-            len(self.trace.named("kquant.levels")) // 2,
+            self.type, self.importance, x, weights, power, fits, first, second, x, parts, data,
+            back, len(self.trace.named("kquant.levels")) // 2,
         )  # fmt: skip
         chosen = walk.kept()[0] + (layout.zero if len(fits) > 1 else 0)
         return replace(walk, chosen=chosen)
@@ -242,9 +242,7 @@ class RowWalk:
             None if position is None else position[b][None],
         )  # fmt: skip
 
-    def _fits(
-        self, x: torch.Tensor, weights: torch.Tensor | None, subs: slice
-    ) -> tuple[Fit, ...]:
+    def _fits(self, x: torch.Tensor, weights: torch.Tensor | None, subs: slice) -> tuple[Fit, ...]:
         start = self.trace.named("kquant.start")
         if start:
             searched = self.trace.named("kquant.search")
@@ -364,7 +362,14 @@ def _fit(
     values = scale[:, None] * codes.double()
     error = (weights.double() * (values - x.double()).square()).sum(1)
     return Fit(
-        tried, scale, torch.zeros_like(scale), error, accepted, codes.long(), values.float(), position
+        tried,
+        scale,
+        torch.zeros_like(scale),
+        error,
+        accepted,
+        codes.long(),
+        values.float(),
+        position,
     )
 
 
@@ -374,7 +379,7 @@ def _decode(type: str, parts: dict[str, torch.Tensor]) -> torch.Tensor:
     return from_bytes(type, data).dequantize()[0]
 
 
-# ------------------------------------------------------------------------------------ what goes wrong
+# --------------------------------------------------------------------------------- what goes wrong
 
 
 def without_second_pass(walk: Walk) -> Walk:
@@ -428,7 +433,7 @@ def unreached(importance: torch.Tensor, first: int, count: int) -> torch.Tensor:
     return changed
 
 
-# ------------------------------------------------------------------------------------ two in lockstep
+# --------------------------------------------------------------------------------- two in lockstep
 
 
 def together(first: Walk, second: Walk | None) -> list[tuple[Moment, Moment | None]]:

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 
 from qviz.study.gguf_facts import TryFacts
 from qviz.study.gguf_files import FileMap, type_bits
@@ -60,8 +59,9 @@ def search_curve(
                  "y": y[last : last + 1] if last >= 0 else []},
             ]  # fmt: skip
         frames.append({"traces": list(range(len(lines), len(lines) + len(data))), "data": data})
-    for at, (colour, dash) in enumerate(((CODES, "solid"), (ORIGINAL, "dot"))[: len(runs)]):
-        first = at == 0  # one entry of the legend for the second run
+    shown = [_faint(x, y, whole) for x, y, _ in lines]
+    for run, (colour, dash) in enumerate(((CODES, "solid"), (ORIGINAL, "dot"))[: len(runs)]):
+        first = run == 0  # one entry of the legend for the second run
         shown += [
             {"type": "scatter", "mode": "lines+markers",
              "name": "error of a try" if first else "second run",
@@ -214,7 +214,7 @@ def types_chart(
     layout = _layout("bits per weight, all counted", f"{what} off by, %")
     layout["yaxis"]["type"] = "log"
     found = [100 * e for e in (*plain, *weighed) if e]
-    ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)]
+    ticks = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]
     layout["yaxis"] |= {"tickvals": ticks, "ticktext": [f"{t:g}" for t in ticks]}
     if found:
         layout["yaxis"]["range"] = [np.log10(min(found) / 1.6), np.log10(max(found) * 1.5)]

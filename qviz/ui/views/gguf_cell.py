@@ -1,5 +1,6 @@
 """One weight of a block as rows of text, in the symbols of the lit equation, at each moment."""
 
+import math
 from typing import Any
 
 from qviz.study.gguf_walk import (
@@ -42,12 +43,17 @@ _ROWS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
 )
 
 
+def _n(value: float, digits: int = 4) -> str:
+    """A number, or a dash where least squares had no answer."""
+    return number(value, digits) if math.isfinite(value) else "–"
+
+
 def values_at(walk: Walk, moment: Moment, group: int, place: int) -> dict[str, str]:
     """The numbers of a weight that are known at a moment."""
-    out = {"x": number(float(walk.x[group, place]))}
+    out = {"x": _n(float(walk.x[group, place]))}
     reached = KINDS.index(moment.kind)
     if walk.weights is not None and reached >= KINDS.index(WEIGH):
-        out["w"] = number(float(walk.weights[group, place]))
+        out["w"] = _n(float(walk.weights[group, place]))
     if len(walk.fits) > 1 and reached >= KINDS.index(START):
         out |= _searched(walk, moment, group, place)
     if walk.second is not None and reached >= KINDS.index(LEVELS):
@@ -65,16 +71,16 @@ def _searched(walk: Walk, moment: Moment, group: int, place: int) -> dict[str, s
     x, value = float(walk.x[group, place]), float(fit.values[group, place])
     out = {
         "q": str(int(fit.codes[group, place])).replace("-", "−"),
-        "s": number(float(fit.scale[group])),
-        "value": number(value),
-        "error": number(x - value, 3),
+        "s": _n(float(fit.scale[group])),
+        "value": _n(value),
+        "error": _n(x - value, 3),
     }
     if fit.tried is not None:
-        out["t"] = number(fit.tried)
+        out["t"] = _n(fit.tried)
     if fit.position is not None:
-        out["position"] = number(float(fit.position[group, place]))
+        out["position"] = _n(float(fit.position[group, place]))
     if "mins" in walk.parts or "m" in walk.parts:
-        out["m"] = number(float(fit.minimum[group]))
+        out["m"] = _n(float(fit.minimum[group]))
     return out
 
 
@@ -82,9 +88,9 @@ def _stored_scales(walk: Walk, group: int) -> dict[str, str]:
     assert walk.second is not None
     d, dmin, ks, ls = walk.second
     k, low = int(ks[group]), int(ls[group])
-    out = {"d": number(d), "k": str(k).replace("-", "−"), "dk": number(d * k)}
+    out = {"d": _n(d), "k": str(k).replace("-", "−"), "dk": _n(d * k)}
     if "mins" in walk.parts:
-        out |= {"dmin": number(dmin), "l": str(low), "dl": number(dmin * low)}
+        out |= {"dmin": _n(dmin), "l": str(low), "dl": _n(dmin * low)}
     return out
 
 
@@ -94,21 +100,21 @@ def _stored(walk: Walk, group: int, place: int, simple: bool) -> dict[str, str]:
     out = {
         "stored": str(code - walk.layout.zero).replace("-", "−")
         + (f", as {code}" if walk.layout.zero else ""),
-        "back": number(back),
-        "off": number(x - back, 3),
+        "back": _n(back),
+        "off": _n(x - back, 3),
     }
     if walk.second is not None and not walk.skipped:
         d, dmin, ks, ls = walk.second
         step = d * int(ks[group])
         if step:
-            out["again"] = number((x + dmin * int(ls[group])) / step)
+            out["again"] = _n((x + dmin * int(ls[group])) / step)
     if simple:
         fit = walk.fits[0]
         if fit.position is not None:
-            out["position"] = number(float(fit.position[group, place]))
-        out["d" if walk.type != "MXFP4" else "s"] = number(float(fit.scale[group]))
+            out["position"] = _n(float(fit.position[group, place]))
+        out["d" if walk.type != "MXFP4" else "s"] = _n(float(fit.scale[group]))
         if "m" in walk.parts:
-            out["m"] = number(float(fit.minimum[group]))
+            out["m"] = _n(float(fit.minimum[group]))
     return out
 
 

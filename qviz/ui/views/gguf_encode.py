@@ -49,9 +49,9 @@ from qviz.ui.views.gguf_words import (
     IMPORTANCE,
     NO_PASS,
     NOTHING,
-    UNREACHED,
     OUTLIER,
     PAIRS,
+    UNREACHED,
     beside_words,
     bit_words,
     section_words,
@@ -77,6 +77,7 @@ from qviz.ui.widgets import (
     details,
     figures_row,
     link_matrices,
+    percent,
     section,
     show_only,
     stack,
@@ -140,9 +141,7 @@ class EncodePart(LessonPart):
         page = self.page
         self.transport = Transport(2, label="step", rate=1.0, speeds=(0.5, 1, 2, 4))
         self.type_control = self.add("type", Choice("Type", list(TYPES_OFFERED)), busy=COMPUTING)
-        self.beside_control = self.add(
-            "beside", Choice("Beside it", list(BESIDE)), busy=COMPUTING
-        )
+        self.beside_control = self.add("beside", Choice("Beside it", list(BESIDE)), busy=COMPUTING)
         self.add("step", self.transport, self._stepped)
         page.fields["weight"] = ValueField(
             "weight", self, "held",
@@ -512,8 +511,7 @@ class EncodePart(LessonPart):
                 ),
                 summary=[
                     f"{walk.x.shape[1]} weights of sub-block {group}"
-                    + ("" if state is None else
-                       f", off by {100 * off(walk.x[group], state[1][group]):.3g} %")
+                    + _off_words(walk, state, group)
                     for state in map(walk.at, moments)
                 ],
             )  # fmt: skip
@@ -539,9 +537,16 @@ class EncodePart(LessonPart):
         ]  # fmt: skip
         if shown.beside == IMPORTANCE:
             calibration = call("qviz.load_calibration", shown.opened.source, shown.opened.layer)
+            weighed = call(
+                "qviz.quantize",
+                Name("weight"),
+                "gguf",
+                type=shown.type,
+                importance=Name("importance"),
+            )
             lines += [
                 f"importance = {calibration}.hessian.diagonal() / 2",
-                f"weighed = {call('qviz.quantize', Name('weight'), 'gguf', type=shown.type, importance=Name('importance'))}",
+                f"weighed = {weighed}",
             ]
         page.code.set_texts("\n".join(lines))
 
@@ -566,6 +571,13 @@ def _second(
     return RowWalk(row, type=kind, importance=own).block(block)
 
 
+def _off_words(walk: Walk, state: tuple[torch.Tensor, torch.Tensor] | None, group: int) -> str:
+    """How far a sub-block is off, for who does not see it; nothing before it is anywhere."""
+    if state is None or not bool(torch.isfinite(state[1][group]).all()):
+        return ""
+    return f", off by {percent(off(walk.x[group], state[1][group]))}"
+
+
 def _reached(moment: Moment) -> int:
     """The last try that was made."""
     if moment.kind in ("block", "weigh"):
@@ -579,7 +591,7 @@ def _on_levels(
     state, levels = walk.at(moment), walk.levels(moment, group)
     if state is None or levels is None:
         return None, None
-    lines = levels.unique().numpy()
+    lines = np.unique(levels.numpy())
     values = state[1][group].double().numpy()
     return values, lines if len(lines) <= LINES else lines[:0]
 
@@ -591,5 +603,3 @@ def _ends(walk: Walk) -> tuple[dict[str, int], dict[str, int]]:
         end += one.size
         ends[one.name], numbers[one.name] = end, i
     return ends, numbers
-
-

@@ -73,7 +73,7 @@ def _round(inner: str) -> str:
 
 
 _X, _Q, _W, _S, _M = _i("x"), _i("q"), _i("w"), _i("s"), _i("m")
-_D, _K, _L, _DMIN = _i("d"), _i("k"), _i("l"), f'<msub><mi data-term="D">d</mi><mi>min</mi></msub>'
+_D, _K, _L, _DMIN = _i("d"), _i("k"), _i("l"), '<msub><mi data-term="D">d</mi><mi>min</mi></msub>'
 _HAT = '<mover accent="true"><mi data-term="what">x</mi><mo>^</mo></mover>'
 _MEAN = f"<mover><msup><mi>x</mi>{_n(2)}</msup><mo>¯</mo></mover>"
 
@@ -119,7 +119,9 @@ def _weights(plain: str, spoken: str, sigma: int, importance: bool) -> Line:
 def _minimum(type: str, top: int, levels: int, sigma: int, importance: bool) -> list[Line]:
     size = f"{_o('|')}{_X}{_o('|')}"
     plain = size if type == "Q2_K" else f"<msqrt>{_MEAN}</msqrt>{_o('+')}{size}"
-    said = "w is the size of x" if type == "Q2_K" else "w is the root mean square plus the size of x"
+    said = (
+        "w is the size of x" if type == "Q2_K" else "w is the root mean square plus the size of x"
+    )
     inner = f"{_S}{_Q}{_o('+')}{_M}{_o('−')}{_X}"
     # Q2_K fits squares all the same, but keeps what lowers the sum of sizes.
     kept = (
@@ -170,7 +172,9 @@ def _symmetric(type: str, half: int, levels: int, sigma: int, importance: bool) 
 
 def _legacy(type: str, importance: bool) -> list[Line]:
     if type == "MXFP4":
-        floor = f"{_o('⌊')}<msub><mi>log</mi>{_n(2)}</msub><mi>max</mi>{_o('|')}{_X}{_o('|')}{_o('⌋')}"
+        floor = (
+            f"{_o('⌊')}<msub><mi>log</mi>{_n(2)}</msub><mi>max</mi>{_o('|')}{_X}{_o('|')}{_o('⌋')}"
+        )
         two = f"<msup>{_n(2)}{_i('e')}</msup>"
         value = f'<msub><mi data-term="v">v</mi>{_Q}</msub>'
         return [
@@ -206,7 +210,8 @@ def _legacy(type: str, importance: bool) -> list[Line]:
         last, some = _HAT + _o("=") + _D + _Q, []
     return [
         ("", "", []),
-        (first, "d is the range over the number of spacings", ["d", *some]),
+        (first, "d is the range over the number of spacings",
+         ["d", *some, *(["x"] if kind.steps > 0 and not kind.minimum else [])]),
         (second, "q is x over d, rounded", ["q", "x", "d", *some]),
         ("", "", []), ("", "", []),
         (last, "x hat is d q" + (" plus m" if some else ""), ["what", "d", "q", *some]),

@@ -85,7 +85,9 @@ def beside_at(shown: "Shown", step: int) -> BesideFacts:
     both = [off(x, v) for x, v in pairs]
     weighed = None if shown.weighs is None else [off(x, v, shown.weighs) for x, v in pairs]
     by = BY_REST if shown.beside == OUTLIER else BY_INPUTS
-    return BesideFacts(both[0], both[1], *(weighed or (None, None)), by)
+    if weighed is None:
+        return BesideFacts(both[0], both[1])
+    return BesideFacts(both[0], both[1], weighed[0], weighed[1], by)
 
 
 def sentence(shown: "Shown", step: int, group: int) -> str:

@@ -95,9 +95,7 @@ class TypesPart(LessonPart):
 
     def __init__(self, page: LessonPage) -> None:
         super().__init__(page)
-        self.kind_control = self.add(
-            "kind", Slider("Type", [FIRST]), self._new_kind, looks=True
-        )
+        self.kind_control = self.add("kind", Slider("Type", [FIRST]), self._new_kind, looks=True)
         self.error_control = self.add(
             "error", Choice("Error of the", [OF_WEIGHTS, OF_OUTPUTS], kind="segmented")
         )
@@ -181,13 +179,12 @@ class TypesPart(LessonPart):
         self.shift.set_figures(
             shift_chart([_curve(shown.shifts[name]) for name in types]), summary=said
         )
-        rows = [
-            (name, [f"{f.bits:g}", *type_rows(f)], [])
-            for name, f in zip(types, facts, strict=True)
+        rows: list[tuple[str, list[str]]] = [
+            (name, [f"{f.bits:g}", *type_rows(f)]) for name, f in zip(types, facts, strict=True)
         ]
         self.table.set_rows(
             ["bits", "off by", "with importance"],
-            [[(label, cells, [0, 1, 2] if i == k else []) for i, (label, cells, _) in
+            [[(label, cells, [0, 1, 2] if i == k else []) for i, (label, cells) in
               enumerate(rows)] for k in range(len(types))],
         )  # fmt: skip
         if last is None or last.weight is not shown.weight:
@@ -212,10 +209,12 @@ class TypesPart(LessonPart):
         calibration = (
             "None" if shown.calibration is None else call("qviz.load_calibration", source, name)
         )
+        types = Name("fitting(weight.shape[1])")
+        made = call("scores", Name("weight"), types, Name(calibration))
         page.code.set_texts(
             f"import qviz\nfrom qviz.study.gguf_types import fitting, scores\n\n"
             f"weight = {layer}.float(){rows}\n"
-            f"found = {call('scores', Name('weight'), Name('fitting(weight.shape[1])'), Name(calibration))}\n"
+            f"found = {made}\n"
             f'plain, weighed = found["{shown.types[0]}"]\n'
             f"print(plain.bits, plain.error, plain.output)"
         )
@@ -232,5 +231,3 @@ def _shift_said(name: str, one: Shift | None, inputs: bool) -> str:
     if one is not None:
         facts = ShiftFacts(*(float(v[at]) for v in (one.plain, one.weighed) for at in (0, -1)))
     return shift_words(name, facts, inputs)
-
-

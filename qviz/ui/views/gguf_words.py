@@ -1,5 +1,6 @@
 """What the GGUF lesson says of a block: a sentence for each moment, failures, the verdict, bits."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -73,8 +74,8 @@ GUIDE = (
     ),
     Step(
         "A file with almost no Q4_K in it",
-        "Set “Model shape” to Qwen2.5-0.5B. Its rows have 896 weights, no multiple of 256. What does "
-        "llama.cpp take instead, and how many bits does this file have then?",
+        "Set “Model shape” to Qwen2.5-0.5B. Its rows have 896 weights, no multiple of 256. What "
+        "does llama.cpp take instead, and how many bits does this file have then?",
         {"part": FILE},
         {"part": Is(FILE), "model_shape": Is("Qwen2.5-0.5B")},
     ),
@@ -130,8 +131,8 @@ def start_words(facts: TryFacts, type: str) -> str:
     kind, error = KQUANTS.get(type), _error(facts.power)
     if has_minimum(type):
         return (
-            f"The plain way: code 0 stands for the smallest weight (or 0, if all are positive), the "
-            f"top code {number(facts.tried or 0)} for the largest. The spacing is "
+            f"The plain way: code 0 stands for the smallest weight (or 0, if all are positive), "
+            f"the top code {number(facts.tried or 0)} for the largest. The spacing is "
             f"{number(facts.scale)}, the minimum {number(facts.minimum)}. {error}: "
             f"{number(facts.error)}."
         )
@@ -188,6 +189,11 @@ def try_words(facts: TryFacts, type: str) -> str:
         if has_minimum(type)
         else f"put the largest weight {tried} spacings from 0 instead of {plain}"
     )
+    if not math.isfinite(facts.scale):
+        return (
+            f"Try {facts.number} of {facts.count}: {how}. All codes come out equal, so least "
+            f"squares have no scale to give. It is dropped."
+        )
     head = (
         f"Try {facts.number} of {facts.count}: {how}. Least squares give the scale "
         f"{number(facts.scale)}"
@@ -265,9 +271,10 @@ def pass_words(facts: PassFacts, sizes: Sizes) -> str:
             f"Second pass: round every weight again, with the scales as they are stored. None of "
             f"the {sizes.weights} codes changes. Off by {percent(facts.off)}."
         )
+    change = "changes" if facts.changed == 1 else "change"
     return (
         f"Second pass: round every weight again, with the scales as they are stored. "
-        f"{facts.changed} of {sizes.weights} codes {'changes' if facts.changed == 1 else 'change'}. Off by {percent(facts.off)}, "
+        f"{facts.changed} of {sizes.weights} codes {change}. Off by {percent(facts.off)}, "
         f"{_from(facts.off, facts.off_before)}."
     )
 
@@ -297,8 +304,8 @@ def _many(part: str) -> str:
 def back_words(sizes: Sizes, off: float, exact: bool = True) -> str:
     """The block decoded."""
     return (
-        f"And back: from these {sizes.nbytes} bytes alone come the {sizes.weights} weights that the "
-        f"model computes with, off by {percent(off)}. "
+        f"And back: from these {sizes.nbytes} bytes alone come the {sizes.weights} weights that "
+        f"the model computes with, off by {percent(off)}. "
         + ("Nothing else is stored." if exact else "They were read in the wrong order.")
     )
 
@@ -326,9 +333,7 @@ def beside_words(facts: BesideFacts) -> str:
     if facts.weighed is None or facts.weighed_other is None:
         return text
     way = _more_or_less(facts.weighed_other, facts.weighed)
-    tail = (
-        f" {facts.by}: {percent(facts.weighed_other)}, {way} than {percent(facts.weighed)}."
-    )
+    tail = f" {facts.by}: {percent(facts.weighed_other)}, {way} than {percent(facts.weighed)}."
     if percent(facts.weighed_other) == percent(facts.weighed):
         tail = f" {facts.by}: {percent(facts.weighed_other)} in both."
     return text + tail
@@ -338,7 +343,7 @@ def _more_or_less(mine: float, other: float) -> str:
     return "more" if mine > other else "less"
 
 
-# ------------------------------------------------------------------------------------ what goes wrong
+# --------------------------------------------------------------------------------- what goes wrong
 
 
 def zoo_words(name: str, facts: ZooFacts) -> str:
@@ -386,7 +391,7 @@ def zoo_words(name: str, facts: ZooFacts) -> str:
     raise KeyError(name)
 
 
-# ------------------------------------------------------------------------------------ the prediction
+# --------------------------------------------------------------------------------- the prediction
 
 
 @dataclass(frozen=True)

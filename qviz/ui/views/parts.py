@@ -145,9 +145,7 @@ class PartedLesson(LessonPage):
         for slot in ("lead", "caption", "foot"):
             if slots[slot] and slot not in frame:
                 frame[slot] = stack(*slots[slot])
-        frame.setdefault(
-            "controls", [self.part_control, *self.shared_controls, *slots["controls"]]
-        )
+        frame.setdefault("controls", [self.part_control, *self.shared_controls, *slots["controls"]])
         main = [box for part in parts for box in part.main]
         side = [box for part in parts for box in part.side]
         whole = compose(self, main=main, side=side, **frame)
