@@ -124,6 +124,12 @@ export default widget(({ model, el, signal }) => {
     over = -1;
     explain();
   }, { signal });
+  all.addEventListener("focusin", (event) => {
+    const i = cells.indexOf(event.target);
+    if (i < 0 || i === stop) return explain();
+    stop = i;
+    show();
+  }, { signal });
   all.addEventListener("click", (event) => {
     const i = cells.indexOf(event.target.closest("button"));
     if (i < 0) return;
