@@ -139,14 +139,13 @@ class Walk:
         )
 
     def at(self, moment: Moment) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Codes and values at a moment; None before there are any."""
+        """Codes, as they would be stored, and values at a moment; None before there are any."""
         if moment.kind in (BLOCK, WEIGH):
             return None
-        if moment.kind in (START, TRY):
+        if len(self.fits) > 1 and moment.kind in (START, TRY, FOUND):
             fit = self.fits[moment.fit]
-            return fit.codes, fit.values
-        if moment.kind == FOUND:
-            return self.kept()
+            codes, values = self.kept() if moment.kind == FOUND else (fit.codes, fit.values)
+            return codes + self.layout.zero, values
         if moment.kind == LEVELS:
             return self.chosen.long(), self.decoded(self.chosen)
         return self.codes, self.back

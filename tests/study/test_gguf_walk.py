@@ -261,6 +261,8 @@ def test_moments_follow_each_other_and_end_with_the_bytes(name, walks):
             if moment.kind not in (BLOCK, WEIGH):
                 assert state is not None
                 assert state[0].shape == state[1].shape == walk.x.shape
+                low, high = (-128, 127) if name == "Q8_0" else (0, 2 ** LAYOUTS[name].bits - 1)
+                assert low <= int(state[0].min()) and int(state[0].max()) <= high
         codes, back = walk.at(walk.moments[-1])
         assert torch.equal(back, walk.back) and torch.equal(codes, walk.codes)
 

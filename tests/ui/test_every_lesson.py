@@ -98,10 +98,13 @@ def _gguf(page: Any, names: dict[str, Any]) -> None:
     assert torch.equal(names["walk"].data, shown.walk.data)
     block = shown.first // shown.walk.x.numel()
     size = len(shown.walk.data)
-    assert names["whole"][block * size : (block + 1) * size].tolist() == page.encode.bytes.values
+    assert (
+        names["whole"][block * size : (block + 1) * size].tolist()
+        == page.encode.pictures.bytes.values
+    )
     if shown.beside == "with importance":
         own = names["weighed"].grid.data[shown.row][block * size : (block + 1) * size]
-        assert own.tolist() == page.encode.bytes.others
+        assert own.tolist() == page.encode.pictures.bytes.others
 
 
 def _kernels(page: Any, names: dict[str, Any]) -> None:

@@ -60,7 +60,7 @@ def kinds(part):
 
 
 def cells(part, step):
-    return {row["label"]: row["cells"] for row in part.cell_table.frames[step]}
+    return {row["label"]: row["cells"] for row in part.pictures.cell_table.frames[step]}
 
 
 def test_1024_super_blocks_reached_through_the_page_are_those_of_llama_cpp(lesson, weight):
@@ -89,12 +89,12 @@ def test_the_bytes_on_screen_are_the_encoders_with_and_without_importance(lesson
         lesson.go({"type": name, "weight": f"{row}, {column}"})
         at = column // per * size
         want = encode(weight, name)[row, at : at + size].tolist()
-        assert part.bytes.values == want and part.bytes.others == []
-        assert part.bytes.written[-1] == size and part.bytes.written[0] == 0
+        assert part.pictures.bytes.values == want and part.pictures.bytes.others == []
+        assert part.pictures.bytes.written[-1] == size and part.pictures.bytes.written[0] == 0
         if IMPORTANCE in part.beside_control.options:
             lesson.go({"type": name, "weight": f"{row}, {column}", "beside": IMPORTANCE})
             weighed = encode(weight, name, importance=own)[row, at : at + size].tolist()
-            assert part.bytes.values == want and part.bytes.others == weighed
+            assert part.pictures.bytes.values == want and part.pictures.bytes.others == weighed
         else:
             assert name in ("Q8_0", "MXFP4")
 
@@ -105,11 +105,16 @@ def test_everything_of_each_step_is_sent_ahead(lesson, name):
     lesson.go({"type": name})
     n = len(part.shown.steps)
     assert part.transport.n == len(part.transport.captions) == n
-    assert len(part.code_view.summaries) == len(part.error_view.summaries) == n
-    assert len(part.levels.summaries) == len(part.cell_table.frames) == n
-    assert len(part.bytes.written) == len(part.bytes.now) == len(part.equation.actives) == n
+    assert len(part.pictures.code_view.summaries) == len(part.pictures.error_view.summaries) == n
+    assert len(part.pictures.levels.summaries) == len(part.pictures.cell_table.frames) == n
+    assert (
+        len(part.pictures.bytes.written)
+        == len(part.pictures.bytes.now)
+        == len(part.pictures.equation.actives)
+        == n
+    )
     if len(part.shown.walk.fits) > 1:
-        assert len(part.curve.summaries) == n
+        assert len(part.pictures.curve.summaries) == n
     assert part.shown.steps[-1][0].kind == "back"
 
 
@@ -123,13 +128,13 @@ def test_the_words_at_the_end_are_about_the_bytes(lesson, weight, name):
     importance = importance_of(qviz.load_calibration(None, LAYER)).double().numpy()
     own = importance[shown.first : shown.first + len(x)]
     found = []
-    for data in (part.bytes.values, part.bytes.others):
+    for data in (part.pictures.bytes.values, part.pictures.bytes.others):
         e = decoded(name, data) - x
         found.append((np.sqrt((e**2).sum() / (x**2).sum()),
                       np.sqrt((own * e**2).sum() / (own * x**2).sum())))  # fmt: skip
     (a, aw), (b, bw) = found
-    bits = 8 * len(part.bytes.values)
-    assert sum(size for _, size, _ in part.bytes.sections) * 8 == bits
+    bits = 8 * len(part.pictures.bytes.values)
+    assert sum(size for _, size, _ in part.pictures.bytes.sections) * 8 == bits
     text = part.transport.captions[-1]
     plain, beside = text.split(" Beside it")
     holds(plain, bytes=bits // 8, weights=len(x), off=a)
@@ -145,7 +150,7 @@ def test_the_captions_of_the_search_follow_from_its_numbers(lesson, weight):
     """Recomputed from the weights alone, as make_qkx2_quants does it: codes in float32, where a
     weight may lie next to a tie, and all else in float64."""
     part = lesson.encode
-    shown, group = part.shown, part._cell[0]
+    shown, group = part.shown, part.cell[0]
     x = weight[shown.row, shown.first + 32 * group :][:32].double().numpy()
     w = np.sqrt((x**2).mean()) + np.abs(x)
     low, high = min(x.min(), 0.0), x.max()
@@ -187,7 +192,7 @@ def test_a_weights_numbers_lead_from_the_bytes_to_its_value(lesson, name):
         value.get("d_{min}", 0) * value.get("l, integer", 0)
     )
     assert value["x̂"] == pytest.approx(back, rel=2e-3)
-    assert decoded(name, part.bytes.values)[77] == pytest.approx(value["x̂"], rel=1e-3)
+    assert decoded(name, part.pictures.bytes.values)[77] == pytest.approx(value["x̂"], rel=1e-3)
     assert value["error x − x̂"] == pytest.approx(value["trained weight x"] - value["x̂"], abs=2e-4)
     first = cells(part, 0)
     assert [label for label, texts in first.items() if texts[0]] == ["trained weight x"]
@@ -199,11 +204,11 @@ def test_the_lit_bits_are_the_weights(lesson):
     group, place = divmod(77, 32)
     code = part.shown.walk.codes[group, place]
     byte = 16 + 32 * (77 // 64) + 77 % 32
-    assert [byte, 4 * (77 // 32 % 2), 4] in part.bytes.lit
-    assert part.bytes.values[byte] >> (4 * (77 // 32 % 2)) & 15 == int(code)
-    words = [text for _, _, text in part.bytes.meanings[byte]]
+    assert [byte, 4 * (77 // 32 % 2), 4] in part.pictures.bytes.lit
+    assert part.pictures.bytes.values[byte] >> (4 * (77 // 32 % 2)) & 15 == int(code)
+    words = [text for _, _, text in part.pictures.bytes.meanings[byte]]
     assert f"code 77 (sub-block {group}, place {place}) = {int(code)}" in words
-    k = [text for low, bits, text in part.bytes.meanings[4 + group] if bits == 6]
+    k = [text for low, bits, text in part.pictures.bytes.meanings[4 + group] if bits == 6]
     assert k == [f"scale {group} = {int(part.shown.walk.second[2][group])}"]
 
 
@@ -229,9 +234,9 @@ def test_what_is_beside_fits_the_type(lesson):
 def test_each_failure_is_shown_and_said(lesson, weight, beside):
     part = lesson.encode
     lesson.go({"beside": beside})
-    shown, text = part.shown, part.beside_said.texts[0]
+    shown, text = part.shown, part.pictures.beside_said.texts[0]
     x = shown.walk.x.flatten().double().numpy()
-    true = decoded("Q4_K", part.bytes.values)
+    true = decoded("Q4_K", part.pictures.bytes.values)
     off = np.linalg.norm(true - x) / np.linalg.norm(x)
     wrong = shown.second.back.flatten().double().numpy()
     other = shown.second.x.flatten().double().numpy()
@@ -243,14 +248,14 @@ def test_each_failure_is_shown_and_said(lesson, weight, beside):
         assert bad > off
         assert np.array_equal(other, x)
     if beside == PAIRS:
-        assert part.bytes.others == part.bytes.values
+        assert part.pictures.bytes.others == part.pictures.bytes.values
     else:
-        assert part.bytes.others != part.bytes.values
-        assert np.allclose(decoded("Q4_K", part.bytes.others), wrong)
+        assert part.pictures.bytes.others != part.pictures.bytes.values
+        assert np.allclose(decoded("Q4_K", part.pictures.bytes.others), wrong)
     assert "sign" in text
-    assert len(part.cell_table.columns) == 2
+    assert len(part.pictures.cell_table.columns) == 2
     lesson.go({})
-    assert part.beside_said.texts == [""] and len(part.cell_table.columns) == 1
+    assert part.pictures.beside_said.texts == [""] and len(part.pictures.cell_table.columns) == 1
 
 
 # ------------------------------------------------------------------------------------ choosing
@@ -264,10 +269,10 @@ def test_a_click_in_the_layer_opens_another_block(lesson):
     assert (part.shown.row, part.shown.first) == (40, 768)
     assert lesson.state["weight"] == "40, 900"
     assert part.layer_view.outlines == [[40, 41, 768, 1024]]
-    assert part.x_view.cursor == [(900 - 768) // 32, (900 - 768) % 32]
-    part.x_view.cursor = [0, 3]
-    part.x_view.pinned = True
-    assert part.cell_table.label.startswith("Row 40, column 771")
+    assert part.pictures.x_view.cursor == [(900 - 768) // 32, (900 - 768) % 32]
+    part.pictures.x_view.cursor = [0, 3]
+    part.pictures.x_view.pinned = True
+    assert part.pictures.cell_table.label.startswith("Row 40, column 771")
     assert part.held == (40, 771)
     lesson.go({})
     assert part.shown.row == 7 and not part.layer_view.pinned
@@ -275,13 +280,13 @@ def test_a_click_in_the_layer_opens_another_block(lesson):
 
 def test_pointing_at_another_sub_block_draws_its_search(lesson):
     part = lesson.encode
-    before, step = part.curve.buffers, part.transport.captions[5]
-    part.x_view.cursor = [6, 2]
-    assert part.curve.buffers != before and part.transport.captions[5] != step
+    before, step = part.pictures.curve.buffers, part.transport.captions[5]
+    part.pictures.x_view.cursor = [6, 2]
+    assert part.pictures.curve.buffers != before and part.transport.captions[5] != step
     assert "sub-block 6" in part.transport.captions[1]
-    again = part.curve.buffers
-    part.x_view.cursor = [6, 3]
-    assert part.curve.buffers == again
+    again = part.pictures.curve.buffers
+    part.pictures.x_view.cursor = [6, 3]
+    assert part.pictures.curve.buffers == again
 
 
 @pytest.mark.parametrize("text", ["1", "1, x", "256, 0", "0, 1024", "-1, 0"])
@@ -306,7 +311,7 @@ def test_a_guess_is_judged_by_all_sub_blocks_of_the_row(lesson, weight):
     assert sum(tally) == 32
     text = lesson.prediction.verdict.texts[0]
     mine = run.block(1)
-    tried = mine.fits[mine.best(part._cell[0])].tried
+    tried = mine.fits[mine.best(part.cell[0])].tried
     assert text.startswith("Right." if tried > 15 else "Not here.")
     for n in (*tally, 32):
         assert str(n) in text

@@ -30,11 +30,11 @@ class GgufLesson(PartedLesson, LayerPage):
         super().__init__()
         self.code = Code()
         self.add_parts(ENCODE, TYPES_PART, FILE)
-        self.encode = EncodePart(self)
+        self.encode = EncodePart(self, self.code)
         self.types = TypesPart(self)
         self.file = FilePart(self)
         self.parts = {ENCODE: self.encode, TYPES_PART: self.types, FILE: self.file}
-        self.prediction, self.equation = self.encode.prediction, self.encode.equation
+        self.prediction, self.equation = self.encode.prediction, self.encode.pictures.equation
         self.widget = self._page()
         self.open(source, layer)
 

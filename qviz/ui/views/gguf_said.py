@@ -1,7 +1,5 @@
 """From the numbers of a step to its sentence: which facts each kind of moment has."""
 
-from typing import TYPE_CHECKING
-
 from qviz.study.gguf_facts import (
     bytes_facts,
     found_facts,
@@ -26,6 +24,7 @@ from qviz.study.gguf_walk import (
     RowWalk,
     Walk,
 )
+from qviz.ui.views.gguf_run import Shown
 from qviz.ui.views.gguf_words import (
     BY_INPUTS,
     BY_REST,
@@ -45,9 +44,6 @@ from qviz.ui.views.gguf_words import (
     try_words,
     weigh_words,
 )
-
-if TYPE_CHECKING:
-    from qviz.ui.views.gguf_encode import Shown
 
 
 def moment_words(walk: Walk, moment: Moment, group: int, row: int, first: int) -> str:
@@ -77,7 +73,7 @@ def moment_words(walk: Walk, moment: Moment, group: int, row: int, first: int) -
     return back_words(sizes, off(walk.x, walk.back))
 
 
-def beside_at(shown: "Shown", step: int) -> BesideFacts:
+def beside_at(shown: Shown, step: int) -> BesideFacts:
     """How far off both runs are at a step from which on both have values."""
     assert shown.second is not None
     values = [w.at(m) for w, m in zip(shown.walks, shown.moments(step), strict=True)]
@@ -90,7 +86,7 @@ def beside_at(shown: "Shown", step: int) -> BesideFacts:
     return BesideFacts(both[0], both[1], weighed[0], weighed[1], by)
 
 
-def sentence(shown: "Shown", step: int, group: int) -> str:
+def sentence(shown: Shown, step: int, group: int) -> str:
     """The caption of a step: the first run's sentence, and from the end of the search on how far
     off the second is."""
     moment = shown.steps[step][0]
