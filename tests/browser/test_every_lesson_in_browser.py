@@ -59,6 +59,8 @@ LINKS = {
         ["75 % of the range kept", "The 32 weights of row", "layers.0.self_attn.q_proj"]),
     "gptq": ("part=a+real+layer&beside=act_order&step=512",
              ["Step 512, column 512", "Second run: Act-order", "both runs have rounded"]),
+    "gguf": ("type=Q4_0&weight=7%2C+300&step=3",
+             ["Bytes 2 to 17, qs", "Row 7, column 300", "code 12"]),
     "granularity": ("layer=model.layers.0.self_attn.k_proj&size=16%C3%97&outlier=3%2C+4",
                     ["Row 75, column 4", "16× the typical weight", "scale set by"]),
     "memory_and_speed": ("part=inside&multiplied=triton.nf4&stored=nf4-g64&rows=16&step=3",
@@ -69,6 +71,7 @@ LINKS = {
 PARTS = {
     "formats": ["part=a+block+of+weights", "part=hardware"],
     "gptq": ["part=a+real+layer"],
+    "gguf": ["part=types", "part=file", "beside=second+pass+left+out&step=30"],
     "granularity": ["part=equal+bits"],
     "memory_and_speed": ["part=inside", "part=model"],
     "nf4": ["part=fill", "part=store", "part=duel&board=on"],
@@ -231,7 +234,7 @@ def test_the_guide_sets_the_page_and_remembers(tab: Tab, base: str, lesson: Less
     steps.nth(0).click()
     page.wait_for_selector(".qv-guide button[aria-current=step]")
     assert page.locator(".qv-watch").inner_text()
-    if lesson.slug in ("gptq", "nf4"):
+    if lesson.slug in ("gguf", "gptq", "nf4"):
         page.get_by_role("button", name="To the end").click()
     else:
         page.locator(".qv-lead input").focus()

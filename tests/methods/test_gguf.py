@@ -124,9 +124,10 @@ def test_trace_changes_nothing_and_is_in_the_table(name, important):
 def test_every_event_of_the_table_occurs():
     seen, w = set(), torch.randn(4, 256, generator=torch.Generator().manual_seed(0))
     for name in LAYOUTS:
-        trace = qviz.Trace()
-        qviz.quantize(w, "gguf", type=name, emit=trace)
-        seen |= {event.name for event in trace}
+        for importance in (None, torch.ones(256)):
+            trace = qviz.Trace()
+            qviz.quantize(w, "gguf", type=name, importance=importance, emit=trace)
+            seen |= {event.name for event in trace}
     assert seen == set(SPECS)
 
 

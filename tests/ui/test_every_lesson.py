@@ -87,6 +87,29 @@ def _granularity(page: Any, names: dict[str, Any]) -> None:
         assert q.bits_per_weight == shared.trained.bits_per_weight
 
 
+def _gguf(page: Any, names: dict[str, Any]) -> None:
+    if page.part == "file":
+        assert names["map"] == page.file.shown.maps[page.file.file_control.index]
+        return
+    if page.part == "types":
+        assert names["found"].keys() == page.types.shown.scores.keys()
+        for name, (plain, weighed) in page.types.shown.scores.items():
+            for a, b in zip((plain, weighed), names["found"][name], strict=True):
+                assert (a.error, a.output, a.bits) == (b.error, b.output, b.bits)
+        return
+    shown = page.encode.shown
+    assert torch.equal(names["walk"].data, shown.walk.data)
+    block = shown.first // shown.walk.x.numel()
+    size = len(shown.walk.data)
+    assert (
+        names["whole"][block * size : (block + 1) * size].tolist()
+        == page.encode.pictures.bytes.values
+    )
+    if shown.beside == "with importance":
+        own = names["weighed"].grid.data[shown.row][block * size : (block + 1) * size]
+        assert own.tolist() == page.encode.pictures.bytes.others
+
+
 def _kernels(page: Any, names: dict[str, Any]) -> None:
     at = page.race.batch_control.index
     assert names["found"].speedup(names["point"]) == page.race.shown.speedup(names["point"])
@@ -133,6 +156,13 @@ CODE: dict[str, list[tuple[dict[str, str], Check]]] = {
         ({"layer": SMALL, "tokens": "64", "order": "act-order",
           "judge": "the calibration text"}, _gptq),
     ],
+    "gguf": [
+        ({}, _gguf),
+        ({"layer": SMALL, "type": "Q6_K", "beside": "with importance"}, _gguf),
+        ({"layer": SMALL, "type": "MXFP4", "weight": "2, 200"}, _gguf),
+        ({"part": "types", "layer": SMALL}, _gguf),
+        ({"part": "file", "file": "Q3_K_M", "imatrix": "on"}, _gguf),
+    ],
     "granularity": [
         ({"size": "16×", "layer": SMALL}, _granularity),
         ({"size": "100×", "layer": SMALL, "outlier": "3, 5", "bits": "3"}, _granularity),
@@ -157,11 +187,12 @@ LEADS = {
     "scale_and_zero_point": "kept",
 }
 #: Lessons that are as well tested on a small layer as on their own.
-SMALL_FIRST = ("bit_width", "granularity", "nf4", "scale_and_zero_point", "toy")
+SMALL_FIRST = ("bit_width", "gguf", "granularity", "nf4", "scale_and_zero_point", "toy")
 #: States in which the parts of a lesson are open, besides the one it opens in.
 PARTS: dict[str, list[dict[str, str]]] = {
     "formats": [{"part": "a block of weights", "layer": SMALL}],
     "gptq": [{"part": "a real layer", "layer": SMALL}],
+    "gguf": [{"part": "types", "layer": SMALL}, {"part": "file"}],
     "granularity": [{"part": "equal bits", "layer": SMALL}],
     "memory_and_speed": [
         {"part": "race", "format": "int8"},
@@ -355,6 +386,8 @@ DECIDING = {
     "system",
     "look",
     "ends",
+    "type",
+    "beside",
 }
 
 

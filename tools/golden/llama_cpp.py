@@ -3,7 +3,9 @@
 Run with an interpreter that has llama-cpp-python:  python tools/golden/llama_cpp.py
 """
 
+import hashlib
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,9 +13,11 @@ import numpy as np
 import torch
 
 import qviz
+from qviz.methods.gguf import LAYOUTS
 
 ROOT = Path(__file__).parents[2]
 SEED = 2025
+LAYER = "model.layers.1.mlp.down_proj"
 
 
 def weights() -> torch.Tensor:
@@ -45,6 +49,20 @@ def skewed() -> tuple[torch.Tensor, torch.Tensor]:
     return w[[274, 310, 312, 396, 397, 407, 493]], importance
 
 
+def layer_digests(quantize: Callable[..., np.ndarray]) -> dict[str, np.ndarray]:
+    """SHA-256 of the bytes of a trained layer: of 16 rows in each type, and of all 256, which are
+    1,024 super-blocks, in Q4_K. The importance is one that every machine computes alike."""
+    w = qviz.load_layer("bundled", LAYER).float()
+    importance = (torch.arange(w.shape[1]) * 37 % 101 + 1).float() / 128
+    found = {}
+    for name in LAYOUTS:
+        for rows in (16, 256) if name == "Q4_K" else (16,):
+            for how, own in (("plain", None), ("importance", importance)):
+                digest = hashlib.sha256(quantize(name, w[:rows], own).tobytes()).digest()
+                found[f"{name}/{how}/{rows}"] = np.frombuffer(digest, np.uint8)
+    return found
+
+
 def main() -> None:
     sys.path[0] = str(ROOT / "tests")
     import ggml
@@ -67,9 +85,10 @@ def main() -> None:
         f"tools/golden/llama_cpp.py, llama-cpp-python {version('llama-cpp-python')} (x86-64, "
         f"without FMA), seed {SEED}"
     )
-    path = ROOT / "tests" / "golden" / "gguf.npz"
-    np.savez_compressed(path, origin=np.array(about), **out)
-    sys.stdout.write(f"{path}: {path.stat().st_size} bytes\n")
+    for name, found in (("gguf", out), ("gguf_layer", layer_digests(ggml.quantize))):
+        path = ROOT / "tests" / "golden" / f"{name}.npz"
+        np.savez_compressed(path, origin=np.array(about), **found)
+        sys.stdout.write(f"{path}: {path.stat().st_size} bytes\n")
 
 
 if __name__ == "__main__":

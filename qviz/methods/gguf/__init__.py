@@ -139,6 +139,15 @@ EVENTS = (
         f"{_QUANTS}:quantize_row_q4_K_ref",
     ),
     EventSpec(
+        "kquant.levels",
+        {
+            "iscale": "[blocks] the 1/d with which scales (later: minimums) become integers",
+            "error": "[blocks] Σ W·(value − d·integer)², W the summed weights of a sub-block",
+        },
+        "with importance: d tried at largest/(levels + 0.1k); scales first, then minimums",
+        f"{_QUANTS}:make_qp_quants",
+    ),
+    EventSpec(
         "kquant.second_level",
         {
             "d": "[blocks, 1] float16 unit of the scales",

@@ -139,8 +139,8 @@ def _with_minimum(
 
     if important:
         sums = sum_rows(weights).reshape(-1, subs)
-        d, ls = _fit_levels(scales, sums, kind.levels)
-        dmin, lm = _fit_levels(mins, sums, kind.levels)
+        d, ls = _fit_levels(scales, sums, kind.levels, emit)
+        dmin, lm = _fit_levels(mins, sums, kind.levels, emit)
     else:
         d, ls = _round_levels(scales, kind.levels)
         dmin, lm = _round_levels(mins, kind.levels)
@@ -193,7 +193,7 @@ def _round_levels(values: torch.Tensor, levels: int) -> tuple[torch.Tensor, torc
 
 
 def _fit_levels(
-    values: torch.Tensor, weights: torch.Tensor, levels: int
+    values: torch.Tensor, weights: torch.Tensor, levels: int, emit: Emit | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The same by a weighted search: 9 units tried, then codes improved (make_qp_quants).
 
@@ -211,9 +211,13 @@ def _fit_levels(
 
     best_iscale = divide(levels, largest)
     best = error(best_iscale, codes(best_iscale).remainder_(256))  # only this try keeps its codes
+    if emit is not None:
+        emit("kquant.levels", iscale=best_iscale, error=best)
     for step in [*reversed(steps(0, -0.1, 4, levels)[1:]), *steps(0, 0.1, 4, levels)[1:]]:
         iscale = divide(step, largest)
         err = error(iscale, codes(iscale))
+        if emit is not None:
+            emit("kquant.levels", iscale=iscale, error=err)
         best_iscale = torch.where(err < best, iscale, best_iscale)
         best = torch.where(err < best, err, best)
     q = codes(best_iscale)

@@ -118,6 +118,8 @@ def _searched(
     name: str, kind: Legacy, blocks: torch.Tensor, weights: torch.Tensor, emit: Emit | None
 ) -> dict[str, torch.Tensor]:
     """With importance the older types use the searches of the k-quants."""
+    if emit is not None:
+        emit("kquant.weights", weights=weights)
     x, w = blocks.T.contiguous(), weights.T.contiguous()
     if kind.minimum:
         found = search_minimum(x, w, top=kind.steps, grid=WITH_IMPORTANCE, emit=emit)

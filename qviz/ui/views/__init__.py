@@ -14,6 +14,7 @@ __all__ = [
     "BitWidthLesson",
     "FormatsLesson",
     "Gallery",
+    "GgufLesson",
     "GptqLesson",
     "GranularityLesson",
     "KernelsLesson",

@@ -88,7 +88,12 @@ COURSE = (
         "qviz.ui.views.gptq", "GptqLesson",
     ),
     Lesson(8, "awq", "AWQ", "Which channels matter most?", THEMES[2]),
-    Lesson(9, "gguf", "GGUF and k-quants", "What is inside a Q4_K_M file?", THEMES[3]),
+    Lesson(
+        9, "gguf", "GGUF and k-quants", "What is inside a Q4_K_M file?", THEMES[3],
+        "Step through llama.cpp’s encoder on a block of real weights, down to the meaning of every "
+        "bit. Set eleven types against each other, then see which tensor of a model gets which.",
+        "qviz.ui.views.gguf", "GgufLesson",
+    ),
     Lesson(10, "below_4_bits", "Below 4 bits", "Why do two bits break a layer?", THEMES[3]),
     Lesson(
         11, "memory_and_speed", "The real kernels",

@@ -141,10 +141,13 @@ class PartedLesson(Slots, LessonPage):
 
     # ---------------------------------------------------------------- the page
 
-    def compose_parts(self, *, common: Sequence[Any] = (), **frame: Any) -> Any:
+    def compose_parts(
+        self, *, first: Sequence[Any] = (), common: Sequence[Any] = (), **frame: Any
+    ) -> Any:
         """The page of all parts.
 
-        common  controls below those of the parts
+        first, common
+                controls above and below those of the parts
         frame   what the parts share, as for `compose`; `main` and `side` may give another order
         """
         slots: dict[str, list[Any]] = {"lead": [], "controls": [], "caption": [], "foot": []}
@@ -163,7 +166,7 @@ class PartedLesson(Slots, LessonPage):
                 frame[slot] = stack(*slots[slot])
         for slot in ("main", "side"):
             frame.setdefault(slot, [box for p in self.parts.values() for box in getattr(p, slot)])
-        frame["controls"] = [self.part_control, *slots["controls"], *common]
+        frame["controls"] = [self.part_control, *first, *slots["controls"], *common]
         whole = compose(self, **frame)
         self._columns = self._shared_columns(whole, frame, shares_lead)
         return whole

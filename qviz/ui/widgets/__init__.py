@@ -5,6 +5,7 @@ from qviz.core.words import counted, exactly, number, percent, signed
 from .address import Address, as_address, from_address
 from .base import Style, link, style
 from .bits import Bits
+from .block_bytes import BlockBytes
 from .charts import Chart, PlotlyLoader
 from .controls import Button, Choice, Slider, TextField, Toggle
 from .equation import Equation
@@ -35,6 +36,7 @@ from .transport import Transport
 __all__ = [
     "Address",
     "Bits",
+    "BlockBytes",
     "Button",
     "Caption",
     "Chart",

@@ -1,0 +1,453 @@
+"""What the GGUF lesson says of a block: a sentence for each moment, failures, the verdict, bits."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qviz.methods.gguf.kquants import KQUANTS, Symmetric, WithMinimum
+from qviz.methods.gguf.legacy import LEGACY
+from qviz.study.gguf_bytes import Bits
+from qviz.study.gguf_facts import (
+    BytesFacts,
+    FoundFacts,
+    LevelFacts,
+    PassFacts,
+    Sizes,
+    TryFacts,
+    WeighFacts,
+    ZooFacts,
+)
+from qviz.ui.views.guide_steps import AtLeast, Is, Moved, Step
+from qviz.ui.widgets import counted, number, percent
+
+ENCODE, TYPES_PART, FILE = "encode", "types", "file"
+NOTHING, IMPORTANCE = "nothing", "with importance"
+NO_PASS, OUTLIER, UNREACHED, PAIRS = (
+    "second pass left out", "one weight 100×", "importance 0 here", "bytes read in pairs",
+)  # fmt: skip
+BESIDE = (NOTHING, IMPORTANCE, NO_PASS, OUTLIER, UNREACHED, PAIRS)
+FACTOR = 100.0  # by which the outlier of the zoo grows
+BY_INPUTS, BY_REST = "Weighed by the inputs", "Without the large weight"
+NOUNS = {
+    "codes": "code", "scales": "scale", "mins": "minimum", "exponent": "exponent",
+    "d": "d", "dmin": "dmin", "m": "m",
+}  # fmt: skip
+HALVES = {
+    "d": "the step of the scales", "dmin": "the step of the minimums", "m": "the minimum",
+}  # fmt: skip
+
+GUIDE = (
+    Step(
+        "Walk from weights to bytes",
+        "Press “One step forward” again and again, or play. Watch the error curve find a better "
+        "scale than the plain one, then see what storing that scale in a few bits takes back.",
+        {"part": ENCODE},
+        {"part": Is(ENCODE), "step": AtLeast(31)},
+    ),
+    Step(
+        "Leave the second pass out",
+        "Set “Beside it” to “second pass left out” and step to the end. The codes that the search "
+        "found belong to scales that nobody stores. How many of them change in the second pass?",
+        {"part": ENCODE},
+        {"part": Is(ENCODE), "beside": Is(NO_PASS), "step": AtLeast(28)},
+    ),
+    Step(
+        "Let one weight spoil a super-block",
+        "Set “Beside it” to “one weight 100×” and step to the end. Seven sub-blocks did not "
+        "change. Why do they suffer? Look at the integers that their scales become.",
+        {"part": ENCODE},
+        {"part": Is(ENCODE), "beside": Is(OUTLIER), "step": AtLeast(24)},
+    ),
+    Step(
+        "Pay for bits",
+        "Drag “Type” from one end to the other. Which type of 4.5 bits comes closest, the one with "
+        "a search or the one without? What does importance cost in bits?",
+        {"part": TYPES_PART},
+        {"part": Is(TYPES_PART), "kind": Moved()},
+    ),
+    Step(
+        "K names the block, M the mix",
+        "Move “File type” between Q4_K_S and Q4_K_M. The block is the same; which tensors change "
+        "theirs, in which layers?",
+        {"part": FILE, "file": "Q4_K_S"},
+        {"part": Is(FILE), "file": Is("Q4_K_M")},
+    ),
+    Step(
+        "A file with almost no Q4_K in it",
+        "Set “Model shape” to Qwen2.5-0.5B. Its rows have 896 weights, no multiple of 256. What "
+        "does llama.cpp take instead, and how many bits does this file have then?",
+        {"part": FILE},
+        {"part": Is(FILE), "model_shape": Is("Qwen2.5-0.5B")},
+    ),
+)
+ANSWERS = (
+    "more spacings than the plain way: the ends are cut off",
+    "exactly as many as the plain way",
+    "fewer spacings: room beyond the ends",
+)
+
+
+# ------------------------------------------------------------------------------------ the moments
+
+
+def block_words(sizes: Sizes, row: int, first: int) -> str:
+    """A block before anything was done to it; `first` is the column of its first weight."""
+    cut = (
+        f", in {sizes.groups} sub-blocks of {sizes.size}. Each sub-block gets a scale of its own"
+        if sizes.groups > 1
+        else ". They share one scale"
+    )
+    name = "super-block" if sizes.groups > 1 else "block"
+    return (
+        f"A {name} of {sizes.type}: {sizes.weights} weights of row {row}, from column {first} "
+        f"on{cut}. All of it has to fit into {sizes.nbytes} bytes: {number(sizes.bits)} bits per "
+        f"weight, of which {sizes.code_bits} are its code."
+    )
+
+
+def weigh_words(facts: WeighFacts, group: int) -> str:
+    """How much errors count, before the search."""
+    why = (
+        "Importance comes from calibration text: the mean square of the input that each weight "
+        "meets."
+        if facts.importance
+        else "No calibration data: the weights themselves decide."
+    )
+    if facts.most == 0:
+        return f"{why} In sub-block {group} no error counts."
+    if facts.least == 0:
+        return (
+            f"{why} In sub-block {group} the error of the weight {number(facts.most_x)} counts "
+            f"most; that of {number(facts.least_x)} does not count at all."
+        )
+    return (
+        f"{why} In sub-block {group} an error of the weight {number(facts.most_x)} counts "
+        f"{number(facts.most / facts.least, 3)}× as much as one of {number(facts.least_x)}."
+    )
+
+
+def start_words(facts: TryFacts, type: str) -> str:
+    """The plain way, with which each search begins."""
+    kind, error = KQUANTS.get(type), _error(facts.power)
+    if has_minimum(type):
+        return (
+            f"The plain way: code 0 stands for the smallest weight (or 0, if all are positive), "
+            f"the top code {number(facts.tried or 0)} for the largest. The spacing is "
+            f"{number(facts.scale)}, the minimum {number(facts.minimum)}. {error}: "
+            f"{number(facts.error)}."
+        )
+    half = number(kind.half if isinstance(kind, Symmetric) else facts.tried or 0)
+    return (
+        f"The plain way: the weight of the largest size becomes code −{half}, and the others "
+        f"follow. Least squares make the scale {number(facts.scale)}. {error}: "
+        f"{number(facts.error)}."
+    )
+
+
+def has_minimum(type: str) -> bool:
+    """Whether levels are counted from a minimum; else they lie about zero."""
+    kind, old = KQUANTS.get(type), LEGACY.get(type)
+    return isinstance(kind, WithMinimum) or (old is not None and old.minimum)
+
+
+def plain_words(type: str, scale: float, minimum: float | None, code_bits: int) -> str:
+    """A type without a search: all it does."""
+    if type == "MXFP4":
+        return (
+            f"No search: the scale is the power of two {number(scale)}, so that the largest weight "
+            f"fits FP4 E2M1. Each weight takes the nearest of its values."
+        )
+    low = "" if minimum is None else f" and the minimum m = {number(minimum)}"
+    return (
+        f"No search: the range of the 32 weights fixes d = {number(scale)}{low}, and each weight "
+        f"is rounded to a code of {code_bits} bits."
+    )
+
+
+def _error(power: int) -> str:
+    return "Weighted squared error" if power == 2 else "Weighted absolute error"
+
+
+def try_words(facts: TryFacts, type: str) -> str:
+    """One try of the search, or one move of a code."""
+    error = number(facts.error)
+    if facts.tried is None:
+        if not facts.kept:
+            return (
+                f"Move {facts.number} of {facts.count} in this super-block: no code of this "
+                f"sub-block moves, others' do. Its error stays {error}."
+            )
+        return (
+            f"Move {facts.number} of {facts.count}: {counted(facts.changed, 'code')} of this "
+            f"sub-block {'goes' if facts.changed == 1 else 'go'} to a better neighbour. The scale "
+            f"follows, {number(facts.scale)}, and the error: {error}, "
+            f"{_beside(facts.error, facts.best)}."
+        )
+    tried, plain = number(facts.tried), number(facts.plain_tried or 0)
+    how = (
+        f"cut the range into {tried} spacings instead of {plain}"
+        if has_minimum(type)
+        else f"put the largest weight {tried} spacings from 0 instead of {plain}"
+    )
+    if not math.isfinite(facts.scale):
+        return (
+            f"Try {facts.number} of {facts.count}: {how}. All codes come out equal, so least "
+            f"squares have no scale to give. It is dropped."
+        )
+    head = (
+        f"Try {facts.number} of {facts.count}: {how}. Least squares give the scale "
+        f"{number(facts.scale)}"
+    )
+    if facts.minimum:
+        head += f" and the minimum {number(facts.minimum)}"
+    end = "It is kept." if facts.kept else "It is dropped."
+    return f"{head}. Error {error}, {_beside(facts.error, facts.best)}. {end}"
+
+
+def _beside(error: float, best: float) -> str:
+    """An error beside the best until then."""
+    if error == best or best == 0:
+        return "as the best so far" if error == best else "above the best so far, which is 0"
+    change = abs(error / best - 1)
+    return f"{percent(change)} {'below' if error < best else 'above'} the best so far"
+
+
+def found_words(facts: FoundFacts, group: int, groups: int) -> str:
+    """The end of the search."""
+    if facts.number == 0:
+        head = f"None of the {facts.count} tries beats the plain way in sub-block {group}."
+    else:
+        how = "" if facts.tried is None else f" ({number(facts.tried)} spacings)"
+        what = "Move" if facts.tried is None else "Try"
+        head = (
+            f"{what} {facts.number}{how} is kept in sub-block {group}: its error is "
+            f"{percent(1 - facts.error / facts.plain)} below the plain way's, and "
+            f"{counted(facts.changed, 'code')} changed."
+        )
+    whole = "The block" if groups == 1 else f"All {groups} sub-blocks together: the super-block"
+    return f"{head} {whole} is off by {percent(facts.off)}, {_from(facts.off, facts.off_plain)}."
+
+
+def _from(now: float, before: float) -> str:
+    """A share beside what it was."""
+    if percent(now) == percent(before):
+        return f"as before ({percent(before)})"
+    return f"{'down' if now < before else 'up'} from {percent(before)}"
+
+
+def level_words(facts: LevelFacts, sizes: Sizes, group: int) -> str:
+    """Scales become integers."""
+    how = (
+        f"after {facts.searched} tries, weighed too"
+        if facts.searched
+        else f"the largest scale divided by {sizes.levels}"
+        if facts.minimum is not None
+        else f"the scale of the largest size divided by −{sizes.levels}"
+    )
+    text = (
+        f"{sizes.groups} float32 scales would cost {_bits(32 * sizes.groups / sizes.weights)} per "
+        f"weight. So they count in steps of d = {number(facts.d)} ({how}), as integers of "
+        f"{sizes.scale_bits} bits: here from {facts.smallest} to {facts.largest} in size. That of "
+        f"sub-block {group}, {number(facts.scale)}, becomes {number(facts.integer)} · d = "
+        f"{number(facts.stored)}"
+    )
+    if facts.minimum is not None:
+        text += (
+            f"; its minimum {number(-facts.minimum)} becomes −{facts.min_integer} · dmin = "
+            f"{number(-facts.dmin * facts.min_integer)}"
+        )
+    way = _from(facts.off, facts.off_before)
+    return f"{text}. With the old codes the block is off by {percent(facts.off)}, {way}."
+
+
+def _bits(bits: float) -> str:
+    return f"{number(bits)} bit{'' if bits == 1 else 's'}"
+
+
+def pass_words(facts: PassFacts, sizes: Sizes) -> str:
+    """The second pass."""
+    if not facts.changed:
+        return (
+            f"Second pass: round every weight again, with the scales as they are stored. None of "
+            f"the {sizes.weights} codes changes. Off by {percent(facts.off)}."
+        )
+    change = "changes" if facts.changed == 1 else "change"
+    return (
+        f"Second pass: round every weight again, with the scales as they are stored. "
+        f"{facts.changed} of {sizes.weights} codes {change}. Off by {percent(facts.off)}, "
+        f"{_from(facts.off, facts.off_before)}."
+    )
+
+
+def bytes_words(facts: BytesFacts) -> str:
+    """A member of the struct is written."""
+    if facts.section in HALVES:
+        return (
+            f"Bytes {facts.first} and {facts.last}, {facts.section}: {HALVES[facts.section]} as a "
+            f"float16, low byte first."
+        )
+    where = (
+        f"Byte {facts.first}"
+        if facts.first == facts.last
+        else f"Bytes {facts.first} to {facts.last}"
+    )
+    held = " and ".join(f"{bits} bits of {_many(part)}" for part, bits in facts.holds)
+    return f"{where}, {facts.section}: {held}. Point at a byte to see whose bits it holds."
+
+
+def _many(part: str) -> str:
+    return {"codes": "codes", "scales": "scales", "mins": "minimums", "exponent": "the exponent"}[
+        part
+    ]
+
+
+def back_words(sizes: Sizes, off: float, exact: bool = True) -> str:
+    """The block decoded."""
+    return (
+        f"And back: from these {sizes.nbytes} bytes alone come the {sizes.weights} weights that "
+        f"the model computes with, off by {percent(off)}. "
+        + ("Nothing else is stored." if exact else "They were read in the wrong order.")
+    )
+
+
+@dataclass(frozen=True)
+class BesideFacts:
+    """Two walks at the end of a step: how far off each is; `weighed`: the same `by` what tells them
+    apart, the importance of the inputs say."""
+
+    off: float
+    other: float
+    weighed: float | None = None
+    weighed_other: float | None = None
+    by: str = BY_INPUTS
+
+
+def beside_words(facts: BesideFacts) -> str:
+    """What the second run has come to, after the first run's own sentence."""
+    text = (
+        f" Beside it: off by {percent(facts.other)}, "
+        f"{_more_or_less(facts.other, facts.off)} than the first run."
+        if percent(facts.other) != percent(facts.off)
+        else f" Beside it: off by {percent(facts.other)} as well."
+    )
+    if facts.weighed is None or facts.weighed_other is None:
+        return text
+    way = _more_or_less(facts.weighed_other, facts.weighed)
+    tail = f" {facts.by}: {percent(facts.weighed_other)}, {way} than {percent(facts.weighed)}."
+    if percent(facts.weighed_other) == percent(facts.weighed):
+        tail = f" {facts.by}: {percent(facts.weighed_other)} in both."
+    return text + tail
+
+
+def _more_or_less(mine: float, other: float) -> str:
+    return "more" if mine > other else "less"
+
+
+# --------------------------------------------------------------------------------- what goes wrong
+
+
+def zoo_words(name: str, facts: ZooFacts) -> str:
+    """What a failure does to the block, and the sign by which one knows it."""
+    if name == NO_PASS:
+        return (
+            f"The search's codes are stored with rounded scales that they were not made for. "
+            f"{facts.farther} of {facts.weights} weights lie nearer to another level of their own "
+            f"block: that is the sign. Off by {percent(facts.off)}; with the second pass "
+            f"{percent(facts.off_true)}."
+        )
+    if name == OUTLIER:
+        zero = f", {facts.zero_scales} of them 0" if facts.zero_scales else ""
+        small = (
+            f"{facts.small_scales} of {facts.groups} scales are at most a tenth of the largest "
+            f"integer{zero}: so small integers are coarse, and that is the sign. "
+            if facts.groups > 1
+            else "Most codes are the same: that is the sign. "
+        )
+        return (
+            f"One weight is {number(facts.factor)}× as large, and takes its block's scale with it. "
+            f"{small}The other {facts.weights - 1} weights are off by {percent(facts.rest)}, "
+            f"{_from(facts.rest, facts.rest_true)}; the error of the whole block, "
+            f"{percent(facts.off)}, hides that, because the outlier is nearly all of it."
+        )
+    if name == UNREACHED:
+        return (
+            f"No calibration text reached these inputs (an expert of a mixture that it never "
+            f"chose, say), so their importance is 0. Errors cost nothing and there is nothing to "
+            f"fit: {facts.zero_scales} of {facts.groups} scales become 0, and the block is off by "
+            f"{percent(facts.off)}, {_from(facts.off, facts.off_true)}. Scales of 0 are the sign."
+        )
+    if name == PAIRS:
+        same = (
+            "the codes are the same, each as often as before, but"
+            if facts.same_codes
+            else "the codes differ too, and"
+        )
+        return (
+            f"The bytes are right, the reader is not: it takes the two halves of a byte for "
+            f"neighbours. So {same} they belong to other weights. Off by {percent(facts.off)} "
+            f"instead of {percent(facts.off_true)}: an error near or above 100 % with an ordinary "
+            f"histogram is the sign."
+        )
+    raise KeyError(name)
+
+
+# --------------------------------------------------------------------------------- the prediction
+
+
+@dataclass(frozen=True)
+class Won:
+    """Which try a row's sub-blocks keep: more spacings than the plain way, as many, fewer."""
+
+    mine: int  # index into ANSWERS, of the chosen sub-block
+    more: int
+    same: int
+    fewer: int
+
+    @property
+    def all(self) -> int:
+        return self.more + self.same + self.fewer
+
+
+def verdict(guess: int, facts: Won | None) -> str:
+    """The guess, judged by the sub-block and all others of its row."""
+    if facts is None or guess < 0:
+        return ""
+    right = "Right." if guess == facts.mine else "Not here."
+    won = ("more spacings", "as many as the plain way", "fewer spacings")[facts.mine]
+    return (
+        f"{right} This sub-block keeps {won}. Of the {facts.all} sub-blocks of this row, "
+        f"{facts.more} keep more, {facts.same} as many, {facts.fewer} fewer."
+        + (
+            " Cutting off the ends a little lets all the other weights come closer."
+            if facts.more > facts.same + facts.fewer
+            else ""
+        )
+    )
+
+
+# ------------------------------------------------------------------------------------ bits of bytes
+
+
+def bit_words(bits: Bits, size: int) -> str:
+    """What some bits of a byte are; `size`: weights of a sub-block."""
+    noun = NOUNS[bits.part]
+    if bits.width == 16:
+        which = {0: "lower 8 bits of the fraction", 8: "upper 2 bits of the fraction",
+                 10: "exponent", 15: "sign"}[bits.low]  # fmt: skip
+        return f"{noun}, float16: {which}"
+    whose = f"{noun} {bits.index}" if bits.part != "exponent" else noun
+    if bits.part == "codes":
+        group, place = divmod(bits.index, size)
+        whose += f" (sub-block {group}, place {place})" if size < 256 else ""
+    if bits.bits == bits.width:
+        return f"{whose} = {bits.value}"
+    high = bits.low + bits.bits - 1
+    span = f"bit {bits.low}" if bits.bits == 1 else f"bits {bits.low} to {high}"
+    return f"{whose}, its {span} of {bits.width}"
+
+
+def section_words(name: str, holds: Sequence[tuple[str, int]]) -> str:
+    """A member of the struct in a few words."""
+    if name in HALVES:
+        return f"float16, {HALVES[name]}"
+    return " + ".join(f"{_many(part)}, {bits} bits" for part, bits in holds)
