@@ -60,6 +60,10 @@ GRIDS: dict[str, Grid] = {
         ((0.0, False), *((k / 18, True) for k in range(19))),
         "llm-compressor modifiers/transform/awq/base.py:_get_grid_search_params, duo_scaling",
     ),
+    "llm-compressor-both": Grid(
+        tuple((k / 9, duo) for k in range(10) for duo in (False, True)),
+        'the same with duo_scaling="both"',
+    ),
 }
 CLIP_STEPS, CLIP_GRID = 10, 20  # limits 1, 19/20 … 11/20 of a group's largest |w|
 CLIP_TOKENS = 512
