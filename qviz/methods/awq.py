@@ -198,7 +198,7 @@ def awq(
     if emit is not None:
         emit("awq.scaled", weight=scaled)
 
-    clipping = _is_clipped(calibration.layer) if clip is None else clip
+    clipping = is_clipped(calibration.layer) if clip is None else clip
     changed = 0
     if clipping:
         limit, changed = clip_limits(scaled, calibration, transform, **options, emit=emit)
@@ -339,7 +339,12 @@ def clip_limits(
     return limit, int(torch.count_nonzero(step))
 
 
-def _is_clipped(layer: str) -> bool:
+def is_clipped(layer: str) -> bool:
+    """Whether the reference clips a layer of this name: all but query and key projections.
+
+    >>> is_clipped("model.layers.0.self_attn.q_proj")
+    False
+    """
     return not any(part in layer.rpartition(".")[2] for part in UNCLIPPED)
 
 

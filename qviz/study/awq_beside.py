@@ -118,11 +118,11 @@ GRID_WHY = {
 }
 SILENT, TEXT, TOKENS = "silent", "other_text", "few_tokens"
 CONTRASTS = (
-    *(Contrast(name, title, "grid", GRID_WHY[name]) for name, title in GRID_TITLES.items()),
     Contrast(TEXT, "Calibrated on numbers", "does it still win",
              "The search listens to a text of numbers; the judge stays."),
     Contrast(TOKENS, f"{FEW} tokens", "does it still win",
              f"The search listens to {FEW} tokens. A mean size needs few of them, a Hessian many."),
+    *(Contrast(name, title, "grid", GRID_WHY[name]) for name, title in GRID_TITLES.items()),
     Contrast(SILENT, "A channel that calibration never heard", "failure",
              "The loudest input channel is silent during calibration, and not for the judge."),
 )  # fmt: skip

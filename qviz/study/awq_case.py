@@ -18,6 +18,8 @@ from qviz.core.calibration import Calibration
 from qviz.core.metrics import output_energy, output_error
 from qviz.core.tensor import QuantizedTensor
 from qviz.methods.affine import affine
+from qviz.models.capture import load_calibration
+from qviz.models.checkpoint import find_checkpoint, load_layer
 from qviz.models.fold import BLOCKS
 
 LOUD_SHARE = 0.01  # of the channels that `louder` amplifies
@@ -109,6 +111,8 @@ def louder(case: Case, factor: float) -> Case:
     Large language models have channels far louder than the rest; small ones hardly do. With a
     power of two as `factor` no product changes by a single bit.
     """
+    if factor == 1:
+        return case
     m = amplifier(case.calibration, factor)
     return replace(
         case,
@@ -116,6 +120,47 @@ def louder(case: Case, factor: float) -> Case:
         calibration=times(case.calibration, m),
         judge=times(case.judge, m),
     )
+
+
+# ------------------------------------------------------------------------- reading one
+
+MEASURED = 1 << 20  # weights; of a larger linear as many whole rows as make up so many
+HELD_OUT = "heldout_python"
+
+
+def load_case(
+    source: str | None,
+    layer: str,
+    *,
+    bits: int = 4,
+    group_size: int | None = 128,
+    loud: float = 1.0,
+    judge: str = HELD_OUT,
+) -> Case:
+    """The case of a layer of a model, whose inputs are captured where they are not known yet.
+
+    loud  how much louder its loudest channels are made (see `louder`); judge: the text that errors
+    are measured on. Errors as those of `qviz.load_layer` and `qviz.load_calibration`.
+
+    >>> load_case(None, "model.layers.1.self_attn.v_proj", bits=3).weight.shape
+    torch.Size([128, 256])
+    """
+    found = wiring({n: i.shape for n, i in find_checkpoint(source).headers().items()}, layer)
+    case = Case(
+        layer,
+        {name: some_rows(load_layer(source, name)).float() for name in found.linears},
+        load_calibration(source, layer),
+        load_calibration(source, layer, text=judge),
+        bits,
+        group_size,
+    )
+    return louder(case, loud)
+
+
+def some_rows(weight: torch.Tensor) -> torch.Tensor:
+    """The whole weight [out, in], or its first rows where it is large: rows are rounded
+    independently of each other."""
+    return weight[: max(1, MEASURED // weight.shape[1])]
 
 
 # ------------------------------------------------------------------------- what feeds a layer

@@ -40,25 +40,33 @@ def fold_norm(
 ) -> Fold:
     """A norm that feeds the layer: x [tokens, in] is what it puts out, gamma [in] its weight.
 
-    ValueError where x is not gamma times something of root mean square 1 for each token: the norm
-    then multiplies by something else (Gemma's by 1 + weight) and this folding would be wrong.
+    Right where `multiplies` holds.
     """
-    x = x[:TOKENS].float()
     beta = torch.zeros_like(gamma) if bias is None else bias
-    alive = gamma != 0
-    plain = torch.where(alive, (x - beta) / torch.where(alive, gamma, 1.0), 0.0)
-    rms = plain[:, alive].square().mean(1).sqrt()
-    if not bool((rms - 1).abs().median() < UNIT):
-        raise ValueError(
-            f"the norm before this layer does not multiply by its weight alone (without it, tokens "
-            f"have a root mean square of {float(rms.median()):.3g} instead of 1), so no factors "
-            f"can be folded into that weight"
-        )
+    plain = _plain(x[:TOKENS].float(), gamma, beta)
 
     def after(s: torch.Tensor) -> torch.Tensor:
         return (plain * (gamma / s) + beta / s) @ (weight * s).T
 
-    return _compare(lambda s: after(s), (plain * gamma + beta), weight, scale)
+    return _compare(after, plain * gamma + beta, weight, scale)
+
+
+def multiplies(x: torch.Tensor, gamma: torch.Tensor, bias: torch.Tensor | None = None) -> bool:
+    """Whether a norm that puts out x [tokens, in] multiplies by its weight gamma [in] alone.
+
+    Divided by it, every token then has root mean square 1. Gemma's norms multiply by 1 + weight:
+    factors folded into that weight would change the function.
+    """
+    beta = torch.zeros_like(gamma) if bias is None else bias
+    plain = _plain(x[:TOKENS].float(), gamma, beta)[:, gamma != 0]
+    rms = plain.square().mean(1).sqrt()
+    return bool((rms - 1).abs().median() < UNIT)
+
+
+def _plain(x: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
+    """What the norm multiplies, 0 in channels that it switches off."""
+    alive = gamma != 0
+    return torch.where(alive, (x - beta) / torch.where(alive, gamma, 1.0), 0.0)
 
 
 def fold_up(

@@ -18,7 +18,7 @@ from qviz.core.tensor import QuantizedTensor
 from qviz.core.trace import Trace
 from qviz.core.transform import InputScale
 from qviz.methods.affine import affine
-from qviz.methods.awq import CLIP_GRID, CLIP_STEPS, GRIDS, awq, search
+from qviz.methods.awq import CLIP_GRID, CLIP_STEPS, GRIDS, awq, is_clipped, search
 from qviz.study.awq_case import Case
 
 BY_INPUTS, BY_WEIGHTS, AT_RANDOM = "largest inputs", "largest weights", "at random"
@@ -278,13 +278,21 @@ class Clip:
         best = self.errors.gather(0, self.step.unsqueeze(0)).double().sum()
         return ratio(float(best), float(self.errors[0].double().sum())) ** 0.5
 
-    def group(self, row: int, group: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(weights of a group, scaled and cut to limit k [size]; the levels it then has)."""
-        w = Granularity.of("group", self.case.group_size).split(self.scaled)[row, group]
+    @property
+    def usual(self) -> bool:
+        """Whether the paper's code clips a layer of this name."""
+        return is_clipped(self.case.name)
+
+    def group(self, row: int, group: int, k: int) -> tuple[torch.Tensor, QuantizedTensor]:
+        """(weights of a group, scaled and cut to limit k [size]; the same rounded, [1, size])."""
+        w = self.scaled[row, group * self.case.size : (group + 1) * self.case.size]
         limit = w.abs().max() * FRACTIONS[k]
-        cut = w.clamp(-limit, limit).unsqueeze(0)
-        q = affine(cut, bits=self.case.bits, symmetric=False, group_size=None, convention="awq")
-        return cut[0], q.levels(0, 0)
+        cut = w.clamp(-limit, limit)
+        q = affine(
+            cut.unsqueeze(0), bits=self.case.bits, symmetric=False, group_size=None,
+            convention="awq",
+        )  # fmt: skip
+        return cut, q
 
     def _cut(self, k: int) -> torch.Tensor:
         unit = Granularity.of("group", self.case.group_size)

@@ -65,8 +65,11 @@ class LessonPart:
 class PartedLesson(LessonPage):
     """A lesson in parts. `parts` (name → part) is set before `compose_parts` makes the page.
 
-    `part_control` chooses one; `part` is the name of the one that is open.
+    `part_control` chooses one; `part` is the name of the one that is open; `shared` are controls
+    that stand below those of every part.
     """
+
+    shared: Sequence[Any] = ()
 
     part_control: Any
     parts: Mapping[str, Any]
@@ -143,7 +146,7 @@ class PartedLesson(LessonPage):
         for slot in ("lead", "caption", "foot"):
             if slots[slot] and slot not in frame:
                 frame[slot] = stack(*slots[slot])
-        frame.setdefault("controls", [self.part_control, *slots["controls"]])
+        frame.setdefault("controls", [self.part_control, *slots["controls"], *self.shared])
         main = [box for part in parts for box in part.main]
         side = [box for part in parts for box in part.side]
         whole = compose(self, main=main, side=side, **frame)
