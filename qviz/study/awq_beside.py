@@ -25,7 +25,7 @@ FEW = 16  # tokens of the contrast with few of them
 STORED = torch.float16  # what all of them store their scales as
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Standing:
     """A method on a layer at some width.
 
@@ -56,9 +56,7 @@ def quantize_as(case: Case, method: str, scale: torch.Tensor | None = None) -> Q
     if method == BOTH:
         q = gptq(transform.apply(case.weight), times(case.calibration, 1 / scale), **given)
         return replace(q, transform=transform)
-    return awq(
-        case.weight, case.calibration, **given, transform=transform, clip=method == CLIPPED
-    )
+    return awq(case.weight, case.calibration, **given, transform=transform, clip=method == CLIPPED)
 
 
 def standings(case: Case) -> list[Standing]:

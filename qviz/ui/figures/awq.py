@@ -50,9 +50,7 @@ def _sticks(at: Sequence[float], top: float) -> tuple[np.ndarray, np.ndarray]:
 # ------------------------------------------------------------------------- channels kept
 
 
-def channels(
-    inputs: np.ndarray, weights: np.ndarray, kept: Sequence[np.ndarray]
-) -> dict[str, Any]:
+def channels(inputs: np.ndarray, weights: np.ndarray, kept: Sequence[np.ndarray]) -> dict[str, Any]:
     """How large inputs and weights of each channel are, × the median channel's; a frame for each
     of `kept`, which channels stay in 16 bits."""
     n = np.arange(len(inputs))
@@ -297,8 +295,7 @@ def clip_curves(
     figure.update_yaxes(range=[0, 1.08 * min(top, 4.0)])
     _legend(figure)
     frames = [
-        [{"type": "scatter", "x": [x[k]] * 2, "y": [group[k], together[k]]}]
-        for k in range(len(x))
+        [{"type": "scatter", "x": [x[k]] * 2, "y": [group[k], together[k]]}] for k in range(len(x))
     ]
     return _whole(figure, [2], frames)
 

@@ -17,9 +17,10 @@ from qviz.models.checkpoint import find_checkpoint, load_layer
 from qviz.study.awq_case import Case, Wiring, amplifier, load_case, louder, wiring
 from qviz.study.awq_fold import Fold, fold_inputs, fold_norm, fold_up, multiplies
 from qviz.study.awq_steps import Search
-from qviz.ui.views.awq_channels import ChannelsPart, OnePart
+from qviz.ui.views.awq_channels import ChannelsPart
 from qviz.ui.views.awq_clip import ClipPart
 from qviz.ui.views.awq_guide import CHANNELS, CLIP, GUIDE, ONE, OTHERS, SEARCH
+from qviz.ui.views.awq_one import OnePart
 from qviz.ui.views.awq_others import OthersPart
 from qviz.ui.views.awq_pictures import part as pictured
 from qviz.ui.views.awq_search import SearchPart
@@ -269,9 +270,7 @@ class AwqLesson(PartedLesson, LayerPage):
                 f"it did, to the last bit."
             )
         if len(case.weights) > 1:
-            names = " and ".join(
-                n.rpartition(".")[2] for n in case.weights if n != case.name
-            )
+            names = " and ".join(n.rpartition(".")[2] for n in case.weights if n != case.name)
             said.append(f"It shares its input, and so its factors, with {names}.")
         if len(case.weight) < whole:
             said.append(f"Measured on the first {len(case.weight)} of {whole} rows.")

@@ -11,18 +11,17 @@ from qviz.study.awq_case import Case, Wiring
 from qviz.study.awq_fold import Fold
 from qviz.study.awq_steps import FRACTIONS, Clip, Search
 from qviz.ui.figures.awq import clip_counts, clip_curves, group_line
-from qviz.ui.views.awq_equations import CLIP
-from qviz.ui.views.awq_pictures import AXES, part
-from qviz.ui.views.awq_words import (
+from qviz.ui.views.awq_clip_words import (
     Clipped,
     Folded,
     Limit,
-    Weight,
     clipped_sentence,
     folded_sentence,
     limit_sentence,
-    weight_rows,
 )
+from qviz.ui.views.awq_equations import CLIP
+from qviz.ui.views.awq_pictures import AXES, part
+from qviz.ui.views.awq_weight import Weight, weight_rows
 from qviz.ui.views.frame import tie_frames
 from qviz.ui.views.parts import LessonPart
 from qviz.ui.views.snippet import Name, call
@@ -104,9 +103,7 @@ class ClipShown:
 
     def folded(self) -> Folded:
         w, f = self.wiring, self.fold
-        return Folded(
-            w.source, w.into, w.shared, w.note, f.folded, f.powers, f.forgotten, f.equal
-        )
+        return Folded(w.source, w.into, w.shared, w.note, f.folded, f.powers, f.forgotten, f.equal)
 
 
 def _spacing(q: QuantizedTensor) -> float:
@@ -167,9 +164,7 @@ class ClipPart(LessonPart):
         wiring, fold, before = self.page.folding(search.chosen.scale)
         clip = Clip(case, search.chosen.scale)
         _ = clip.together, clip.error_before, clip.error_after  # what can fail belongs here
-        return ClipShown(
-            self.page.opened, case, search, clip, wiring, fold, before, clip.usual
-        )
+        return ClipShown(self.page.opened, case, search, clip, wiring, fold, before, clip.usual)
 
     def draw(self, shown: ClipShown) -> None:
         self.shown = shown
@@ -210,9 +205,7 @@ class ClipPart(LessonPart):
             rows.append((f"channel {j}", cells, []))
         made = {"norm": ["norm's γ", "γ/s"], "linear": ["row of its source, rms", "that over s"]}
         columns = made[shown.wiring.into] if shown.before is not None else []
-        self.fold_table.set_rows(
-            ["mean |x|", "s", *columns, "mean |w|", "mean |w·s|"], [rows]
-        )
+        self.fold_table.set_rows(["mean |x|", "s", *columns, "mean |w|", "mean |w·s|"], [rows])
 
     def look(self) -> None:
         shown = self.shown

@@ -14,7 +14,7 @@ from qviz.study.awq_beside import (
 )
 from qviz.study.awq_case import Case
 from qviz.ui.figures.awq import by_bits
-from qviz.ui.views.awq_words import Score, Tally, scores_sentence, tally_sentence
+from qviz.ui.views.awq_others_words import Score, Tally, scores_sentence, tally_sentence
 from qviz.ui.views.background import Background
 from qviz.ui.views.frame import tie_frames
 from qviz.ui.views.layer_page import short_names

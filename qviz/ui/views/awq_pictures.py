@@ -7,7 +7,7 @@ import torch
 from qviz.core.grids import Affine
 from qviz.core.tensor import QuantizedTensor
 from qviz.study.awq_case import Case
-from qviz.ui.views.awq_words import Weight
+from qviz.ui.views.awq_weight import Weight
 from qviz.ui.widgets import MatrixFrame, MatrixView
 
 AXES = ("out", "channel")

@@ -13,14 +13,14 @@ from qviz.study.awq_steps import Search
 from qviz.ui.figures.awq import factor_cloud, search_curves
 from qviz.ui.views.awq_equations import SEARCH
 from qviz.ui.views.awq_pictures import draw_felt, felt, reach, weight_of
-from qviz.ui.views.awq_words import (
+from qviz.ui.views.awq_search_words import (
     Found,
     Try,
     beside_sentence,
     found_sentence,
     try_sentence,
-    weight_rows,
 )
+from qviz.ui.views.awq_weight import weight_rows
 from qviz.ui.views.frame import tie_frames
 from qviz.ui.views.lesson_page import COMPUTING
 from qviz.ui.views.parts import LessonPart
@@ -266,4 +266,3 @@ class SearchPart(LessonPart):
         if len(shown.case.weights) == 1:
             return f"{text}\n\nq = {given}  # the same, in one call"
         return text
-

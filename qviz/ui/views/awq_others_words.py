@@ -1,0 +1,77 @@
+"""What the AWQ lesson says of AWQ beside other methods."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qviz.core.words import counted, number, percent
+from qviz.study.awq_beside import BOTH, CLIPPED, GPTQ, NEAREST, SCALED
+
+
+@dataclass(frozen=True)
+class Score:
+    """A method at one width: error on the calibration text and on held-out text."""
+
+    method: str
+    error: float
+    judged: float
+
+
+def scores_sentence(bits: int, cost: float, scores: Sequence[Score]) -> str:
+    """Who leaves least, how AWQ does, and what GPTQ's calibration hides; `cost` bits per weight."""
+    by = {one.method: one for one in scores}
+    first = min(scores, key=lambda one: one.judged)
+    text = (
+        f"{bits} bits, {number(cost)} with scales and zero points, the same for all. On held-out "
+        f"text {_said(first.method)} leaves least, {percent(first.judged)}."
+    )
+    awq = min((by[SCALED], by[CLIPPED]), key=lambda one: one.judged)
+    if first.method not in (SCALED, CLIPPED):
+        text += f" The better AWQ leaves {percent(awq.judged)}: it loses here."
+    else:
+        text += f" GPTQ leaves {percent(by[GPTQ].judged)}: it loses here."
+    if by[CLIPPED].judged > by[NEAREST].judged:
+        text += (
+            f" AWQ with clipping leaves {percent(by[CLIPPED].judged)}, which is worse than "
+            f"rounding to nearest, {percent(by[NEAREST].judged)}."
+        )
+    gap, mine = by[GPTQ].judged / by[GPTQ].error, awq.judged / awq.error
+    return (
+        f"{text} From its own text to held-out text GPTQ's error becomes {number(gap, 3)}× as "
+        f"large, AWQ's {number(mine, 3)}×."
+    )
+
+
+def _said(method: str) -> str:
+    """A method in the middle of a sentence."""
+    return {
+        SCALED: "AWQ with scales alone",
+        CLIPPED: "AWQ with scales and clip",
+        BOTH: "GPTQ after AWQ's scales",
+    }.get(method, method)
+
+
+@dataclass(frozen=True)
+class Tally:
+    """All layers of a model at one width.
+
+    layers  how many; better, beaten: on how many AWQ with clipping is better than rounding to
+            nearest, and than GPTQ
+    worst   the layer on which it does worst, and its error there over that of rounding to nearest
+    """
+
+    bits: int
+    layers: int
+    better: int
+    beaten: int
+    worst: str
+    ratio: float
+
+
+def tally_sentence(facts: Tally) -> str:
+    """How AWQ with clipping does on all layers, on held-out text."""
+    worst = "worst" if facts.ratio >= 1 else "least"
+    return (
+        f"{counted(facts.layers, 'layer')} at {facts.bits} bits, on held-out text. AWQ with "
+        f"clipping beats rounding to nearest on {facts.better} and GPTQ on {facts.beaten}. It does "
+        f"{worst} for {facts.worst}: {number(facts.ratio, 3)}× the error of rounding to nearest."
+    )
