@@ -20,7 +20,7 @@ from qviz.core.tensor import QuantizedTensor
 from qviz.methods.affine import affine
 from qviz.models.capture import load_calibration
 from qviz.models.checkpoint import find_checkpoint, load_layer
-from qviz.models.fold import BLOCKS
+from qviz.models.fold import BLOCKS, Block, Feed
 
 LOUD_SHARE = 0.01  # of the channels that `louder` amplifies
 
@@ -66,6 +66,11 @@ class Case:
     def energy(self) -> float:
         """tr(W·H·Wᵀ) of all linears of this input together, on the calibration."""
         return sum(output_energy(w, self.calibration) for w in self.weights.values())
+
+    @cached_property
+    def judged_energy(self) -> float:
+        """The same on the judge's inputs."""
+        return sum(output_energy(w, self.judge) for w in self.weights.values())
 
     def error(self, back: torch.Tensor, *, judged: bool = False) -> float:
         """How far the layer's output is off with `back` [out, in] in place of its weight: on the
@@ -201,26 +206,47 @@ def wiring(shapes: Mapping[str, tuple[int, ...]], layer: str) -> Wiring:
     >>> wiring(shapes, "model.layers.0.self_attn.v_proj").source
     'model.layers.0.input_layernorm'
     """
+    found = _block_of(shapes, layer)
+    if found is None:
+        return Wiring((layer,), note=UNKNOWN)
+    block, prefix = found
+    for feed in block.feeds:
+        if layer.removeprefix(prefix) in feed.linears:
+            return _wired(shapes, prefix, feed)
+    return Wiring((layer,), note=block.note or AROUND)
+
+
+def block_wirings(shapes: Mapping[str, tuple[int, ...]], layer: str) -> tuple[Wiring, ...]:
+    """Every input of the layer's block that could be divided; none where the block is not known."""
+    found = _block_of(shapes, layer)
+    if found is None:
+        return ()
+    block, prefix = found
+    return tuple(_wired(shapes, prefix, feed) for feed in block.feeds)
+
+
+def _wired(shapes: Mapping[str, tuple[int, ...]], prefix: str, feed: Feed) -> Wiring:
+    linears = tuple(prefix + name for name in feed.linears)
+    shared = 1
+    if feed.into == "linear":
+        outputs = shapes[f"{prefix}{feed.source}.weight"][0]
+        inputs = shapes[f"{linears[0]}.weight"][1]
+        # A fused layer's last outputs are the ones that go on (gate and up: up).
+        shared = 1 if outputs % inputs == 0 else max(2, inputs // outputs)
+    return Wiring(linears, prefix + feed.source, feed.into, shared)
+
+
+def _block_of(shapes: Mapping[str, tuple[int, ...]], layer: str) -> tuple[Block, str] | None:
+    """(kind of block, what its names begin with) of the block that the layer is in."""
     for block in BLOCKS:
         known = {name for feed in block.feeds for name in (feed.source, *feed.linears)}
         for part in sorted(known | block.others):
             prefix = layer.removesuffix(part)
             if prefix == layer or (prefix and not prefix.endswith(".")):
                 continue
-            parts = _parts(shapes, prefix)
-            if not (known <= parts <= known | block.others):
-                continue
-            for feed in block.feeds:
-                if part in feed.linears:
-                    linears = tuple(prefix + name for name in feed.linears)
-                    shared = 1
-                    if feed.into == "linear":
-                        outputs = shapes[f"{prefix}{feed.source}.weight"][0]
-                        inputs = shapes[f"{layer}.weight"][1]
-                        shared = 1 if outputs % inputs == 0 else inputs // outputs
-                    return Wiring(linears, prefix + feed.source, feed.into, shared)
-            return Wiring((layer,), note=block.note or AROUND)
-    return Wiring((layer,), note=UNKNOWN)
+            if known <= _parts(shapes, prefix) <= known | block.others:
+                return block, prefix
+    return None
 
 
 def _parts(shapes: Iterable[str], prefix: str) -> set[str]:

@@ -5,6 +5,7 @@ factors that are given to it. Only the paper's two motivating experiments are ma
 same rounding: channels kept in 16 bits (section 3.1) and one channel scaled (section 3.2).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -119,37 +120,43 @@ def one_channel(case: Case, channel: int, factors: Sequence[float]) -> list[Scal
     h = case.calibration.hessian[part, part]
     whole = output_energy(case.weight, case.calibration)
     layer = case.nearest.dequantize()
+    base: torch.Tensor | None = None  # the spacings at s = 1
     made: list[Scaled] = []
     for factor in factors:
         s = torch.ones(case.size)
         s[at] = factor
-        q = affine(
-            columns * s, bits=case.bits, symmetric=False, group_size=None, convention="awq"
-        )  # fmt: skip
+        options = {"bits": case.bits, "symmetric": False, "group_size": None}
+        q = affine(columns * s, **options, convention="awq")  # type: ignore[arg-type]
         back = q.dequantize() / s
         lost = back - columns
         assert isinstance(q.grid, Affine)
         spacing = q.grid.scale[:, 0].double()
-        base = made[0].tensor.grid.scale[:, 0].double() if made else spacing  # type: ignore[union-attr]
+        base = spacing if base is None else base
         alone, rest = lost.clone(), lost.clone()
         alone[:, torch.arange(case.size) != at] = 0
         rest[:, at] = 0
         layer[:, part] = back
         made.append(
             Scaled(
-                float(factor), q, back,
-                float((spacing > base).double().mean()), float((spacing < base).double().mean()),
-                float((spacing / base).mean()),
-                *(_off(e, h, whole) for e in (alone, rest, lost)), case.error(layer),
+                factor=float(factor),
+                tensor=q,
+                back=back,
+                widened=float((spacing > base).double().mean()),
+                narrowed=float((spacing < base).double().mean()),
+                growth=float((spacing / base).mean()),
+                channel=_off(alone, h, whole),
+                others=_off(rest, h, whole),
+                group=_off(lost, h, whole),
+                output=case.error(layer),
             )
-        )  # fmt: skip
+        )
     return made
 
 
 def _off(lost: torch.Tensor, h: torch.Tensor, whole: float) -> float:
     """√(tr(E·H·Eᵀ) over the whole output's)."""
     energy = float(((lost.to(h) @ h).double() * lost.double()).sum())
-    return ratio(max(energy, 0.0), whole) ** 0.5
+    return math.sqrt(ratio(max(energy, 0.0), whole))
 
 
 # ------------------------------------------------------------------------- the search
@@ -216,17 +223,35 @@ class Search:
         return self._tensors[k]
 
     def judged(self, k: int) -> float:
-        """How far the layer's output is off on the judge's inputs with candidate k."""
-        return self.case.error(self.tensor(k).dequantize(), judged=True)
+        """The error on the judge's inputs with candidate k, of all linears of this input."""
+        case, scale = self.case, self.candidates[k].scale
+        backs = {
+            name: self.tensor(k).dequantize() if name == case.name else self._round(w, scale)
+            for name, w in case.weights.items()
+        }
+        return self._judge(backs)
 
     @cached_property
     def judged_all(self) -> list[float]:
         return [self.judged(k) for k in range(len(self.candidates))]
 
-    @property
+    @cached_property
     def judged_nearest(self) -> float:
         """The same of rounding to nearest."""
-        return self.case.error(self.case.nearest.dequantize(), judged=True)
+        options = {**self.case.options, "convention": "awq"}
+        weights = self.case.weights
+        return self._judge({name: affine(w, **options).dequantize() for name, w in weights.items()})
+
+    def _round(self, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """A linear of this input, as `awq` gives it back with these factors."""
+        case = self.case
+        given = {**case.options, "transform": InputScale(scale), "clip": False}
+        return awq(weight, case.calibration, **given).dequantize()
+
+    def _judge(self, backs: Mapping[str, torch.Tensor]) -> float:
+        case = self.case
+        lost = sum(output_energy(back - case.weights[n], case.judge) for n, back in backs.items())
+        return math.sqrt(ratio(lost, case.judged_energy))
 
 
 # ------------------------------------------------------------------------- the clip search
@@ -276,7 +301,7 @@ class Clip:
         """√ of the sum of all groups' own errors after clipping over that before: what the search
         believes it has gained, because it judges each group as if the others made no error."""
         best = self.errors.gather(0, self.step.unsqueeze(0)).double().sum()
-        return ratio(float(best), float(self.errors[0].double().sum())) ** 0.5
+        return math.sqrt(ratio(float(best), float(self.errors[0].double().sum())))
 
     @property
     def usual(self) -> bool:

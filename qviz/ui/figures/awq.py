@@ -40,7 +40,7 @@ def _legend(figure: go.Figure, margin: Mapping[str, int] | None = None) -> None:
     figure.update_layout(showlegend=True, legend=LEGEND, margin=dict(margin or TOP))
 
 
-def _sticks(at: Sequence[float], top: float) -> tuple[np.ndarray, np.ndarray]:
+def _sticks(at: Sequence[float] | np.ndarray, top: float) -> tuple[np.ndarray, np.ndarray]:
     """Upright lines as one trace: up, and a gap before the next."""
     x = np.asarray(at, dtype=np.float64)
     gap = np.full_like(x, np.nan)
@@ -175,7 +175,7 @@ def tradeoff(factors: Sequence[float], curves: Mapping[str, Sequence[float]]) ->
             hovertemplate=f"{name}, s = %{{x:g}}: %{{y:.3g}} %<extra></extra>",
         )  # fmt: skip
     figure.add_scatter(mode="markers", marker=DOT, showlegend=False, hoverinfo="skip", name="now")
-    figure.update_xaxes(type="log", tickvals=list(factors), ticktext=[f"{f:g}" for f in factors])
+    figure.update_xaxes(type="log", tickvals=[1, 2, 4, 8, 16])
     figure.update_yaxes(range=[0, 1.08 * (max(100 * max(v) for v in curves.values()) or 1)])
     _legend(figure)
     frames = [
@@ -208,7 +208,7 @@ def search_curves(
         figure.add_scatter(
             x=list(ratios), y=[100 * e for e in judged], mode="markers",
             marker={"color": colour, "size": 5, "symbol": "x-thin-open"},
-            name=f"{more}this layer, held-out text",
+            name=f"{more}held-out text",
             hovertemplate="r = %{x:.3g}: %{y:.4g} %<extra></extra>",
         )  # fmt: skip
         figure.add_scatter(
@@ -218,7 +218,7 @@ def search_curves(
         moving += [len(figure.data), len(figure.data) + 1]
         figure.add_scatter(
             mode="markers", marker={"color": tried, "size": 8},
-            name=f"{more}what the search compares",
+            name=f"{more}calibration text",
             hovertemplate="r = %{x:.3g}: %{y:.4g} %<extra></extra>",
         )  # fmt: skip
         figure.add_scatter(
@@ -227,7 +227,7 @@ def search_curves(
         )  # fmt: skip
     figure.add_scatter(
         x=[-0.03, 1.03], y=[100 * nearest] * 2, mode="lines", hoverinfo="skip",
-        line={"color": WAIT, "dash": "dash", "width": 1}, name="round to nearest, held-out text",
+        line={"color": WAIT, "dash": "dash", "width": 1}, name="round to nearest, held-out",
     )  # fmt: skip
     figure.update_xaxes(range=[-0.04, 1.04], dtick=0.1)
     _legend(figure, {**TOP, "t": 60 if len(runs) == 1 else 98})
@@ -332,7 +332,7 @@ def by_bits(
         )  # fmt: skip
     figure.add_scatter(mode="markers", marker=DOT, showlegend=False, hoverinfo="skip", name="now")
     figure.update_xaxes(dtick=1)
-    figure.update_yaxes(type="log", exponentformat="none", dtick="D2")
+    figure.update_yaxes(type="log", tickvals=[0.5, 1, 2, 5, 10, 20, 50, 100])
     _legend(figure, {**TOP, "t": 62})
     frames = [
         [{"type": "scatter", "x": [b] * len(curves), "y": [100 * v[i] for v in curves.values()]}]

@@ -9,13 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from qviz.core.calibration import Calibration
 from qviz.models.capture import load_calibration
-from qviz.models.checkpoint import find_checkpoint, load_layer
-from qviz.study.awq_case import Case, Wiring, amplifier, load_case, louder, wiring
-from qviz.study.awq_fold import Fold, fold_inputs, fold_norm, fold_up, multiplies
+from qviz.study.awq_case import Case, amplifier, load_case, louder
 from qviz.study.awq_steps import Search
 from qviz.ui.views.awq_channels import ChannelsPart
 from qviz.ui.views.awq_clip import ClipPart
@@ -35,7 +31,6 @@ from qviz.ui.widgets import Code, MatrixView, Slider, Text, details, show_only, 
 
 BITS = (2, 3, 4, 5, 6, 8)
 LOUD = {"as trained": 1.0, "2×": 2.0, "4×": 4.0, "8×": 8.0, "16×": 16.0, "32×": 32.0}
-NO_MULTIPLIER = "the norm before it does not multiply by its weight alone"
 
 
 class AwqLesson(PartedLesson, LayerPage):
@@ -167,36 +162,6 @@ class AwqLesson(PartedLesson, LayerPage):
         )  # fmt: skip
         return f"import qviz\nfrom qviz.study.awq_case import load_case\n\ncase = {made}"
 
-    # ---------------------------------------------------------------- folding
-
-    def folding(self, scale: torch.Tensor) -> tuple[Wiring, Fold, torch.Tensor | None]:
-        """(how the layer is fed; what folding these factors [in] changes; [in] what is divided:
-        the norm's weight or the root mean square of the source's rows, None for nothing)."""
-        case, checkpoint = self.case(), find_checkpoint(self.source)
-        headers = checkpoint.headers()
-        wired = wiring({name: info.shape for name, info in headers.items()}, self.layer)
-        loud, x, weight = amplifier(self.inputs(), self.loud), case.calibration.inputs, case.weight
-        if not wired.folds:
-            return wired, fold_inputs(x, weight, scale), None
-        if wired.into == "norm":
-            gamma = checkpoint.read(f"{wired.source}.weight").float() * loud
-            bias = None
-            if f"{wired.source}.bias" in headers:
-                bias = checkpoint.read(f"{wired.source}.bias").float() * loud
-            if not multiplies(x, gamma, bias):
-                wired = replace(wired, source="", into="", note=NO_MULTIPLIER)
-                return wired, fold_inputs(x, weight, scale), None
-            return wired, fold_norm(x, gamma, weight, scale, bias), gamma
-        rows = load_layer(self.source, wired.source).float()[-len(scale) :] * loud.unsqueeze(1)
-        size = rows.square().mean(1).sqrt()
-        stem, _, last = wired.source.rpartition(".")
-        gate = f"{stem}.gate_proj"
-        if last != "up_proj" or gate not in self.layers:  # attention's mixing is not at hand
-            return wired, fold_inputs(x, weight, scale), size
-        enters = load_calibration(self.source, wired.source).inputs
-        gate_weight = load_layer(self.source, gate).float()
-        return wired, fold_up(enters, gate_weight, rows, weight, scale), size
-
     # ---------------------------------------------------------------- one weight
 
     def _build_cell(self) -> None:
@@ -211,7 +176,9 @@ class AwqLesson(PartedLesson, LayerPage):
     @property
     def picture(self) -> MatrixView:
         """In which weights are pointed at now."""
-        return getattr(self.current, "picture", self.channels.picture)  # type: ignore[no-any-return]
+        view: Any = getattr(self.current, "picture", self.channels.picture)
+        assert isinstance(view, MatrixView)
+        return view
 
     @property
     def loudest(self) -> int:

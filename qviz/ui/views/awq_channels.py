@@ -17,7 +17,7 @@ from qviz.study.awq_steps import (
 )
 from qviz.ui.figures.awq import channels, kept_curves
 from qviz.ui.views.awq_equations import CHANNELS
-from qviz.ui.views.awq_pictures import AXES, draw_felt, felt, part, reach, weight_of
+from qviz.ui.views.awq_pictures import AXES, AwqPart, draw_felt, felt, part, reach, weight_of
 from qviz.ui.views.awq_weight import weight_rows
 from qviz.ui.views.awq_words import (
     CHOICES,
@@ -29,7 +29,6 @@ from qviz.ui.views.awq_words import (
     verdict,
 )
 from qviz.ui.views.frame import tie_frames
-from qviz.ui.views.parts import LessonPart
 from qviz.ui.views.prediction import Prediction
 from qviz.ui.widgets import (
     Caption,
@@ -94,7 +93,7 @@ class KeptShown:
         )  # fmt: skip
 
 
-class ChannelsPart(LessonPart):
+class ChannelsPart(AwqPart):
     """Which channels deserve 16 bits."""
 
     keys = ("kept", "by")
@@ -116,8 +115,8 @@ class ChannelsPart(LessonPart):
         page.on_change(self.prediction.control, "index", self.prediction.answer)
         self.original = MatrixView("Weights W")
         self.picture = MatrixView("Error, times its input: a·(Ŵ − W)")
-        self.sizes = Chart("Inputs and weights, channel by channel", height=210)
-        self.curves = Chart("The output's error, with channels kept", height=210)
+        self.sizes = Chart("Inputs and weights, channel by channel", height=260)
+        self.curves = Chart("The output's error, with channels kept", height=260)
         self.table = Readout("The chosen weight")
         self.caption = Caption()
         tie_frames(self.lead, self.picture, self.sizes, self.curves, self.table, self.caption)

@@ -7,8 +7,7 @@ import torch
 
 from qviz.core.grids import Affine
 from qviz.core.tensor import QuantizedTensor
-from qviz.study.awq_case import Case, Wiring
-from qviz.study.awq_fold import Fold
+from qviz.study.awq_case import Case
 from qviz.study.awq_steps import FRACTIONS, Clip, Search
 from qviz.ui.figures.awq import clip_counts, clip_curves, group_line
 from qviz.ui.views.awq_clip_words import (
@@ -20,10 +19,10 @@ from qviz.ui.views.awq_clip_words import (
     limit_sentence,
 )
 from qviz.ui.views.awq_equations import CLIP
-from qviz.ui.views.awq_pictures import AXES, part
+from qviz.ui.views.awq_folding import Folding, block_rows, channel_rows, folding, sibling_rows
+from qviz.ui.views.awq_pictures import AXES, AwqPart, part
 from qviz.ui.views.awq_weight import Weight, weight_rows
 from qviz.ui.views.frame import tie_frames
-from qviz.ui.views.parts import LessonPart
 from qviz.ui.views.snippet import Name, call
 from qviz.ui.widgets import (
     Caption,
@@ -38,29 +37,23 @@ from qviz.ui.widgets import (
     number,
     percent,
     section,
+    show_only,
     stack,
 )
-
-SOME = 8  # channels that the table of folding lists
 
 
 @dataclass(frozen=True, eq=False)
 class ClipShown:
     """The clip search after the factors that the search took, and where these are folded.
 
-    before  [in] what makes the inputs, channel by channel: the norm's weight, or the root mean
-            square of the source's rows; None where there is nothing to fold into
-    usual   whether the paper's code clips such a layer
+    folding  where the factors go
     """
 
     opened: Any
     case: Case
     search: Search
     clip: Clip
-    wiring: Wiring
-    fold: Fold
-    before: torch.Tensor | None
-    usual: bool
+    folding: Folding
 
     def limit(self, row: int, group: int, k: int) -> Limit:
         _, first = self.clip.group(row, group, 0)
@@ -98,11 +91,11 @@ class ClipShown:
         best = min(range(len(FRACTIONS)), key=lambda k: clip.together[k])
         return Clipped(
             sum(clip.counts[1:]), sum(clip.counts), clip.promised, clip.error_before,
-            clip.error_after, clip.together[best], FRACTIONS[best], self.usual,
+            clip.error_after, clip.together[best], FRACTIONS[best], clip.usual,
         )  # fmt: skip
 
     def folded(self) -> Folded:
-        w, f = self.wiring, self.fold
+        w, f = self.folding.wiring, self.folding.fold
         return Folded(w.source, w.into, w.shared, w.note, f.folded, f.powers, f.forgotten, f.equal)
 
 
@@ -116,7 +109,7 @@ def _over(new: float, old: float) -> float:
     return (new / old) ** 0.5 if old else 1.0
 
 
-class ClipPart(LessonPart):
+class ClipPart(AwqPart):
     """Clipping, and folding."""
 
     keys = ("limit",)
@@ -128,11 +121,15 @@ class ClipPart(LessonPart):
         self.add("limit", self.foot, lambda: None)
         self.picture = MatrixView("Scaled weights W·s; the outline is the group")
         self.line = Chart("The group, cut to this limit", height=200)
-        self.curves = Chart("Errors at each limit", height=230)
+        self.curves = Chart("Errors at each limit", height=300)
         self.counts = Chart("What all groups take", height=200)
         self.table = Readout("The chosen weight")
         self.whole, self.said = Caption(), Caption()
         self.fold_table = Table("The loudest channels, folded")
+        self.sibling_table = Table("Inputs that one value channel becomes, and their factors")
+        self.block_table = Table("Every input of this block")
+        self._siblings_box = stack(self.sibling_table)
+        self._block_box = stack(self.block_table)
         for one in (self.whole, self.said):
             one.add_class("qv-aside")
         tie_frames(self.foot, self.line, self.curves, self.counts, self.table)
@@ -151,7 +148,10 @@ class ClipPart(LessonPart):
                 figures_row(stack(Text(self.counts.label, "h3"), self.counts), self.whole,
                             wide=True),
             ),
-            section("Fold: where the factors go", self.said, self.fold_table),
+            section(
+                "Fold: where the factors go", self.said, self._siblings_box, self.fold_table,
+                self._block_box,
+            ),
         ]  # fmt: skip
         self.side = [section("What happens to a weight", CLIP.widget(), self.table)]
 
@@ -161,10 +161,11 @@ class ClipPart(LessonPart):
         if last is not None and last.case is case and last.search.grid == grid:
             return last
         search = self.page.search_of(case)
-        wiring, fold, before = self.page.folding(search.chosen.scale)
+        page = self.page
+        found = folding(page.source, case, page.inputs(), page.loud, search.chosen.scale)
         clip = Clip(case, search.chosen.scale)
         _ = clip.together, clip.error_before, clip.error_after  # what can fail belongs here
-        return ClipShown(self.page.opened, case, search, clip, wiring, fold, before, clip.usual)
+        return ClipShown(self.page.opened, case, search, clip, found)
 
     def draw(self, shown: ClipShown) -> None:
         self.shown = shown
@@ -193,19 +194,17 @@ class ClipPart(LessonPart):
         )
 
     def _draw_fold(self, shown: ClipShown) -> None:
-        s, a = shown.search.chosen.scale, shown.case.calibration.act_absmean
-        rows = []
-        for j in a.topk(min(SOME, len(a))).indices.tolist():
-            size = float(shown.case.weight[:, j].abs().mean())
-            cells = [number(float(a[j]), 3), number(float(s[j]), 3)]
-            if shown.before is not None:
-                now = float(shown.before[j])
-                cells += [number(now, 3), number(now / float(s[j]), 3)]
-            cells += [number(size, 3), number(size * float(s[j]), 3)]
-            rows.append((f"channel {j}", cells, []))
-        made = {"norm": ["norm's γ", "γ/s"], "linear": ["row of its source, rms", "that over s"]}
-        columns = made[shown.wiring.into] if shown.before is not None else []
-        self.fold_table.set_rows(["mean |x|", "s", *columns, "mean |w|", "mean |w·s|"], [rows])
+        found, scale = shown.folding, shown.search.chosen.scale
+        columns, rows = channel_rows(shown.case, found, scale)
+        self.fold_table.set_rows(columns, [rows])
+        show_only(self._siblings_box, bool(found.siblings))
+        if found.siblings:
+            columns, rows = sibling_rows(found, scale)
+            self.sibling_table.set_rows(columns, [rows])
+        show_only(self._block_box, bool(found.block))
+        if found.block:
+            columns, rows = block_rows(found, shown.case.name)
+            self.block_table.set_rows(columns, [rows])
 
     def look(self) -> None:
         shown = self.shown

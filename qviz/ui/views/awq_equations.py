@@ -26,9 +26,9 @@ _ROUND = f"""
 <math display="block"><mrow>
   <mi data-term="q">q</mi><mo>=</mo><mi data-term="round">round</mi><mo>(</mo><mfrac>
   <mrow><mi data-term="w">w</mi>%s</mrow><mi data-term="delta">Δ</mi></mfrac><mo>+</mo>
-  <mi data-term="z">z</mi><mo>)</mo><mspace width="1em"/>
-  {_hat("what", "w")}<mo>=</mo>%s
+  <mi data-term="z">z</mi><mo>)</mo>
 </mrow></math>
+<math display="block"><mrow>{_hat("what", "w")}<mo>=</mo>%s</mrow></math>
 """
 _BACK = (
     '<mi data-term="delta">Δ</mi><mo>·</mo><mo>(</mo><mi data-term="q">q</mi><mo>−</mo>'

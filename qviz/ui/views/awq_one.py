@@ -15,14 +15,13 @@ from qviz.study.awq_steps import (
 )
 from qviz.ui.figures.awq import group_line, tradeoff
 from qviz.ui.views.awq_equations import ONE
-from qviz.ui.views.awq_pictures import draw_felt, felt, part, reach, weight_of
+from qviz.ui.views.awq_pictures import AwqPart, draw_felt, felt, part, reach, weight_of
 from qviz.ui.views.awq_weight import Weight, weight_rows
 from qviz.ui.views.awq_words import (
     Factor,
     factor_sentence,
 )
 from qviz.ui.views.frame import tie_frames
-from qviz.ui.views.parts import LessonPart
 from qviz.ui.views.snippet import Name, call
 from qviz.ui.widgets import (
     Caption,
@@ -88,7 +87,7 @@ class OneShown:
         )  # fmt: skip
 
 
-class OnePart(LessonPart):
+class OnePart(AwqPart):
     """Why multiplying a channel protects it, and whom it costs."""
 
     keys = ("factor",)
@@ -102,7 +101,7 @@ class OnePart(LessonPart):
         )  # fmt: skip
         self.picture = MatrixView("Error, times its input: a·(Ŵ − W)")
         self.line = Chart("The chosen weight's group, and its levels", height=210)
-        self.curves = Chart("What the factor does to the output", height=230)
+        self.curves = Chart("What the factor does to the output", height=330)
         self.table = Readout("The chosen weight")
         self.paper = Readout("All rows, as in the paper's table 2")
         self.caption = Caption()
@@ -137,7 +136,7 @@ class OnePart(LessonPart):
     @property
     def channel(self) -> int:
         """The channel of the weight that is held, else the loudest."""
-        return self.page.cell[1] if self.page.held else self.page.loudest
+        return int(self.page.cell[1] if self.page.held else self.page.loudest)
 
     def compute(self) -> OneShown:
         case, last, channel = self.page.case(), self.shown, self.channel

@@ -15,10 +15,10 @@ from qviz.study.awq_beside import (
 from qviz.study.awq_case import Case
 from qviz.ui.figures.awq import by_bits
 from qviz.ui.views.awq_others_words import Score, Tally, scores_sentence, tally_sentence
+from qviz.ui.views.awq_pictures import AwqPart
 from qviz.ui.views.background import Background
 from qviz.ui.views.frame import tie_frames
 from qviz.ui.views.layer_page import short_names
-from qviz.ui.views.parts import LessonPart
 from qviz.ui.widgets import (
     Caption,
     Chart,
@@ -29,6 +29,7 @@ from qviz.ui.widgets import (
     number,
     percent,
     section,
+    show_only,
     stack,
 )
 
@@ -49,7 +50,7 @@ class OthersShown:
         return [Score(one.method, one.error, one.judged) for one in self.scores[bits]]
 
 
-class OthersPart(LessonPart):
+class OthersPart(AwqPart):
     """All methods at equal bits."""
 
     keys = ("width",)
@@ -69,11 +70,12 @@ class OthersPart(LessonPart):
         tie_frames(self.lead, self.own, self.judged, self.table, self.caption)
         self.every = Background(
             page, self._begin, label="Measure every layer of this model",
-            stop="Stop measuring", deed="every",
+            stop="Stop measuring",
         )  # fmt: skip
         self.every_table = Table("Every layer, on held-out text")
         self.tally = Caption()
         self.tally.add_class("qv-aside")
+        self._every_box = stack(self.tally, self.every_table)
         self.main = [
             section(
                 "Equal bits, five methods",
@@ -85,8 +87,7 @@ class OthersPart(LessonPart):
                 self.table,
             ),
             section(
-                "Is this layer typical?", self.every.button, self.every.busy, self.tally,
-                self.every_table,
+                "Is this layer typical?", self.every.button, self.every.busy, self._every_box,
             ),
         ]  # fmt: skip
 
@@ -121,6 +122,7 @@ class OthersPart(LessonPart):
         self.caption.set_texts([
             scores_sentence(b, shown.scores[b][0].bits_per_weight, shown.facts(b)) for b in WIDTHS
         ])  # fmt: skip
+        show_only(self._every_box, bool(shown.layers))
         self._draw_layers(shown)
         self.page.code.set_texts(
             f"{self.page.code_of_case}\n\nfrom dataclasses import replace\n"
@@ -153,8 +155,6 @@ class OthersPart(LessonPart):
 
     def _draw_layers(self, shown: OthersShown) -> None:
         if not shown.layers:
-            self.tally.set_texts("")
-            self.every_table.set_rows(["not measured yet"], [[]])
             return
         names = dict(zip(shown.layers, short_names(list(shown.layers)), strict=True))
         rows = []

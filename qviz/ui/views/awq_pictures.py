@@ -1,6 +1,7 @@
 """What the parts of the AWQ lesson share: pictures of a layer, and one weight's arithmetic."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -8,10 +9,17 @@ from qviz.core.grids import Affine
 from qviz.core.tensor import QuantizedTensor
 from qviz.study.awq_case import Case
 from qviz.ui.views.awq_weight import Weight
+from qviz.ui.views.parts import LessonPart
 from qviz.ui.widgets import MatrixFrame, MatrixView
 
 AXES = ("out", "channel")
 ROWS = 128  # of a layer that pictures show
+
+
+class AwqPart(LessonPart):
+    """A part of the lesson, whose page has the case that all parts share."""
+
+    page: Any  # the AwqLesson, which imports its parts
 
 
 def part(matrix: torch.Tensor) -> torch.Tensor:

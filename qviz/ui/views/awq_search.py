@@ -12,7 +12,7 @@ from qviz.study.awq_case import Case, amplifier, times
 from qviz.study.awq_steps import Search
 from qviz.ui.figures.awq import factor_cloud, search_curves
 from qviz.ui.views.awq_equations import SEARCH
-from qviz.ui.views.awq_pictures import draw_felt, felt, reach, weight_of
+from qviz.ui.views.awq_pictures import AwqPart, draw_felt, felt, reach, weight_of
 from qviz.ui.views.awq_search_words import (
     Found,
     Try,
@@ -23,7 +23,6 @@ from qviz.ui.views.awq_search_words import (
 from qviz.ui.views.awq_weight import weight_rows
 from qviz.ui.views.frame import tie_frames
 from qviz.ui.views.lesson_page import COMPUTING
-from qviz.ui.views.parts import LessonPart
 from qviz.ui.views.snippet import Name, call
 from qviz.ui.widgets import (
     Caption,
@@ -58,7 +57,7 @@ class SearchShown:
     def facts(self, search: Search, k: int) -> Try:
         one = search.candidates[k]
         return Try(
-            k + 1, len(search.candidates), one.ratio, one.duo, float(one.scale.min()),
+            k, len(search.candidates) - 1, one.ratio, one.duo, float(one.scale.min()),
             float(one.scale.max()), len(search.case.weights), one.error,
             None if k == 0 else search.candidates[search.best_so_far(k - 1)].error,
             search.judged_nearest,
@@ -85,7 +84,7 @@ def _lower(text: str) -> str:
     return text[:1].lower() + text[1:]
 
 
-class SearchPart(LessonPart):
+class SearchPart(AwqPart):
     """The search for the ratio."""
 
     keys = ("grid", "beside", "candidate")
@@ -97,17 +96,15 @@ class SearchPart(LessonPart):
             "grid", Choice("Candidates of", [GRID_TITLES[name] for name in GRID_NAMES]),
             busy=COMPUTING, names=lambda: list(GRID_NAMES),
         )  # fmt: skip
-        self._names = {NOTHING: NOTHING}
-        self.beside_control = self.add(
-            "beside", Choice("A second search beside it", [NOTHING]), busy=COMPUTING,
-            names=lambda: [self._names[title] for title in self.beside_control.options],
-        )  # fmt: skip
+        self._names = {NOTHING: NOTHING}  # what stands on the page → name in a link
+        self.beside_control = Choice("A second search beside it", [NOTHING])
+        self.add("beside", self.beside_control, busy=COMPUTING, names=self._beside_names)
         self.foot = Transport(20, label="candidate", rate=2.0)
         self.add("candidate", self.foot, lambda: None)
         self.picture = MatrixView("Error, times its input: a·(Ŵ − W)")
         self.second_view = MatrixView("The same, second search")
-        self.curve = Chart("What every candidate does to the output", height=260)
-        self.cloud = Chart("Loud channels get large factors", height=220)
+        self.curve = Chart("What every candidate does to the output", height=300)
+        self.cloud = Chart("Loud channels get large factors", height=300)
         self.table = Readout("The chosen weight")
         self.why, self.sign = Text("", role="wait"), Caption()
         self.sign.add_class("qv-aside")
@@ -119,12 +116,12 @@ class SearchPart(LessonPart):
         self.main = [
             section(
                 "Twenty candidates",
+                Text(self.curve.label, "h3"),
+                self.curve,
+                self._sign_box,
                 figures_row(
-                    stack(Text(self.curve.label, "h3"), self.curve, self._sign_box),
-                    stack(Text(self.cloud.label, "h3"), self.cloud),
-                    wide=True,
+                    self.picture, self._second_box, stack(Text(self.cloud.label, "h3"), self.cloud)
                 ),
-                figures_row(self.picture, self._second_box),
             )
         ]
         self.side = [section("What a candidate is", SEARCH.widget(), self.table)]
@@ -134,6 +131,9 @@ class SearchPart(LessonPart):
     @property
     def grid(self) -> str:
         return GRID_NAMES[int(self.grid_control.index)]
+
+    def _beside_names(self) -> list[str]:
+        return [self._names[title] for title in self.beside_control.options]
 
     def fit(self) -> None:
         """Offer what differs from the first search."""

@@ -11,7 +11,7 @@ from qviz.ui.views.awq_words import change
 class Try:
     """A candidate of the search.
 
-    number, of  which it is, from 1; layers: how many are judged together
+    number, of  which it is, from 0, and the last one; layers: how many are judged together
     weights     whether the weights' sizes enter
     low, high   the smallest and the largest factor
     error       of the output, of these layers together; best: of the best before it, None at first
@@ -54,8 +54,7 @@ class Found:
 
     r, weights      the ratio, and whether the weights' sizes enter
     spread          the largest factor over the smallest
-    own, judged     the error on its own calibration (of all its layers), on the judge's text (of
-                    the layer shown)
+    own, judged     the error on its own calibration, and on the judge's text
     nearest         rounding to nearest on the judge's text
     """
 
@@ -72,7 +71,7 @@ def found_sentence(facts: Found) -> str:
     duo = " with the weights' sizes" if facts.weights else ""
     return (
         f"It takes r = {number(facts.r, 3)}{duo}; the largest factor is {number(facts.spread, 3)}× "
-        f"the smallest. On held-out text this layer's output is then off by "
+        f"the smallest. On held-out text the output is then off by "
         f"{percent(facts.judged)}; {_than(facts.judged, facts.nearest)}."
     )
 
