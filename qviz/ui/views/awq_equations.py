@@ -119,18 +119,23 @@ CLIP = Formula(
   <mo>|</mo><mi data-term="w">w</mi><mo>·</mo><mi data-term="s">s</mi><mo>|</mo>
 </mrow></math>
 <math display="block"><mrow>
+  <mi data-term="v">v</mi><mo>=</mo><mi data-term="clamp">clamp</mi><mo>(</mo>
+  <mi data-term="w">w</mi><mo>·</mo><mi data-term="s">s</mi><mo>,</mo><mo>±</mo>
+  <mi data-term="limit">m</mi><mo>)</mo>
+</mrow></math>
+<math display="block"><mrow>
   <mi data-term="q">q</mi><mo>=</mo><mi data-term="round">round</mi><mo>(</mo><mfrac>
-  <mrow><mi data-term="clamp">clamp</mi><mo>(</mo><mi>w</mi><mo>·</mo><mi>s</mi><mo>,</mo>
-  <mo>±</mo><mi data-term="limit">m</mi><mo>)</mo></mrow><mi data-term="delta">Δ</mi></mfrac>
+  <mi data-term="v">v</mi><mi data-term="delta">Δ</mi></mfrac>
   <mo>+</mo><mi data-term="z">z</mi><mo>)</mo>
 </mrow></math>
 """,
-    "m is one minus k over twenty, times the largest size of w times s. q is w times s, clamped to "
-    "plus or minus m, over delta plus z, rounded.",
+    "m is one minus k over twenty, times the largest size of w times s. v is w times s, clamped to "
+    "plus or minus m. q is v over delta plus z, rounded.",
     {
         "limit": "m: the largest size that is left in the group",
         "k": "k: which limit, from 0, which cuts nothing, to 9",
         "max": "max: over the weights of the group",
+        "v": "v: the scaled weight as it is rounded",
         "clamp": "clamp: what lies beyond ±m becomes m or −m",
         **{name: text for name, text in _TERMS.items() if name != "what"},
         **_S,

@@ -126,8 +126,7 @@ def block_rows(found: Folding, layer: str) -> TableRows:
     rows = []
     for one in found.block:
         names = ", ".join(name.rpartition(".")[2] for name in one.linears)
-        folds = "yes" if one.folds else f"no: each output becomes {one.shared} inputs"
-        rows.append(
-            (names, [one.source.rpartition(".")[2], folds], [0, 1] * (layer in one.linears))
-        )
-    return ["its input is made by", "can be folded"], rows
+        lit = [0, 1, 2] if layer in one.linears else []
+        folds = "yes" if one.folds else "no"
+        rows.append((names, [one.source.rpartition(".")[2], str(one.shared), folds], lit))
+    return ["made by", "inputs per output", "folds"], rows

@@ -17,8 +17,8 @@ GUIDE = (
     Step(
         "Make them as loud as in a large model",
         "Small models have mild channels. Move “Loudest channels, made louder” to 16×: inputs "
-        "grow, the weights that meet them shrink, and the layer computes the same. How many "
-        "channels does it now take to halve the error?",
+        "grow, the weights that meet them shrink, and the layer computes the same. How "
+        "much of the error do so few channels make now?",
         {"part": CHANNELS, "kept": "1 %"},
         {"loud": Is("16×")},
     ),

@@ -25,14 +25,17 @@ def scores_sentence(bits: int, cost: float, scores: Sequence[Score]) -> str:
         f"text {_said(first.method)} leaves least, {percent(first.judged)}."
     )
     awq = min((by[SCALED], by[CLIPPED]), key=lambda one: one.judged)
-    if first.method not in (SCALED, CLIPPED):
-        text += f" The better AWQ leaves {percent(awq.judged)}: it loses here."
+    ours = first.method in (SCALED, CLIPPED)
+    who, other = ("Beside it GPTQ", by[GPTQ]) if ours else ("The better AWQ", awq)
+    if percent(other.judged) == percent(first.judged):
+        text += f" {who} leaves as much."
     else:
-        text += f" GPTQ leaves {percent(by[GPTQ].judged)}: it loses here."
-    if by[CLIPPED].judged > by[NEAREST].judged:
+        text += f" {who} leaves {percent(other.judged)}: it loses here."
+    clipped, nearest = percent(by[CLIPPED].judged), percent(by[NEAREST].judged)
+    if by[CLIPPED].judged > by[NEAREST].judged and clipped != nearest:
         text += (
-            f" AWQ with clipping leaves {percent(by[CLIPPED].judged)}, which is worse than "
-            f"rounding to nearest, {percent(by[NEAREST].judged)}."
+            f" AWQ with clipping leaves {clipped}, which is worse than rounding to nearest, "
+            f"{nearest}."
         )
     gap, mine = by[GPTQ].judged / by[GPTQ].error, awq.judged / awq.error
     return (

@@ -45,7 +45,7 @@ def weight_rows(steps: Sequence[Weight], *, scaled: bool = True) -> list[Row]:
     one = steps[0]
     clip = any(w.limit is not None for w in steps)
     top = 2**one.bits - 1
-    value = "w·s, cut" if clip else "w·s" if scaled else "w"
+    value = "v" if clip else "w·s" if scaled else "w"
     rows: list[Row] = [
         ("row, channel", f"{one.row}, {one.column}", ""),
         ("w, as trained", number(one.w), "original"),
@@ -54,8 +54,8 @@ def weight_rows(steps: Sequence[Weight], *, scaled: bool = True) -> list[Row]:
         rows += [("s of its channel", [number(w.s) for w in steps], "now"),
                  ("w·s", [number(w.w * w.s) for w in steps], "")]  # fmt: skip
     if clip:
-        rows += [("limit of its group", [number(w.limit or 0.0) for w in steps], "now"),
-                 (value, [number(w.cut) for w in steps], "")]  # fmt: skip
+        rows += [("limit m", [number(w.limit or 0.0) for w in steps], "now"),
+                 ("v = clamp(w·s, ±m)", [number(w.cut) for w in steps], "")]  # fmt: skip
     rows += [
         ("its group spans", [f"{number(w.low, 3)} … {number(w.high, 3)}" for w in steps], ""),
         (f"Δ = span ÷ {top}", [number(w.delta) for w in steps], ""),
