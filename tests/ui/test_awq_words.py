@@ -303,6 +303,11 @@ def test_who_leaves_least(bits, cost, values):
     holds(text, **known, ways={**ways, "leaves as much/it loses here": tie})
 
 
+def test_nothing_is_divided_by_an_error_of_zero():
+    text = scores_sentence(4, 4.25, [Score(method, 0.0, 0.0) for method in METHODS])
+    holds(text, bits=(4, "bits"), cost=4.25, least=0.0, ways={"leaves as much/it loses here": True})
+
+
 @given(
     layers=st.integers(2, 99), better=st.integers(0, 99), beaten=st.integers(0, 99),
     ratio=st.floats(0.2, 4),
@@ -311,9 +316,9 @@ def test_all_layers(layers, better, beaten, ratio):
     text = tally_sentence(Tally(3, layers, better, beaten, "a.b", ratio))
     holds(
         text, layers=(layers, "layers"), bits=(3, "bits"), better=better, beaten=beaten,
-        ratio=(ratio, "× the error"), ways={"does worst/does least": ratio >= 1},
+        ratio=(ratio, "× the error"), ways={"does worst/gains least": ratio >= 1},
     )  # fmt: skip
-    assert "on held-out text" in text and "for a.b:" in text
+    assert "on held-out text" in text and "on a.b:" in text
 
 
 # ------------------------------------------------------------------------- folding, arithmetic
@@ -333,9 +338,8 @@ def test_folding(into, shared, off, powers, forgotten, equal):
     known |= {"off": off} | ({} if equal else {"powers": powers}) | {"forgotten": forgotten}
     fixed = ["float32's own rounding"]
     holds(text, **known, fixed=fixed, ways={"not a bit changes/": equal})
-    kind = "grouped-query" if shared > 1 else {"norm": "The weight of src", "linear": "The rows of src",
-                                               "": "nobody knows"}[into]  # fmt: skip
-    assert kind in text
+    kinds = {"norm": "The weight of src", "linear": "The rows of src", "": "nobody knows"}
+    assert ("grouped-query" if shared > 1 else kinds[into]) in text
     points(text, "Nothing to fold into/", shared > 1 or not into)
 
 

@@ -50,8 +50,9 @@ class AwqLesson(PartedLesson, LayerPage):
         self._base: tuple[Opened, Case] | None = None  # as trained
         self._case: tuple[tuple[Any, ...], Case] | None = None
         self._search: Search | None = None
-        self._looked: tuple[Opened, list[int], bool] | None = None  # the cursor, and whether held
-        self._settled: dict[MatrixView, Opened] = {}
+        # The weight that was looked at last, of which layer, and whether it is held.
+        self._looked: tuple[Opened, tuple[int, int], bool] | None = None
+        self._kept_look = self._looked
         self.code = Code()
         self._build_controls()
         self.channels, self.one = ChannelsPart(self), OnePart(self)
@@ -186,37 +187,42 @@ class AwqLesson(PartedLesson, LayerPage):
 
     @property
     def cell(self) -> tuple[int, int]:
-        """The weight that the page is about."""
-        row, column = self.picture.cursor
-        return (row, column) if row >= 0 else self._first_cell()
+        """The weight that the page is about, in whatever part is open."""
+        return self._looked_at[0]
 
     @property
     def held(self) -> bool:
-        return bool(self.picture.pinned)
+        return self._looked_at[1]
 
-    def _first_cell(self) -> tuple[int, int]:
-        """Before anybody pointed: a weight of the loudest channel."""
-        return len(pictured(self.case().weight)) // 7, self.loudest
+    @property
+    def _looked_at(self) -> tuple[tuple[int, int], bool]:
+        """(the weight, whether it is held); of another layer than before, one of its loudest
+        channel, held by nobody."""
+        if self._looked is not None and self._looked[0] is self.opened:
+            return self._looked[1:]
+        return (len(pictured(self.case().weight)) // 7, self.loudest), False
 
     def settle(self, picture: MatrixView) -> None:
-        """The picture shows another layer, or another part is open: what was looked at stays, as
-        far as it is there. Called quietly."""
-        opened = self.opened
-        there = self._looked is not None and self._looked[0] is opened
-        if self._settled.get(picture) is not opened and not there:
-            picture.pinned, picture.cursor = False, list(self._first_cell())
-        elif there and self._looked is not None:
-            picture.cursor, picture.pinned = list(self._looked[1]), self._looked[2]
-        self._settled[picture] = opened
-        self._looked = opened, list(picture.cursor), bool(picture.pinned)
+        """Let a part's picture, which has just been drawn, show that weight. Called quietly."""
+        cell, held = self._looked_at
+        picture.cursor, picture.pinned = list(cell), held
+        self._looked = self.opened, cell, held
 
     def _pointed(self) -> None:
         """Another weight in the open part's picture."""
-        view = self.picture
-        if view.cursor[0] < 0 or self.current.shown is None:
+        row, column = self.picture.cursor
+        if row < 0 or self.current.shown is None:
             return
-        self._looked = self.current.shown.opened, list(view.cursor), bool(view.pinned)
+        self._looked = self.current.shown.opened, (row, column), bool(self.picture.pinned)
         getattr(self.current, "pointed", self.current.look)()
+
+    def _keep(self) -> None:
+        self._kept_look = self._looked
+        super()._keep()
+
+    def _restore(self) -> None:
+        self._looked = self._kept_look
+        super()._restore()
 
     # ---------------------------------------------------------------- words of the whole page
 

@@ -37,6 +37,8 @@ def scores_sentence(bits: int, cost: float, scores: Sequence[Score]) -> str:
             f" AWQ with clipping leaves {clipped}, which is worse than rounding to nearest, "
             f"{nearest}."
         )
+    if not (by[GPTQ].error and awq.error):
+        return text  # of a layer that comes back whole there is nothing to compare
     gap, mine = by[GPTQ].judged / by[GPTQ].error, awq.judged / awq.error
     return (
         f"{text} From its own text to held-out text GPTQ's error becomes {number(gap, 3)}× as "
@@ -72,9 +74,9 @@ class Tally:
 
 def tally_sentence(facts: Tally) -> str:
     """How AWQ with clipping does on all layers, on held-out text."""
-    worst = "worst" if facts.ratio >= 1 else "least"
+    does = "does worst" if facts.ratio >= 1 else "gains least"
     return (
         f"{counted(facts.layers, 'layer')} at {facts.bits} bits, on held-out text. AWQ with "
-        f"clipping beats rounding to nearest on {facts.better} and GPTQ on {facts.beaten}. It does "
-        f"{worst} for {facts.worst}: {number(facts.ratio, 3)}× the error of rounding to nearest."
+        f"clipping beats rounding to nearest on {facts.better} and GPTQ on {facts.beaten}. It "
+        f"{does} on {facts.worst}: {number(facts.ratio, 3)}× the error of rounding to nearest."
     )
