@@ -84,7 +84,7 @@ class Case:
 def times(calibration: Calibration, factor: torch.Tensor) -> Calibration:
     """The calibration of inputs x·m, `factor` m [in] not negative: what every statistic becomes.
 
-    >>> times(calibration, torch.full((256,), 2.0)).act_absmean / calibration.act_absmean
+    >>> times(calibration, torch.full((calibration.in_features,), 2.0)).act_absmax
     """
     m = factor.to(calibration.hessian)
     f = factor.to(calibration.inputs)

@@ -297,15 +297,16 @@ def test_who_leaves_least(bits, cost, values):
               "mine": (awq.judged / awq.error, "×")}  # fmt: skip
     ways = {"Beside it GPTQ/The better AWQ": ours, "worse than rounding/": worse}
     head, _ = cut(text, " leaves least")
-    names = {SCALED: "AWQ with scales alone", CLIPPED: "AWQ with scales and clip",
-             BOTH: "GPTQ after AWQ's scales"}  # fmt: skip
+    names = {NEAREST: "rounding to nearest", SCALED: "AWQ with scales alone",
+             CLIPPED: "AWQ with scales and clip", BOTH: "GPTQ after AWQ's scales"}  # fmt: skip
     assert head.endswith(names.get(first.method, first.method))
     holds(text, **known, ways={**ways, "leaves as much/it loses here": tie})
 
 
 def test_nothing_is_divided_by_an_error_of_zero():
     text = scores_sentence(4, 4.25, [Score(method, 0.0, 0.0) for method in METHODS])
-    holds(text, bits=(4, "bits"), cost=4.25, least=0.0, ways={"leaves as much/it loses here": True})
+    ways = {"leaves as much/it loses here": True}
+    holds(text, bits=(4, "bits"), cost=4.25, least=0.0, ways=ways, fixed=["The better AWQ"])
 
 
 @given(

@@ -49,6 +49,7 @@ def scores_sentence(bits: int, cost: float, scores: Sequence[Score]) -> str:
 def _said(method: str) -> str:
     """A method in the middle of a sentence."""
     return {
+        NEAREST: "rounding to nearest",
         SCALED: "AWQ with scales alone",
         CLIPPED: "AWQ with scales and clip",
         BOTH: "GPTQ after AWQ's scales",
