@@ -52,7 +52,7 @@ class AwqLesson(PartedLesson, LayerPage):
         self._search: Search | None = None
         # The weight that was looked at last, of which layer, and whether it is held.
         self._looked: tuple[Opened, tuple[int, int], bool] | None = None
-        self._kept_look = self._looked
+        self._kept_look: tuple[Opened, tuple[int, int], bool] | None = None
         self.code = Code()
         self._build_controls()
         self.channels, self.one = ChannelsPart(self), OnePart(self)

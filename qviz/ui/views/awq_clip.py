@@ -120,7 +120,7 @@ class ClipPart(AwqPart):
         self.foot = Transport(len(FRACTIONS), label="limit", rate=1.0)
         self.add("limit", self.foot, lambda: None)
         self.picture = MatrixView("Scaled weights W·s; the outline is the group")
-        self.line = Chart("The group, cut to this limit", height=200)
+        self.line = Chart("The group, cut to this limit", height=230)
         self.curves = Chart("Errors at each limit", height=300)
         self.counts = Chart("What all groups take", height=200)
         self.table = Readout("The chosen weight")

@@ -100,7 +100,7 @@ class OnePart(AwqPart):
             lambda: None, looks=True,
         )  # fmt: skip
         self.picture = MatrixView("Error, times its input: a·(Ŵ − W)")
-        self.line = Chart("The chosen weight's group, and its levels", height=210)
+        self.line = Chart("The chosen weight's group, and its levels", height=230)
         self.curves = Chart("What the factor does to the output", height=330)
         self.table = Readout("The chosen weight")
         self.paper = Readout("All rows, as in the paper's table 2")

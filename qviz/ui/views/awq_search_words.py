@@ -48,6 +48,11 @@ def try_sentence(facts: Try) -> str:
     return f"{text}; the best so far keeps {percent(facts.best)}."
 
 
+def _times(spread: float) -> str:
+    """How many times, also where it is thousands."""
+    return f"{spread:,.0f}" if spread >= 1000 else number(spread, 3)
+
+
 @dataclass(frozen=True)
 class Found:
     """What a search found.
@@ -70,7 +75,7 @@ def found_sentence(facts: Found) -> str:
     """What the search takes, and how it does on a text that it has not heard."""
     duo = " with the weights' sizes" if facts.weights else ""
     return (
-        f"It takes r = {number(facts.r, 3)}{duo}; the largest factor is {number(facts.spread, 3)}× "
+        f"It takes r = {number(facts.r, 3)}{duo}; the largest factor is {_times(facts.spread)}× "
         f"the smallest. On held-out text the output is then off by "
         f"{percent(facts.judged)}; {_than(facts.judged, facts.nearest)}."
     )
@@ -93,10 +98,10 @@ def beside_sentence(name: str, first: Found, second: Found) -> str:
         f"The second takes r = {number(second.r, 3)}{duo} and is off by {b} on held-out text, {way}"
     )
     text += "." if a == b else f" ({a})."
-    spread = f"its largest factor is {number(second.spread, 3)}× the smallest"
+    spread = f"its largest factor is {_times(second.spread)}× the smallest"
     if name == SILENT:
         text += (
-            f" The sign: {spread}; the first's is {number(first.spread, 3)}×. A channel whose mean "
+            f" The sign: {spread}; the first's is {_times(first.spread)}×. A channel whose mean "
             f"|x| is 0 gets the smallest factor that is allowed, its weights vanish below the "
             f"spacing, and its own text cannot tell ({percent(second.own)} there). Look at the "
             f"spread of the factors; calibrate on text that uses every channel."
