@@ -196,7 +196,7 @@ class Wiring:
 
 
 UNKNOWN = "a block of this kind is not known here"
-AROUND = "its input also goes elsewhere, unscaled"
+NO_FEED = "no layer before it is known that could take up its factors"
 
 
 def wiring(shapes: Mapping[str, tuple[int, ...]], layer: str) -> Wiring:
@@ -213,7 +213,7 @@ def wiring(shapes: Mapping[str, tuple[int, ...]], layer: str) -> Wiring:
     for feed in block.feeds:
         if layer.removeprefix(prefix) in feed.linears:
             return _wired(shapes, prefix, feed)
-    return Wiring((layer,), note=block.note or AROUND)
+    return Wiring((layer,), note=block.note or NO_FEED)
 
 
 def block_wirings(shapes: Mapping[str, tuple[int, ...]], layer: str) -> tuple[Wiring, ...]:

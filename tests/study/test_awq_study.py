@@ -19,8 +19,8 @@ from qviz.models.checkpoint import find_checkpoint, list_layers
 from qviz.models.fold import feeds
 from qviz.study import awq_beside as beside
 from qviz.study.awq_case import (
-    AROUND,
     MEASURED,
+    NO_FEED,
     UNKNOWN,
     Case,
     amplifier,
@@ -168,10 +168,10 @@ def test_a_block_with_another_norm_is_not_guessed():
     assert wiring({"head.weight": (8, 8)}, "head").note == UNKNOWN
 
 
-def test_a_layer_whose_input_goes_elsewhere_is_left():
+def test_a_layer_without_a_feed_is_left():
     names = ("ln_1", "ln_2", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
     found = {f"h.0.{n}.weight": (64, 64) for n in names}
-    assert wiring(found, "h.0.mlp.c_proj").note == AROUND
+    assert wiring(found, "h.0.mlp.c_proj").note == NO_FEED
     assert wiring(found, "h.0.mlp.c_fc").source == "h.0.ln_2"
 
 

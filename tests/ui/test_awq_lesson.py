@@ -478,6 +478,17 @@ def test_nothing_is_computed_twice(page, monkeypatch):
     assert page.search.shown.first is first
 
 
+def test_few_tokens_are_offered_where_there_are_more(page, monkeypatch):
+    page.go({"part": SEARCH})
+    titles = list(page.search.beside_control.options)
+    assert any("16 tokens" in title for title in titles)
+    monkeypatch.setattr(page, "inputs", lambda: page.base().calibration.sample(16))
+    page.search.fit()
+    assert list(page.search.beside_control.options) == [t for t in titles if "16 tokens" not in t]
+    monkeypatch.undo()
+    page.search.fit()
+
+
 @pytest.mark.parametrize("rows", [8, 1])
 def test_a_tiny_layer_opens_everywhere(page, monkeypatch, rows):
     """Eight inputs, one loud, one silent, rows of zeros."""

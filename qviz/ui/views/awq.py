@@ -78,7 +78,11 @@ class AwqLesson(PartedLesson, LayerPage):
         )  # fmt: skip
         self.loud_control = self.add(
             "loud",
-            Slider("Loudest channels, made louder", list(LOUD)),
+            Slider(
+                "Loudest channels, made louder",
+                list(LOUD),
+                description="Inputs times m, weights divided by m: the same function",
+            ),
             busy=COMPUTING,
         )
         self.unit_control = self.add(

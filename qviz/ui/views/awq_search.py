@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from qviz.methods.awq import GRIDS
-from qviz.study.awq_beside import CONTRASTS, GRID_TITLES, TEXT, Contrast, changed
+from qviz.study.awq_beside import (
+    CONTRASTS,
+    FEW,
+    GRID_TITLES,
+    TEXT,
+    TOKENS,
+    Contrast,
+    changed,
+)
 from qviz.study.awq_case import Case, amplifier, times
 from qviz.study.awq_steps import Search
 from qviz.ui.figures.awq import factor_cloud, search_curves
@@ -137,7 +145,11 @@ class SearchPart(AwqPart):
 
     def fit(self) -> None:
         """Offer what differs from the first search."""
-        offered = [one for one in CONTRASTS if one.name != self.grid]
+        enough = len(self.page.inputs().inputs) > FEW
+        offered = [
+            one for one in CONTRASTS
+            if one.name != self.grid and (one.name != TOKENS or enough)
+        ]  # fmt: skip
         titles = [f"{one.family}: {one.title}" for one in offered]
         kept = self._names[self.beside_control.value]
         self._names |= {title: one.name for title, one in zip(titles, offered, strict=True)}
