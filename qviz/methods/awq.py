@@ -61,6 +61,10 @@ GRIDS: dict[str, Grid] = {
         ((0.0, False), *((k / 18, True) for k in range(19))),
         "llm-compressor modifiers/transform/awq/base.py:_get_grid_search_params, duo_scaling",
     ),
+    "llm-compressor-both": Grid(
+        tuple((k / 9, duo) for k in range(10) for duo in (False, True)),
+        'the same with duo_scaling="both"',
+    ),
 }
 CLIP_STEPS, CLIP_GRID = 10, 20  # limits 1, 19/20 … 11/20 of a group's largest |w|
 CLIP_TOKENS = 512
@@ -195,7 +199,7 @@ def awq(
     if emit is not None:
         emit("awq.scaled", weight=scaled)
 
-    clipping = _is_clipped(calibration.layer) if clip is None else clip
+    clipping = is_clipped(calibration.layer) if clip is None else clip
     changed = 0
     if clipping:
         limit, changed = clip_limits(scaled, calibration, transform, **options, emit=emit)
@@ -336,7 +340,12 @@ def clip_limits(
     return limit, int(torch.count_nonzero(step))
 
 
-def _is_clipped(layer: str) -> bool:
+def is_clipped(layer: str) -> bool:
+    """Whether the reference clips a layer of this name: all but query and key projections.
+
+    >>> is_clipped("model.layers.0.self_attn.q_proj")
+    False
+    """
     return not any(part in layer.rpartition(".")[2] for part in UNCLIPPED)
 
 

@@ -49,6 +49,9 @@ app.serve(
 READY = "body[data-qviz-ready]"
 #: Lesson → a link, and words that then stand on the page.
 LINKS = {
+    "awq": ("layer=model.layers.0.self_attn.k_proj&part=search&beside=autoawq&candidate=7",
+            ["Candidate 7 of 19, r = 0.35", "Second search: candidate 7",
+             "layers.0.self_attn.k_proj"]),
     "bit_width": ("layer=model.layers.0.self_attn.q_proj&scale=group+of+32&bits=3&weight=7%2C+9",
                   ["3 bits: 8 levels for each group of 32", "7, 9", "layers.0.self_attn.q_proj"]),
     "formats": ("beside=nf4&x=2.5&format=fp4_e2m1",
@@ -69,6 +72,12 @@ LINKS = {
             ["Blocks of 32: 5.000 bits per weight", "7, 9", "layers.0.self_attn.k_proj"]),
 }  # fmt: skip
 PARTS = {
+    "awq": [
+        "part=one+channel",
+        "part=search&beside=silent",
+        "part=clip+and+fold",
+        "part=beside+others",
+    ],
     "formats": ["part=a+block+of+weights", "part=hardware"],
     "gptq": ["part=a+real+layer"],
     "gguf": ["part=types", "part=file", "beside=second+pass+left+out&step=30"],
@@ -81,7 +90,7 @@ PARTS = {
 #: Lessons that a projector shows whole, without scrolling.
 IN_ONE_VIEW = ("bit_width", "gptq", "memory_and_speed")
 #: Lessons whose first step of the guide is done at the far end of the slider that leads.
-GUIDE_ENDS = ("formats", "granularity", "memory_and_speed")
+GUIDE_ENDS = ("awq", "formats", "granularity", "memory_and_speed")
 
 
 #: Lessons of whose guide a step was done here, which the gallery must then know.
@@ -237,7 +246,7 @@ def test_the_guide_sets_the_page_and_remembers(tab: Tab, base: str, lesson: Less
     if lesson.slug in ("gguf", "gptq", "nf4"):
         page.get_by_role("button", name="To the end").click()
     else:
-        page.locator(".qv-lead input").focus()
+        page.locator(".qv-lead input:visible").focus()
         page.keyboard.press("End" if lesson.slug in GUIDE_ENDS else "Home")
     done = ".qv-guide li:first-child .qv-done"
     page.wait_for_selector(done, timeout=20_000)

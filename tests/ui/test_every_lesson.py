@@ -54,6 +54,22 @@ SMALL = "model.layers.0.self_attn.k_proj"
 Check = Callable[[Any, dict[str, Any]], None]
 
 
+def _awq(page: Any, names: dict[str, Any]) -> None:
+    part = page.current
+    if part is page.channels:
+        assert torch.equal(names["found"].errors["at random"], part.shown.found.errors["at random"])
+    elif part is page.one:
+        assert [s.output for s in names["steps"]] == [s.output for s in part.shown.steps]
+    elif part is page.search:
+        assert [c.loss for c in names["search"].candidates] == [
+            c.loss for c in part.shown.first.candidates
+        ]
+    elif part is page.clip:
+        assert torch.equal(names["clip"].after.codes, part.shown.clip.after.codes)
+    else:
+        assert names["scores"] == part.shown.scores
+
+
 def _bit_width(page: Any, names: dict[str, Any]) -> None:
     q = page.shown.tensors[page.bits_control.index]
     assert torch.equal(names["q"].codes, q.codes)
@@ -135,6 +151,13 @@ def _toy(page: Any, names: dict[str, Any]) -> None:
 
 
 CODE: dict[str, list[tuple[dict[str, str], Check]]] = {
+    "awq": [
+        ({"kept": "1 %", "loud": "8×"}, _awq),
+        ({"part": "one channel", "bits": "4", "scale": "group of 64"}, _awq),
+        ({"part": "search", "grid": "llm-compressor-both", "layer": SMALL}, _awq),
+        ({"part": "clip and fold", "layer": SMALL}, _awq),
+        ({"part": "beside others", "layer": SMALL, "loud": "2×"}, _awq),
+    ],
     "bit_width": [
         ({"bits": "3"}, _bit_width),
         ({"bits": "2", "levels": "asymmetric", "scale": "row", "dtype": "float32"}, _bit_width),
@@ -190,6 +213,10 @@ LEADS = {
 SMALL_FIRST = ("bit_width", "gguf", "granularity", "nf4", "scale_and_zero_point", "toy")
 #: States in which the parts of a lesson are open, besides the one it opens in.
 PARTS: dict[str, list[dict[str, str]]] = {
+    "awq": [
+        {"part": part, "layer": SMALL}
+        for part in ("one channel", "search", "clip and fold", "beside others")
+    ],
     "formats": [{"part": "a block of weights", "layer": SMALL}],
     "gptq": [{"part": "a real layer", "layer": SMALL}],
     "gguf": [{"part": "types", "layer": SMALL}, {"part": "file"}],

@@ -11,6 +11,7 @@ from qviz.ui.views.lessons import LESSONS
 _WHERE = {"Gallery": "qviz.ui.views.gallery", **{one.view: one.module for one in LESSONS}}
 
 __all__ = [
+    "AwqLesson",
     "BitWidthLesson",
     "FormatsLesson",
     "Gallery",

@@ -87,7 +87,12 @@ COURSE = (
         "layer, forwards and backwards, and set a second run beside the first.",
         "qviz.ui.views.gptq", "GptqLesson",
     ),
-    Lesson(8, "awq", "AWQ", "Which channels matter most?", THEMES[2]),
+    Lesson(
+        8, "awq", "AWQ", "Which channels matter most?", THEMES[2],
+        "Find the channels that matter by their inputs. Multiply one and see who pays, step "
+        "through the search of four systems, clip, fold, and set AWQ beside GPTQ at equal bits.",
+        "qviz.ui.views.awq", "AwqLesson",
+    ),
     Lesson(
         9, "gguf", "GGUF and k-quants", "What is inside a Q4_K_M file?", THEMES[3],
         "Step through llama.cpp’s encoder on a block of real weights, down to the meaning of every "
