@@ -60,6 +60,10 @@ def made(code: str) -> set[tuple[str, str]]:
         ("return f'{a} of {b}'", "dropped", "return f'{a} of '"),
         ("xs.append(a)", "dropped", "pass"),
         ("xs += 'more'", "dropped", "pass"),
+        ("a.caption.set_texts(xs)", "left out", "pass"),
+        ("a.text = f'{b} of {i}'", "left out", "pass"),
+        ("return Slider('x', looks=True)", "condition", "return Slider('x', looks=False)"),
+        ("raise ValueError('more than that')", "direction", "raise ValueError('fewer than that')"),
     ],
 )
 def test_each_kind_of_fault_can_be_made(code, kind, faulty):
@@ -72,7 +76,8 @@ def test_each_kind_of_fault_can_be_made(code, kind, faulty):
     [
         "assert a < b", "import os", "'''Slower, a docstring.'''", "return a or b",
         "return isinstance(a, b)", "return i in (a, b)", "xs = (One, Two)", "x: 'list[int]' = a",
-        "return '<mi>first</mi>'",
+        "return '<mi>first</mi>'", "super().__init__()", "return Chart('Error above 4 bits')",
+        "return section('More', a)",
     ],
 )  # fmt: skip
 def test_what_nobody_reads_or_computes_is_left_alone(code):
@@ -85,6 +90,20 @@ def test_what_changes_nothing_is_named_with_its_reason_and_is_a_fault_that_can_b
         text = (ROOT / file).read_text(encoding="utf-8")
         assert name in {fault.name for fault in faults_in(file, text)}, name
         assert len(reason) > 10
+
+
+def test_an_object_is_not_left_without_a_part_that_it_begins_with():
+    found = faults_in("m.py", "class A:\n    def __init__(self):\n        self.x = self.f()\n")
+    assert found == []
+
+
+def test_a_fault_knows_the_function_around_it():
+    text = (
+        "X = [f(1), f(2)]\nclass A:\n    y = [f(1), f(2)]\n    def g(self):\n"
+        "        def inner():\n            return lambda: xs[0]\n"
+    )
+    found = {(fault.line, fault.function) for fault in faults_in("m.py", text)}
+    assert found == {(1, ""), (3, ""), (6, "A.g")}
 
 
 def test_prose_outside_functions_is_left_alone():

@@ -1,6 +1,9 @@
 """Small faults for Python source, of the kinds that reach a reader: a sign, a factor of ten, two
 columns exchanged, "slower" for "faster", a wrong neighbour, a warning turned round.
 
+In what puts a page together it is a call that is left out, a caption that is not set, an option
+that is on instead of off.
+
 `faults_in(path, text)` gives all that a module can have. They are made on the syntax tree, so that
 each is a program again, and the words of f-strings are found as well as those of plain strings.
 What nobody reads or computes is left alone: docstrings, annotations, decorators, imports, asserts.
@@ -15,7 +18,7 @@ from dataclasses import dataclass, field
 
 KINDS = (
     "sign", "factor of 10", "exchanged", "direction", "neighbour", "condition", "wrong whole",
-    "unit", "dropped",
+    "unit", "dropped", "left out",
 )  # fmt: skip
 
 _PAIRS = """
@@ -39,6 +42,7 @@ _UNITS = re.compile(
     rf"({'|'.join(map(re.escape, sorted(UNITS, key=len, reverse=True)))})(?![\w{{])"
 )
 
+NAMES = {"name", "label", "title", "placeholder"}  # of parts of a page or of a chart
 TYPES = {"str", "int", "bool", "Any", "Row"}
 FORMATTERS = {"number", "percent", "signed", "counted", "three", "share", "size", "duration", "_n"}
 SHARES = {"percent", "share"}
@@ -52,13 +56,15 @@ SYMMETRIC = {
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong in a module: `before` and `after` are the place as Python text."""
+    """One thing that is wrong in a module: `before` and `after` are the place as Python text,
+    `function` the outermost one around it ("Class.method"; empty: none is)."""
 
     file: str
     line: int
     kind: str
     before: str
     after: str
+    function: str
     _tree: ast.Module = field(repr=False, compare=False)
     _node: ast.AST = field(repr=False, compare=False)
     _new: ast.AST = field(repr=False, compare=False)
@@ -77,12 +83,12 @@ def faults_in(file: str, text: str) -> list[Fault]:
     """Every fault of these kinds that the module `text` can have, in the order of its lines."""
     tree = ast.parse(text)
     found: dict[tuple[int, str, str], Fault] = {}
-    for node, inside in _nodes(tree, False):
-        for kind, new in _faults_of(node, inside):
+    for node, function in _nodes(tree, _Place()):
+        for kind, new in _faults_of(node, function):
             before, after = _difference(_said(node), _said(new))
             if before != after:
                 line = getattr(node, "lineno", 0)
-                fault = Fault(file, line, kind, before, after, tree, node, new)
+                fault = Fault(file, line, kind, before, after, function, tree, node, new)
                 found.setdefault((line, before, after), fault)
     return sorted(found.values(), key=lambda fault: fault.line)
 
@@ -101,23 +107,51 @@ def _said(node: ast.AST) -> str:
     return " ".join(ast.unparse(ast.fix_missing_locations(copy.deepcopy(node))).split())
 
 
-def _nodes(node: ast.AST, inside: bool) -> Iterator[tuple[ast.AST, bool]]:
-    """What can be wrong, and whether it stands inside a function; the rest is passed over."""
+@dataclass(frozen=True)
+class _Place:
+    """The classes around a node, and the outermost function, where it stands in one."""
+
+    classes: tuple[str, ...] = ()
+    function: str = ""
+
+    def within(self, node: ast.AST) -> "_Place":
+        if self.function:
+            return self
+        if isinstance(node, ast.ClassDef):
+            return _Place((*self.classes, node.name))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            return _Place((), ".".join([*self.classes, getattr(node, "name", "<lambda>")]))
+        return self
+
+
+def _nodes(node: ast.AST, place: _Place) -> Iterator[tuple[ast.AST, str]]:
+    """What can be wrong, and the function that it stands in; the rest is passed over."""
     if isinstance(node, ast.Assert | ast.Import | ast.ImportFrom):
         return
     if isinstance(node, ast.Assign) and _said(node.targets[0]) == "__all__":
         return
-    yield node, inside
-    within = inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+    yield node, place.function
+    within = place.within(node)
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns", "decorator_list", "bases", "type_comment"):
             continue
         for child in value if isinstance(value, list) else [value]:
             if isinstance(child, ast.AST) and not _is_prose(child):
+                if isinstance(child, ast.Constant) and name == "args" and _makes_a_part(node):
+                    continue  # its name on the page, which no value decides: a reader checks it
+                if isinstance(child, ast.Constant) and getattr(node, "arg", "") in NAMES:
+                    continue
                 found = _nodes(child, within)
                 if name == "comparators" and isinstance(child, ast.Tuple):
                     next(found)  # `x in (a, b)`: their order says nothing
                 yield from found
+
+
+def _makes_a_part(node: ast.AST) -> bool:
+    """`Chart("Error against bits")`, `section("What is stored", …)`."""
+    called = getattr(getattr(node, "func", None), "id", "")
+    made = called[:1].isupper() and not called.endswith("Error")
+    return made or called in ("section", "details")
 
 
 def _is_prose(node: ast.AST) -> bool:
@@ -125,16 +159,18 @@ def _is_prose(node: ast.AST) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
-def _faults_of(node: ast.AST, inside: bool) -> Iterator[tuple[str, ast.AST]]:
+def _faults_of(node: ast.AST, function: str) -> Iterator[tuple[str, ast.AST]]:
     """(kind, what stands there instead) for one node."""
     makers = {
         ast.UnaryOp: _unary, ast.BinOp: _binary, ast.Call: _call, ast.JoinedStr: _joined,
         ast.Subscript: _subscript, ast.If: _tested, ast.IfExp: _tested, ast.BoolOp: _both,
         ast.Compare: _compared, ast.List: _listed, ast.Dict: _mapped, ast.Tuple: _tuple,
-        ast.AugAssign: _added, ast.Expr: _appended,
+        ast.AugAssign: _added, ast.Expr: _done, ast.Assign: _assigned, ast.keyword: _option,
     }  # fmt: skip
-    if isinstance(node, ast.Constant) and isinstance(node.value, str) and inside:
+    if isinstance(node, ast.Constant) and isinstance(node.value, str) and function:
         yield from _text(node.value)
+    elif isinstance(node, ast.Assign) and function.endswith("__init__"):
+        return  # without a part that it begins with, an object can only crash
     elif type(node) in makers:
         yield from makers[type(node)](node)
 
@@ -310,8 +346,22 @@ def _added(node: ast.AugAssign) -> Iterator[tuple[str, ast.AST]]:
             yield "sign", ast.AugAssign(node.target, ast.Sub(), node.value)
 
 
-def _appended(node: ast.Expr) -> Iterator[tuple[str, ast.AST]]:
-    """`words.append(…)` and a line that is said, left out."""
+def _done(node: ast.Expr) -> Iterator[tuple[str, ast.AST]]:
+    """Something that is not said (`words.append(…)`), or not done (`self.caption.set_texts(…)`)."""
     name = _said(node.value.func) if isinstance(node.value, ast.Call) else ""
     if name.endswith(".append") or name == "say":
         yield "dropped", ast.Pass()
+    elif name and not name.startswith("super()"):
+        yield "left out", ast.Pass()
+
+
+def _assigned(node: ast.Assign) -> Iterator[tuple[str, ast.AST]]:
+    """What stays as it was: `self.note.text = …`; a local name left out can only crash."""
+    if all(isinstance(target, ast.Attribute) for target in node.targets):
+        yield "left out", ast.Pass()
+
+
+def _option(node: ast.keyword) -> Iterator[tuple[str, ast.AST]]:
+    """`looks=True`, or what decides it turned round."""
+    if isinstance(node.value, ast.Constant) and isinstance(node.value.value, bool):
+        yield "condition", ast.keyword(node.arg, ast.Constant(not node.value.value))

@@ -2,10 +2,12 @@
 
     python tools/put_faults.py [--count 60] [--seed 0] [--only FILE …] [--save FILE.json] [--list]
 
-The faults (`faults.py`) are drawn evenly over the pages' words, figures, tables, messages and the
-core. Each is put into a copy of the checkout in a temporary folder; the tests that concern its
-module run there, those nearest to it in the imports first, until one fails. What survives is a
-sentence or a number that could be wrong tomorrow without anybody knowing.
+The faults (`faults.py`) are drawn evenly over the pages' words and tables, figures, experiments,
+wiring, the server and the core. Each is put into a copy of the checkout in a temporary folder;
+tests run there until one fails. Each test file near its module in the imports has run once
+without a fault, and it is known which functions each of its tests calls: those that call the
+faulty one come first, then those that share a page or a process with them, and no others. What
+survives is a sentence, a number or a control that could be wrong tomorrow without anybody knowing.
 
 mutmut and cosmic-ray were considered. They change operators and constants, not words, units or
 the fields of f-strings, which is where a page lies; they rewrite files of the checkout, run one
@@ -16,6 +18,7 @@ this file.
 import argparse
 import ast
 import contextlib
+import hashlib
 import json
 import multiprocessing
 import os
@@ -25,26 +28,36 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import platformdirs
+import pytest
 from faults import KINDS, Fault, faults_in
 
 ROOT = Path(__file__).resolve().parents[1]
-#: Where words and figures are made, and what all of them rest on.
-PLACES = (
-    "qviz/ui/views/*_words.py", "qviz/ui/views/arithmetic.py", "qviz/ui/views/cost.py",
-    "qviz/ui/views/spacing.py", "qviz/ui/views/scale_sharing.py", "qviz/ui/views/gallery.py",
-    "qviz/ui/views/gptq_beside.py", "qviz/ui/views/kernels_*.py", "qviz/ui/figures/*.py",
-    "qviz/study/*_words.py", "qviz/study/gptq_verdicts.py", "qviz/study/gptq_compared.py",
-    "qviz/study/gptq_contrasts.py", "qviz/study/gptq_plan.py", "qviz/server/app.py",
-    "qviz/server/words.py",
-    "qviz/server/options.py", "qviz/cli.py", "qviz/core/*.py",
-)  # fmt: skip
+#: Where words and figures are made, what puts them on a page, and what all of them rest on.
+#: A module belongs to the first area that names it.
+AREAS = {
+    "words": (
+        "qviz/ui/views/*_words.py", "qviz/study/*_words.py", "qviz/ui/views/arithmetic.py",
+        "qviz/ui/views/cost.py", "qviz/ui/views/spacing.py", "qviz/ui/views/*_claims.py",
+        "qviz/study/gptq_verdicts.py", "qviz/study/gptq_compared.py",
+        "qviz/study/gptq_contrasts.py",
+    ),
+    "figures": ("qviz/ui/figures/*.py", "qviz/ui/views/*_charts.py"),
+    "study": ("qviz/study/*.py",),
+    "wiring": ("qviz/ui/views/*.py",),
+    "server": (
+        "qviz/server/app.py", "qviz/server/words.py", "qviz/server/options.py", "qviz/cli.py",
+    ),
+    "core": ("qviz/core/*.py",),
+}  # fmt: skip
 #: Faults that change nothing that anybody could see, with the reason: not put in, but named.
 EQUIVALENT = {
     "qviz/core/granularity.py: (torch.zeros_like(rows), torch.zeros_like(columns)) → "
@@ -59,8 +72,8 @@ NO_TESTS = 5  # pytest's exit status where a file has none that are to run
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["torch", "plotly.graph_objects", "anywidget", "pytest"])
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the process that the others are forked from
-MOST_TESTS = 4  # files of tests for one module: the nearest
-MOST_SECONDS = 60  # that these may take together without a fault
+MOST_FILES = 4  # of tests for one module: the nearest
+MOST_SECONDS = 60  # that the tests for one fault may take together, without it
 
 
 @dataclass(frozen=True)
@@ -74,6 +87,16 @@ class Outcome:
     after: str
     noticed: str
     seconds: float
+
+    @property
+    def area(self) -> str:
+        return area_of(self.file)
+
+
+def area_of(file: str) -> str:
+    """The first area that names a module; empty for one that was only named on the command line."""
+    named = (a for a, globs in AREAS.items() if any(Path(file).match(glob) for glob in globs))
+    return next(named, "")
 
 
 # ---------------------------------------------------------------- which tests concern which module
@@ -144,14 +167,18 @@ class Copy:
         for file in (Path(chosen) / "calibration").glob("*.safetensors"):
             (self.cache / file.name).symlink_to(file)
 
-    def run(self, tests: Sequence[str], limit: float, *options: str) -> tuple[int | None, str]:
+    def run(
+        self, tests: Sequence[str], limit: float, *options: str, plugin: Any = None
+    ) -> tuple[int | None, str]:
         """(pytest's exit status, None where the time was up; what it printed)."""
         command = [
             "-q", "-x", "--no-header", "-p", "no:cacheprovider", "-m", "not browser and not slow",
             *options, *tests,
         ]  # fmt: skip
         with tempfile.NamedTemporaryFile("r", encoding="utf-8") as said:
-            process = FORKS.Process(target=child, args=(command, self.root, self.cache, said.name))
+            process = FORKS.Process(
+                target=child, args=(command, self.root, self.cache, said.name, plugin)
+            )
             process.start()
             process.join(limit)
             status = process.exitcode
@@ -179,7 +206,7 @@ class Copy:
             stale.unlink()  # it is told from the new one by whole seconds
 
 
-def child(command: list[str], root: Path, cache: Path, said: str) -> None:
+def child(command: list[str], root: Path, cache: Path, said: str, plugin: Any) -> None:
     """Run pytest in a process that has torch and the like already."""
     os.setsid()
     out = os.open(said, os.O_WRONLY)
@@ -192,9 +219,7 @@ def child(command: list[str], root: Path, cache: Path, said: str) -> None:
     sys.dont_write_bytecode = True
     sys.path[0] = str(root)
     os.chdir(root)
-    import pytest
-
-    status = int(pytest.main(command, [FirstFailure()]))
+    status = int(pytest.main(command, [FirstFailure(), *([] if plugin is None else [plugin])]))
     sys.stdout.flush()
     os._exit(status)  # threads that a test has left behind would be waited for
 
@@ -211,34 +236,128 @@ class FirstFailure:
         settings.load_profile("first failure")
 
 
-class Tests:
-    """The test files of a copy, and how many seconds each of them takes."""
+@dataclass
+class Called:
+    """A plugin of pytest: which functions of the checkout each test calls, written to `path`.
 
-    def __init__(self, copy: Copy, files: Sequence[str], seconds: Mapping[str, float]) -> None:
-        self._copy, self.seconds = copy, dict(seconds)
+    Tests of a file that share a parametrized fixture share what it has set up: they are of one
+    `group`. Another process may call anything: a test that starts one is `apart`.
+    """
+
+    root: Path
+    path: Path
+
+    def pytest_configure(self) -> None:
+        self._tests: list[dict[str, Any]] = []
+        self._calls: set[tuple[str, str]] = set()
+        self._apart = False
+        sys.addaudithook(self._on_event)
+
+    def _on_event(self, event: str, _: object) -> None:
+        if event in ("subprocess.Popen", "os.fork", "os.posix_spawn"):
+            self._apart = True
+
+    def _on_call(self, frame: Any, _event: str, _: object) -> None:
+        code = frame.f_code
+        self._calls.add((code.co_filename, code.co_qualname))
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: Any) -> Iterator[None]:
+        self._calls, self._apart, began = set(), False, time.monotonic()
+        threading.settrace(self._on_call)
+        sys.settrace(self._on_call)
+        try:
+            return (yield)
+        finally:
+            sys.settrace(None)
+            threading.settrace(None)  # type: ignore[arg-type]
+            here = f"{self.root}{os.sep}"
+            self._tests.append({
+                "name": item.nodeid, "group": group_of(item), "apart": self._apart,
+                "seconds": round(time.monotonic() - began, 3),
+                "calls": sorted({
+                    f"{file.removeprefix(here)}:{name.partition('.<locals>')[0]}"
+                    for file, name in self._calls if file.startswith(here)
+                }),
+            })  # fmt: skip
+
+    def pytest_sessionfinish(self) -> None:
+        self.path.write_text(json.dumps(self._tests), encoding="utf-8")
+
+
+def group_of(item: Any) -> str:
+    """A test's file, and which of the parametrized fixtures it uses."""
+    marks = [mark.args[0] for mark in item.iter_markers("parametrize")]
+    own = {name.strip() for m in marks for name in (m.split(",") if isinstance(m, str) else m)}
+    indices = getattr(getattr(item, "callspec", None), "indices", {})
+    shared = [f"{name}={at}" for name, at in sorted(indices.items()) if name not in own]
+    return " ".join([item.nodeid.partition("::")[0], *shared])
+
+
+@dataclass(frozen=True)
+class InOrder:
+    """A plugin of pytest: these tests alone, in this order. All of them where one is gone: what a
+    fault has made of their names is for the tests to notice."""
+
+    names: tuple[str, ...]
+
+    def pytest_collection_modifyitems(self, config: Any, items: list[Any]) -> None:
+        by_name = {item.nodeid: item for item in items}
+        if by_name.keys() >= set(self.names):
+            chosen = [by_name[name] for name in self.names]
+            config.hook.pytest_deselected(items=[one for one in items if one not in chosen])
+            items[:] = chosen
+
+
+class Tests:
+    """The test files of a copy, and what each test of them calls."""
+
+    def __init__(self, copy: Copy, files: Sequence[str], known: Mapping[str, Any]) -> None:
+        self._copy, self.known = copy, dict(known)
         self._map = test_map(copy.root, files)
         alone = [file for file in files if not self._map[file]]
         if alone:
             raise SystemExit(f"No test imports {', '.join(alone)}, however far round")
 
-    def of(self, file: str) -> tuple[list[str], float]:
-        """(as many of the nearest as the time allows, the quickest first and one in any case;
-        their seconds)."""
-        chosen: list[str] = []
-        for test in sorted(self._map[file][:MOST_TESTS], key=self._time):
-            if not chosen or sum(map(self._time, [*chosen, test])) <= MOST_SECONDS:
-                chosen.append(test)
-        return chosen, sum(map(self._time, chosen))
+    def of(self, fault: Fault) -> tuple[list[str], float]:
+        """(tests that can notice a fault, those that call its function first, quick ones before
+        slow ones, and no more than the time allows; their seconds)."""
+        near = {file: self._called(file) for file in self._map[fault.file][:MOST_FILES]}
+        ranked = []
+        for file, tests in near.items():
+            reach = [one for one in tests if self._calls(one, fault)]
+            groups = {one["group"] for one in reach}
+            for one in tests:
+                if one["group"] in groups or one["apart"]:
+                    rank = 0 if one in reach else 1 if one["group"] in groups else 2
+                    ranked.append((rank, sum(r["seconds"] for r in reach), file, one))
+        ranked.sort(key=lambda r: (*r[:3], r[3]["seconds"]))
+        chosen, seconds = [], 0.0
+        for *_, one in ranked:
+            if not chosen or seconds + one["seconds"] <= MOST_SECONDS:
+                chosen.append(one["name"])
+                seconds += one["seconds"]
+        return chosen, seconds
 
-    def _time(self, test: str) -> float:
-        """Measured once, without a fault."""
-        if test not in self.seconds:
-            began = time.monotonic()
-            status, text = self._copy.run([test], 1800)
-            if status not in (0, NO_TESTS):
-                raise SystemExit(f"{test} fails without any fault; mend it first:\n{text[-4000:]}")
-            self.seconds[test] = round(time.monotonic() - began, 1)
-        return self.seconds[test]
+    @staticmethod
+    def _calls(test: Mapping[str, Any], fault: Fault) -> bool:
+        """What stands outside functions is used by whoever calls one of the module."""
+        if fault.function:
+            return f"{fault.file}:{fault.function}" in test["calls"]
+        return any(name.startswith(f"{fault.file}:") for name in test["calls"])
+
+    def _called(self, file: str) -> list[dict[str, Any]]:
+        """Found out once, without a fault."""
+        if file not in self.known:
+            with tempfile.NamedTemporaryFile("r", encoding="utf-8") as found:
+                plugin = Called(self._copy.root, Path(found.name))
+                status, text = self._copy.run([file], 1800, plugin=plugin)
+                if status not in (0, NO_TESTS):
+                    raise SystemExit(
+                        f"{file} fails without any fault; mend it first:\n{text[-4000:]}"
+                    )
+                self.known[file] = json.load(found)
+        return list(self.known[file])
 
 
 # ------------------------------------------------------------------------------------------- faults
@@ -267,12 +386,15 @@ def drawn(faults: Sequence[Fault], count: int, seed: int) -> list[Fault]:
 
 
 def try_one(copy: Copy, fault: Fault, tests: Sequence[str], limit: float) -> Outcome:
-    """The nearest tests, and then the examples in the module's docstrings: these import all."""
+    """The tests, and then the examples in the module's docstrings: these import all."""
     began, noticed = time.monotonic(), ""
+    files = list(dict.fromkeys(name.partition("::")[0] for name in tests))
     documented = examples(copy.root / fault.file, fault.file)
     with copy.having(fault.file, fault.source):
-        for some in [list(tests), *documented]:
-            status, text = copy.run(some, limit, "--hypothesis-seed=0")
+        for some, plugin in [(files, InOrder(tuple(tests))), *((one, None) for one in documented)]:
+            if not some:
+                continue  # no test calls the function
+            status, text = copy.run(some, limit, "--hypothesis-seed=0", plugin=plugin)
             noticed = verdict(status, text, limit)
             if noticed:
                 break
@@ -296,13 +418,13 @@ def verdict(status: int | None, text: str, limit: float) -> str:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """By kind: put in, noticed, survived."""
-    lines = [f"{'kind':<14}{'put in':>8}{'noticed':>9}{'survived':>10}"]
-    for kind in [*KINDS, "all"]:
-        some = [o for o in outcomes if kind in (o.kind, "all")]
+    """By kind, by area: put in, noticed, survived."""
+    lines = [f"{'':<14}{'put in':>8}{'noticed':>9}{'survived':>10}"]
+    for name in [*KINDS, *AREAS, "all"]:
+        some = [o for o in outcomes if name in (o.kind, o.area, "all")]
         if some:
             left = sum(not o.noticed for o in some)
-            lines.append(f"{kind:<14}{len(some):>8}{len(some) - left:>9}{left:>10}")
+            lines.append(f"{name:<14}{len(some):>8}{len(some) - left:>9}{left:>10}")
     return "\n".join(lines)
 
 
@@ -311,10 +433,16 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=60, help="faults to put in (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice (%(default)s)")
     parser.add_argument("--only", nargs="+", metavar="FILE", help="only in these modules")
+    parser.add_argument("--area", nargs="+", choices=AREAS, help="only in these areas")
+    parser.add_argument(
+        "--again", type=Path, metavar="FILE",
+        help="only what survived in the run that saved this: whether it still does",
+    )  # fmt: skip
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the outcomes as JSON")
     parser.add_argument(
         "--times", type=Path, metavar="FILE",
-        help="what an earlier run saved: its tests are not run again without a fault",
+        help="what an earlier run saved: test files that are unchanged do not run again without "
+        "a fault",
     )  # fmt: skip
     parser.add_argument("--list", action="store_true", help="only say which would be put in")
     parser.add_argument("--root", type=Path, default=ROOT, help="the checkout (this one)")
@@ -325,23 +453,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     """0 when every fault was noticed, 1 when some survive."""
     args = arguments(argv)
     root, began = args.root.resolve(), time.monotonic()
-    files = args.only or sorted({str(p.relative_to(root)) for g in PLACES for p in root.glob(g)})
+    files = args.only or modules(root, args.area or AREAS)
     every = [
         f for file in files for f in faults_in(file, (root / file).read_text(encoding="utf-8"))
     ]
     alike = [fault for fault in every if fault.name in EQUIVALENT]
-    chosen = drawn([f for f in every if f.name not in EQUIVALENT], args.count, args.seed)
+    usable = [fault for fault in every if fault.name not in EQUIVALENT]
+    chosen = (
+        drawn(usable, args.count, args.seed) if args.again is None else left(usable, args.again)
+    )
     print(f"{len(chosen)} of {len(every)} faults in {len(files)} modules, seed {args.seed}")
     if args.list:
         for fault in chosen:
             print(f"{fault.file}:{fault.line}: {fault.kind}: {fault.before} → {fault.after}")
         return 0
-    known = json.loads(args.times.read_text(encoding="utf-8"))["times"] if args.times else {}
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         copy, faulty = Copy(root, Path(folder)), sorted({fault.file for fault in chosen})
         for file in faulty:  # written as they will be with a fault, but without one
             copy.put(file, ast.unparse(ast.parse((root / file).read_text(encoding="utf-8"))))
-        tests = Tests(copy, faulty, known)
+        tests = Tests(copy, faulty, known(root, args.times))
         outcomes = put_in(copy, chosen, tests)
     seconds = time.monotonic() - began
     print(f"\n{table(outcomes)}\n{seconds / 60:.1f} minutes")
@@ -349,22 +479,53 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"changes nothing: {fault.name} ({EQUIVALENT[fault.name]})")
     if args.save is not None:
         found = {
-            "seed": args.seed, "seconds": round(seconds), "of": len(every), "times": tests.seconds,
+            "seed": args.seed, "seconds": round(seconds), "of": len(every),
             "outcomes": [asdict(o) for o in outcomes],
+            "tests": {file: [stamp(root / file), called] for file, called in tests.known.items()},
         }  # fmt: skip
-        args.save.write_text(json.dumps(found, indent=1, ensure_ascii=False), encoding="utf-8")
+        args.save.write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
     return int(any(not o.noticed for o in outcomes))
+
+
+def modules(root: Path, areas: Iterable[str]) -> list[str]:
+    found = {str(p.relative_to(root)) for a in areas for g in AREAS[a] for p in root.glob(g)}
+    return sorted(file for file in found if area_of(file) in areas)
+
+
+def left(faults: Sequence[Fault], saved: Path) -> list[Fault]:
+    """Those that survived in an earlier run."""
+    outcomes = json.loads(saved.read_text(encoding="utf-8"))["outcomes"]
+    names = {f"{o['file']}: {o['before']} → {o['after']}" for o in outcomes if not o["noticed"]}
+    return [fault for fault in faults if fault.name in names]
+
+
+def stamp(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def known(root: Path, saved: Path | None) -> dict[str, Any]:
+    """What an earlier run found out of test files that are as they were then."""
+    if saved is None:
+        return {}
+    tests = json.loads(saved.read_text(encoding="utf-8"))["tests"]
+    there = ((root / file, file, of, called) for file, (of, called) in tests.items())
+    return {
+        file: called for path, file, of, called in there if path.is_file() and stamp(path) == of
+    }
 
 
 def put_in(copy: Copy, chosen: Sequence[Fault], tests: Tests) -> list[Outcome]:
     """Put in one after the other, and say as it goes."""
     outcomes = []
     for i, fault in enumerate(chosen, 1):
-        near, seconds = tests.of(fault.file)
-        done = try_one(copy, fault, near, 180 + 6 * seconds)
+        names, seconds = tests.of(fault)
+        done = try_one(copy, fault, names, 180 + 6 * seconds)
         outcomes.append(done)
         said = f"{done.file}:{done.line} {done.kind}: {done.before} → {done.after}"
-        print(f"{i}/{len(chosen)} {said}: {done.noticed or 'SURVIVES'}", flush=True)
+        print(
+            f"{i}/{len(chosen)} {said}: {done.noticed or 'SURVIVES'} "
+            f"({len(names)} tests, {done.seconds:.0f} s)", flush=True,
+        )  # fmt: skip
     return outcomes
 
 

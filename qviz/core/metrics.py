@@ -14,6 +14,8 @@ from qviz.core.calibration import Calibration, require_fit
 from qviz.core.grids import ScalarGrid
 from qviz.core.tensor import QuantizedTensor
 
+RUN = 1 << 20  # values that are compared at once
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -44,21 +46,32 @@ class Comparison:
 
 def compare(weight: torch.Tensor, reconstruction: torch.Tensor) -> Comparison:
     """Compare two matrices of one shape; ValueError when the shapes differ."""
-    w, r = _pair(weight, reconstruction)
-    d = w - r
-    return Comparison(
-        count=w.numel(),
-        noise=float(torch.dot(d.flatten(), d.flatten())),
-        signal=float(torch.dot(w.flatten(), w.flatten())),
-        max_error=float(d.abs().max()),
-    )
+    _require_pair(weight, reconstruction)
+    noise = signal = 0.0
+    peaks = []
+    pairs = zip(_runs(weight), _runs(reconstruction), strict=True)
+    for w, r in ((w.double(), r.double()) for w, r in pairs):
+        d = w - r
+        noise += float(torch.dot(d, d))
+        signal += float(torch.dot(w, w))
+        peaks.append(d.abs().max())
+    return Comparison(weight.numel(), noise, signal, float(torch.stack(peaks).max()))
 
 
-def _pair(weight: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _runs(matrix: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Its values in runs, so that float64 copies of a large one are never there as a whole."""
+    return torch.split(matrix.detach().flatten(), RUN)
+
+
+def _require_pair(weight: torch.Tensor, other: torch.Tensor) -> None:
     if weight.shape != other.shape:
         raise ValueError(
             f"the two matrices differ in shape: {tuple(weight.shape)} and {tuple(other.shape)}"
         )
+
+
+def _pair(weight: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    _require_pair(weight, other)
     return weight.detach().double(), other.detach().double()
 
 

@@ -8,13 +8,16 @@ words what it shows.
 
 import importlib
 import inspect
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import ipywidgets
+import numpy as np
 import pytest
 import torch
 import toy_lesson
@@ -174,11 +177,52 @@ def pages() -> dict[str, Any]:
     return {}
 
 
+#: Lesson → what a guess has shown, beside its verdict.
+HIDDEN: dict[str, list[str]] = {}
+#: The widgets and traits that the browser moves by itself.
+MOVED: set[tuple[int, str]] = set()
+
+
+def linked(link: Any, source: Any, target: Any) -> Any:
+    """Remember what is tied to what."""
+    MOVED.add((id(target[0]), target[1]))
+    return link(source, target)
+
+
+def hidden(page: Any) -> list[str]:
+    """What the answer to a prediction lets the learner see, in a page that was just opened."""
+    prediction = page.prediction
+    if prediction is None:
+        return []
+    for part in ({}, *PARTS.get(page.lesson.slug, [])):
+        page.go(part)
+        if visible(page.widget, prediction.control) and not prediction.control.disabled:
+            break
+    assert not prediction.revealed and not "".join(prediction.verdict.texts)
+    its_own = {id(widget) for widget in widgets(prediction.box)}
+    others = [
+        f"{i} {type(widget).__name__}"
+        for i, widget in enumerate(widgets(page.widget)) if id(widget) not in its_own
+    ]  # fmt: skip
+    before = on_screen(page)
+    prediction.control.index = 1
+    assert prediction.revealed and "".join(prediction.verdict.texts)
+    after = on_screen(page)
+    prediction.control.index = 0
+    changed = [name for name in before if before[name] != after[name]]
+    return [name for name in changed if name.rsplit(".", 1)[0] in others]
+
+
 @pytest.fixture(params=ALL, ids=lambda lesson: lesson.slug)
 def page(request: pytest.FixtureRequest, pages: dict[str, Any]) -> Any:
     lesson: Lesson = request.param
     if lesson.slug not in pages:
-        pages[lesson.slug] = getattr(importlib.import_module(lesson.module), lesson.view)()
+        view = getattr(importlib.import_module(lesson.module), lesson.view)
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("jslink", "jsdlink"):
+                patch.setattr(ipywidgets, name, partial(linked, getattr(ipywidgets, name)))
+            pages[lesson.slug] = view()
+        HIDDEN[lesson.slug] = hidden(pages[lesson.slug])
     found = pages[lesson.slug]
     found.go({})
     found.guide.active = -1
@@ -236,17 +280,25 @@ def test_the_course() -> None:
     assert set(CODE) == {one.slug for one in ALL}, "each lesson has code whose result is checked"
 
 
-@pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.slug)
-def test_importing_one_lesson_imports_no_other(lesson: Lesson) -> None:
-    others = [one.module for one in LESSONS if one is not lesson]
-    script = (
-        f"import sys; from qviz.ui.views import {lesson.view}; "
-        f"print([m for m in {others!r} if m in sys.modules])"
-    )
+IMPORTS = """
+import json, os, sys
+import anywidget, torch  # which all of them need, and which take seconds
+for view, others in json.loads(sys.argv[1]):
+    if not (child := os.fork()):
+        exec(f"from qviz.ui.views import {view}")
+        print(view, [name for name in others if name in sys.modules], flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+def test_importing_one_lesson_imports_no_other() -> None:
+    asked = [(one.view, [o.module for o in LESSONS if o is not one]) for one in LESSONS]
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"
+        [sys.executable, "-c", IMPORTS, json.dumps(asked)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == [f"{view} []" for view, _ in asked]
 
 
 def test_a_new_lesson_is_short() -> None:
@@ -306,9 +358,58 @@ DECIDING = {
 }
 
 
+#: Of some lessons what is worked out frame by frame, as the learner comes there.
+AS_ASKED = {"nf4": ("Caption.texts", "Table.frames")}
+
+
+def in_sight(page: Any) -> dict[str, Any]:
+    """What of all that the learner sees, with what a prediction hides, while nobody points at a
+    weight. Not what was touched last: the terms that are lit, and where a control stands that
+    does not count now."""
+    idle = {id(getattr(f, "control", None)) for f in page.fields.values() if not f.live()}
+    for field in page.fields.values():
+        if isinstance(field, CellField) and field.live() and not field.control.pinned:
+            field.control.cursor = [-1, -1]
+            field.control.cursor = [0, 0]
+    if page.prediction is not None and visible(page.widget, page.prediction.control):
+        page.prediction.moved()
+    seen = {
+        f"{i} {type(widget).__name__}": widget
+        for i, widget in enumerate(widgets(page.widget))
+        if visible(page.widget, widget)
+        and not getattr(widget, "disabled", False)
+        and id(widget) not in idle
+    }
+    whole = {tuple(name.rsplit(".", 1)): value for name, value in on_screen(page).items()}
+    return {
+        f"{name}.{trait}": np.float32(value).tolist() if trait == "values" else value
+        for (name, trait), value in whole.items()
+        if name in seen and (not isinstance(seen[name], Equation) or trait != "active")
+    }  # fmt: skip
+
+
+#: What a page says of what it shows, by the trait that says it.
+SAYS = {Caption: "texts", Readout: "frames", Table: "frames", Chart: "summaries",
+        MatrixView: "summaries", Code: "texts"}  # fmt: skip
+
+
+def said(page: Any) -> dict[int, tuple[str, str]]:
+    """Of what is in sight: widget → (its name, what it says)."""
+    told = {}
+    for widget in widgets(page.widget):
+        if type(widget) in SAYS and visible(page.widget, widget):
+            name = f"{type(widget).__name__} {getattr(widget, 'label', '')}"
+            told[id(widget)] = name, repr(getattr(widget, SAYS[type(widget)]))
+    return told
+
+
 def test_each_control_makes_its_round_through_a_link(page: Any) -> None:
+    """And the page shows the same, whether a control was moved or a link was opened from anywhere;
+    and whatever says something follows one of the controls."""
     tried: set[str] = set()
     alone: set[str] = set()  # what never had but one value to choose from
+    made: list[tuple[dict[str, str], dict[str, str], str, dict[str, Any]]] = []
+    heard: dict[int, tuple[str, set[str]]] = {}
     for base in states(page):
         page.go(base)
         plans = {k: values_of(f) for k, f in page.fields.items() if f.live() and k not in base}
@@ -316,19 +417,39 @@ def test_each_control_makes_its_round_through_a_link(page: Any) -> None:
         rounds = [{k: v} for k in plans.keys() & DECIDING for v in dict.fromkeys(plans[k])]
         rounds += [{k: values[at] for k, values in together.items()} for at in (0, -1)]
         for state in rounds:
-            page.go({**base, **state})
-            whole, link = page.whole_state, page.address.state
+            reach(page, base, state)
+            whole = page.whole_state
             assert {k: whole[k] for k in state} == state
-            page.go(base)
-            page._on_address(link)  # as the browser asks for it
-            assert page.status.text == ""
-            assert page.whole_state == whole
+            made.append((state, whole, page.address.state, in_sight(page)))
+            for one, (name, text) in said(page).items() if "layer" not in state else ():
+                heard.setdefault(one, (name, set()))[1].add(text)
             tried |= {*base, *state}
         alone |= {k for k, values in plans.items() if not values}
+    for state, whole, link, before in made:
+        page._on_address(link)  # as the browser asks for it
+        assert page.status.text == ""
+        assert page.whole_state == whole
+        after = in_sight(page)
+        different = [k for k in before | after if before.get(k) != after.get(k)]
+        if page.lesson.slug in AS_ASKED:
+            different = [k for k in different if not k.endswith(AS_ASKED[page.lesson.slug])]
+        assert different == [], state
     can = {k for k, f in page.fields.items() if getattr(f, "control", None) is not None}
     words = {"row", "inputs", "prompt"}  # each in the test of its lesson
     assert can <= tried | alone | words
     assert len(tried) > len(alone)
+    assert [name for name, texts in heard.values() if len(texts) < 2] == []
+
+
+def reach(page: Any, base: dict[str, str], state: dict[str, str]) -> None:
+    """A state, by hand where that is one control in sight."""
+    if len(state) == 1:
+        [(key, value)] = state.items()
+        page.go(base)
+        if visible(page.widget, page.fields[key].control):
+            page.fields[key].set(value)
+            return
+    page.go({**base, **state})
 
 
 def test_every_control_is_in_the_address(page: Any) -> None:
@@ -493,6 +614,46 @@ def test_no_two_controls_of_a_part_have_one_name(page: Any) -> None:
             and visible(page.widget, w)
         ]
         assert len(labels) == len(set(labels)), labels
+
+
+def test_what_has_frames_follows_a_control_in_the_browser(page: Any) -> None:
+    """Pictures, tables and words that were sent ahead show the frame that a slider says."""
+    for base in states(page):
+        page.go(base)
+        for widget in widgets(page.widget):
+            ahead = getattr(widget, SAYS.get(type(widget), ""), ())
+            if len(ahead) > 1 and visible(page.widget, widget):
+                name = f"{type(widget).__name__} {getattr(widget, 'label', '')}"
+                assert (id(widget), "frame") in MOVED, name
+
+
+# ------------------------------------------------------------------------------- the prediction
+
+#: Lessons that ask about something else than the layer.
+OF_NO_LAYER = ("formats",)
+
+
+def test_a_prediction_hides_its_answer_until_it_is_guessed_or_seen(page: Any) -> None:
+    if page.prediction is None:
+        pytest.skip("this lesson asks for no prediction")
+    assert HIDDEN[page.lesson.slug], "nothing was hidden"
+
+
+def test_another_layer_is_another_question(page: Any) -> None:
+    if page.prediction is None or not isinstance(page, LayerPage):
+        pytest.skip("this lesson asks nothing about a layer")
+    if page.lesson.slug in OF_NO_LAYER:
+        pytest.skip("this lesson asks about something else")
+    other = SMALL.replace("k_proj", "v_proj")
+    prediction = page.prediction
+    part = next(({"part": p["part"]} for p in PARTS.get(page.lesson.slug, ())
+                 if page.lesson.slug == "gptq"), {})  # fmt: skip
+    page.go({**part, "layer": SMALL})
+    prediction.control.index = 1
+    assert prediction.revealed and "".join(prediction.verdict.texts)
+    page.go({**part, "layer": other})
+    assert not prediction.revealed and not prediction.guessed
+    assert not "".join(prediction.verdict.texts)
 
 
 # ------------------------------------------------------------------------------------ the guide

@@ -21,6 +21,8 @@ from qviz.methods.microscaling import BLOCK_FORMATS
 from qviz.methods.nf4 import NF4
 from qviz.study.number_formats import TITLES, Landing, land, value_of, width
 from qviz.study.shared_scale import Cost, shared_scale, traced
+from qviz.ui.figures.common import CODES, ERROR, NOW, ORIGINAL
+from qviz.ui.figures.formats import block_figure
 from qviz.ui.views.formats import NAMES, FormatsLesson
 from qviz.ui.views.formats_block_words import (
     BLOCK_TITLES,
@@ -650,7 +652,7 @@ def check_block_sentence(b, v, back, top, scale):
     holds(rest, ways=ways, size=len(v), scale=scale, reach=scale * top,
           largest=float(v.abs().max()), **clipped, values=len(set(back.tolist())),
           off=float((v - back).norm() / v.norm()))  # fmt: skip
-    holds(after, bits=4.25, off=0.113, clipped=0.0276)
+    holds(after, bits=(4.25, "bits per weight"), off=0.113, clipped=0.0276)
 
 
 def test_the_block_page_is_the_librarys(lesson, weight):
@@ -694,8 +696,20 @@ def test_a_block_chart_shows_the_block(lesson, weight):
         return np.frombuffer(raw, spec["qv"], spec["shape"][0], spec["at"])
 
     assert values(figure["data"][1]["y"]) == pytest.approx(weight[9, 64:96].numpy())
+    ends = [x for x in figure["data"][0]["x"] if x is not None]
+    assert min(ends) < 64 and max(ends) > 95  # levels go across the whole block
     q = qviz.quantize(weight, "microscaling", format="mxfp4")
     assert values(figure["data"][2]["y"]) == pytest.approx(q.dequantize()[9, 64:96].numpy())
+
+
+def test_what_is_clipped_is_marked_in_the_chart():
+    figure = block_figure([3, 4, 5], [1, 9, -1], [1, 6, -1], [False, True, False], [-6, 0, 6], 2)
+    levels, bars, back = figure.data
+    assert list(back.marker.symbol) == ["diamond", "triangle-down", "diamond"]
+    assert list(back.marker.color) == [CODES, ERROR, CODES]
+    assert list(bars.marker.color) == [ORIGINAL, ORIGINAL, NOW]
+    low, high = figure.layout.xaxis.range
+    assert low < 3 and high > 5 and levels.x[0] < 3 and levels.x[1] > 5
 
 
 def opened(lesson, tmp_path, weight, name="mine"):

@@ -369,6 +369,11 @@ def _said_of(part, i, facts, before, unit) -> None:
     head, *parts = cut(part.caption.texts[i], *["With one scale"] * 3)
     holds(head, row=shown.cell[0], column=shown.cell[1], value=value, multiple=abs(value) / unit)
     rows = {row["label"]: row["cells"] for row in part.pays_table.frames[i]}
+    pays = shown.moments[i].pays
+    assert [one.peak for one in pays] == pytest.approx([fact[-1] for fact in facts])
+    curves = part.curves.summaries[i].partition(": ")[2]
+    holds(curves, **{f"{n}": fact[2] for n, fact in enumerate(facts)},
+          fixed=[f"({label})" for label, *_ in facts])  # fmt: skip
     for n, (text, (label, sharing, off, bits, peak)) in enumerate(zip(parts, facts, strict=True)):
         size = {"size": int(label.split()[-1])} if label[-1].isdigit() else {}
         grown = written(off) - written(before[label]) if i else 0.0
@@ -488,6 +493,23 @@ def test_the_outliers_sign_is_the_trained_ones(at):
         assert np.abs(others) == pytest.approx([k * unit for k in MULTIPLES])
 
 
+def test_only_a_model_of_ones_own_is_run_for_its_inputs(at, monkeypatch):
+    page, ran = at(), []
+    monkeypatch.setattr(
+        "qviz.ui.views.granularity.load_calibration", lambda *which: ran.append(which)
+    )
+    with pytest.raises(ValueError, match="known already"):
+        page.capture()
+    assert not ran
+    with monkeypatch.context() as patch:
+        patch.setattr(page, "source", "mine")
+        assert not page.has_inputs
+        page.capture()
+        assert ran == [("mine", SMALL)]
+        assert page.has_inputs
+    page._captured.clear()
+
+
 def test_another_part_of_the_matrix_lets_the_outlier_go(at):
     part = at(outlier="3, 4").outlier
     assert part.first_view.pinned
@@ -511,6 +533,15 @@ def test_the_curve_is_hidden_until_somebody_guesses_or_drags(lesson):
             at = next(i for i in range(1, len(SIZES)) if min(errors[i:]) >= 2 * errors[0])
             assert ("Right" if at == 1 else "Later") in part.prediction.verdict.texts[0]
             assert SIZES[at] in part.prediction.verdict.texts[0]
+            x, unit = part.shown.matrix, part.shown.typical
+            row, column = part.shown.cell
+            size = int(part.group_control.value)
+            group = x[row, column // size * size :][:size].abs()
+            others = torch.cat([group[: column % size], group[column % size + 1 :]])
+            peak = float(others.max()) / unit
+            said = cut(part.prediction.verdict.texts[0], "The scale follows")[1]
+            holds(said, peak=peak, two=2, again=peak, double=2 * peak,
+                  fixed=["largest", "below that", "Above it"])  # fmt: skip
         else:
             part.size_control.index = 4
         assert '"visible":true' in part.curves.figures

@@ -227,6 +227,8 @@ def test_bits_by_size_is_drawn_as_computed():
     assert [list(trace["y"]) for trace in figure["data"][:2]] == [[5.0, 4.5], [4.25, 4.125]]
     assert figure["frames"][1]["data"][0]["y"] == [4.5, 4.125]
     assert figure["frames"][1]["data"][0]["x"] == ["64", "64"]
+    assert figure["layout"]["showlegend"]
+    assert [trace.get("showlegend", True) for trace in figure["data"]] == [True, True, False]
 
 
 # ------------------------------------------------------------------------------------ the duel
@@ -456,7 +458,7 @@ def test_of_a_large_layer_the_first_rows_are_shown_and_that_is_said(lesson, tmp_
     weight = torch.randn(300, 1024, generator=torch.Generator().manual_seed(0))
     opened(lesson, tmp_path, weight)
     assert lesson.shown.weight.shape == (LARGEST // 1024, 1024)
-    holds(lesson.part_of_layer.text, rows=LARGEST // 1024, of=300, fixed=["first"])
+    holds(lesson.part_of_layer.text, rows=LARGEST // 1024, of=(300, "rows"), fixed=["first"])
     lesson.bundled_button.click()
     assert lesson.part_of_layer.text == ""
 

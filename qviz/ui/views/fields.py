@@ -8,6 +8,8 @@ guide.
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+
 from qviz.core.check import unknown
 from qviz.ui.widgets import MatrixView, NumberLine, TextField, Toggle, Transport
 
@@ -180,7 +182,10 @@ class CellField:
             )
         view.pinned = cell is not None
         if cell is not None:
-            view.cursor = [cell[0], self._place(cell[1])]
+            there = [cell[0], self._place(cell[1])]
+            if list(view.cursor) == there:
+                view.cursor = [-1, -1]  # else nobody is told, though the page may be elsewhere
+            view.cursor = there
 
     def _parse(self, text: str) -> tuple[int, int] | None:
         row, _, column = (part.strip() for part in text.partition(","))
@@ -198,7 +203,8 @@ class CellField:
 
 
 class HandlesField:
-    """The positions of a line's handles, as numbers of six digits."""
+    """The positions of a line's handles, as the shortest numbers that give the same float32 again:
+    with fewer digits a weight halfway between two levels could go to the other one."""
 
     def __init__(
         self,
@@ -212,7 +218,7 @@ class HandlesField:
 
     @property
     def text(self) -> str:
-        return ", ".join(f"{value:.6g}" for value in self.control.values)
+        return ", ".join(map(_shortest, self.control.values))
 
     @property
     def names(self) -> list[str]:
@@ -224,7 +230,7 @@ class HandlesField:
             other[-1] = min(other[-1] + line.step, line.bounds[1])
         else:  # handles already stand at both ends
             other[0] = min(other[0] + line.step, other[1])
-        return [self.text, ", ".join(f"{value:.6g}" for value in other)]
+        return [self.text, ", ".join(map(_shortest, other))]
 
     def offers(self, text: str) -> bool:
         try:
@@ -239,7 +245,7 @@ class HandlesField:
     def _parse(self, text: str) -> list[float]:
         try:
             values = [float(part) for part in text.split(",")] if text.strip() else []
-            # an end rounded to six digits may lie outside the line
+            # the digits of an end may lie just outside the line
             low, high = self.control.bounds
             slack = 1e-5 * max(abs(low), abs(high))
             near = [
@@ -255,6 +261,10 @@ class HandlesField:
     def back(self, kept: Any) -> None:
         bounds, values, step = kept
         self.control.set_line(bounds, values, step=step)
+
+
+def _shortest(value: float) -> str:
+    return str(np.float32(value))
 
 
 class WordsField:

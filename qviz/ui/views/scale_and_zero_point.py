@@ -263,6 +263,10 @@ class ScaleAndZeroPointLesson(LayerPage):
 
     def draw(self, shown: Shown) -> None:
         last = self.shown
+        if last is None or (last.opened, last.numbers.look) != (shown.opened, shown.numbers.look):
+            assert self.prediction is not None
+            with self.quietly():
+                self.prediction.reset()  # other numbers are another question
         if last is None or last.numbers is not shown.numbers:
             self._draw_numbers(shown)
         if last is None or (last.outcomes, last.scheme) != (shown.outcomes, shown.scheme):

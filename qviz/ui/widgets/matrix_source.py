@@ -60,7 +60,8 @@ class Frames:
         found = self.kept.get(i)
         if found is None:
             found = codec.as_matrix(values(), f"frame {i}")
-            self.keep(i, found)
+            if self.items[i].window is None or found.nbytes < KEPT // 8:
+                self.keep(i, found)  # of a larger one its windows are computed when asked for
         return found
 
     def keep(self, i: int, matrix: Array) -> None:
