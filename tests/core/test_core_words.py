@@ -65,8 +65,8 @@ REFUSALS = [
      "act_absmean must have the hessian's 3 channels, got shape (2,)"),
     (lambda: replace(CALIBRATION, inputs=torch.ones(5, 4)),
      "inputs must be [tokens, 3] like the hessian, got (5, 4)"),
-    (lambda: CALIBRATION.sample(7), "7 rows of inputs were asked for, but only 5 were kept: capture "
-     "again with keep_inputs=7"),
+    (lambda: CALIBRATION.sample(7), "7 rows of inputs were asked for, but only 5 were kept: "
+     "capture again with keep_inputs=7"),
     (lambda: require_fit(CALIBRATION, 4), "the calibration has 3 input channels, the weight 4: was "
      "it captured for another layer?"),
     (lambda: require_fit(replace(CALIBRATION, layer="q"), 4), "the calibration has 3 input "
@@ -113,7 +113,7 @@ REFUSALS = [
     (lambda: as_matrix(np.ones((2, 2), "i4")), "weight has NumPy dtype int32; expected one of "
      "float32, float16, float64. Integers are usually codes whose "
      "scales are stored separately: dequantize them with the library that made them. If they are "
-     "the weights themselves, pass weight.astype("float32")'),
+     'the weights themselves, pass weight.astype("float32")'),
     (lambda: as_matrix(torch.ones(2, 2) * 1j), "weight has dtype torch.complex64; expected one of "
      "float32, bfloat16, float16, float64. Pass the real and the imaginary part separately, "
      "weight.real and weight.imag"),
