@@ -566,8 +566,8 @@ def _refuse_packed(checkpoint: Checkpoint, layer: str) -> None:
     whole = stack if last.isdigit() else plain_name(layer)
     for name in checkpoint.weight_map:
         inside = module is not None and name.startswith(f"{module}.")
-        mine = inside or name.removesuffix("_blocks").endswith(whole)
-        if mine and (packed := leftover([name])):
+        packed = leftover([name])
+        if packed and (inside or name.removesuffix("_blocks").endswith(whole)):
             raise ValueError(
                 f"{layer} is stored in packed form ({name}: {packed[1]}, it seems): "
                 "this checkpoint is already quantized. Give the original one, in "

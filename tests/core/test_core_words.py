@@ -65,8 +65,8 @@ REFUSALS = [
      "act_absmean must have the hessian's 3 channels, got shape (2,)"),
     (lambda: replace(CALIBRATION, inputs=torch.ones(5, 4)),
      "inputs must be [tokens, 3] like the hessian, got (5, 4)"),
-    (lambda: CALIBRATION.sample(7), "only 5 rows of inputs were kept, 7 were asked for: capture "
-     "again with keep_inputs=7"),
+    (lambda: CALIBRATION.sample(7), "7 rows of inputs were asked for, but only 5 were kept: "
+     "capture again with keep_inputs=7"),
     (lambda: require_fit(CALIBRATION, 4), "the calibration has 3 input channels, the weight 4: was "
      "it captured for another layer?"),
     (lambda: require_fit(replace(CALIBRATION, layer="q"), 4), "the calibration has 3 input "
@@ -111,18 +111,18 @@ REFUSALS = [
         "stored separately: dequantize them with the library that made them. If they are the "
         "weights themselves, pass weight.float()"),
     (lambda: as_matrix(np.ones((2, 2), "i4")), "weight has NumPy dtype int32; expected one of "
-     "float32, float16, float64. Integers are mostly the codes of a quantizer, whose scales are "
-     "stored beside them: have its own library dequantize them. If they are the weights "
-     'themselves, pass weight.astype("float32")'),
+     "float32, float16, float64. Integers are usually codes whose "
+     "scales are stored separately: dequantize them with the library that made them. If they are "
+     'the weights themselves, pass weight.astype("float32")'),
     (lambda: as_matrix(torch.ones(2, 2) * 1j), "weight has dtype torch.complex64; expected one of "
-     "float32, bfloat16, float16, float64. Pass its real and its imaginary part one by one, "
+     "float32, bfloat16, float16, float64. Pass the real and the imaginary part separately, "
      "weight.real and weight.imag"),
     (lambda: as_matrix(torch.nn.Linear(2, 3)), "weight must be a torch tensor or a NumPy array, "
      "got Linear: pass its weight, layer.weight"),
     (lambda: as_matrix(torch.nn.ReLU()), "weight must be a torch tensor or a NumPy array, got "
      "ReLU: pass the weight of one layer, or the model to qviz.quantize_model"),
     (lambda: as_matrix(Layer.weight), "weight must be a torch tensor or a NumPy array, got "
-     "QuantizedTensor, which is quantized already: pass its values, weight.dequantize()"),
+     "QuantizedTensor, which is already quantized: pass its values, weight.dequantize()"),
     (lambda: require_finite(torch.tensor([[1.0, 2.0], [torch.nan, -torch.inf]]), "it"),
      "it has 2 value(s) that are not finite, the first is nan at [1, 0]. Quantization needs finite "
      "numbers: load it again, or set them to 0 with torch.nan_to_num(it, 0, 0, 0)"),
@@ -194,9 +194,10 @@ REFUSALS = [
      "2, or K·2^m with a known K (4, 12, 20, 28, 36 …). Pad that side with 2 zeros to 8, the next "
      "larger size, or leave this layer without a rotation"),
     # formats
-    (lambda: encode([torch.nan, 1.0], "int8"), "int8 has no NaN, and 1 of the numbers are NaN; "
-     "mask them first, for example with torch.nan_to_num"),
-    (lambda: values("fp32"), "fp32 has 2^32 codes, too many to list; take 16 bits or less"),
+    (lambda: encode([torch.nan, 1.0], "int8"), "int8 has no NaN, but 1 of the numbers are NaN; "
+     "replace them first, for example with torch.nan_to_num"),
+    (lambda: values("fp32"), "fp32 has 2^32 codes, too many to list; choose a "
+     "format of at most 16 bits"),
     (lambda: decode(16, "int4"), "int4 has codes from 0 to 15, got 16; codes are unsigned "
      "bit patterns"),
     (lambda: decode([3, -2], "int4"), "int4 has codes from 0 to 15, got -2; codes are unsigned "
@@ -221,7 +222,9 @@ def test_memory_that_is_missing_is_said_in_gibibytes(monkeypatch):
     monkeypatch.setattr("qviz.core.memory.available_memory", lambda: 3 * 2**29)
     with pytest.raises(MemoryError) as refused:
         require_memory(5 * 2**30, "this copy", "Take less.")
-    assert str(refused.value) == ("this copy needs 5.0 GiB of memory, 1.5 GiB are free. Take less.")
+    assert str(refused.value) == (
+        "this copy needs 5.0 GiB of memory, but only 1.5 GiB are free. Take less."
+    )
     require_memory(3 * 2**29, "as much as there is", "")
 
 

@@ -364,8 +364,9 @@ def check_weak_damping(text: str, plan: Plan, first: Walk, second: Walk) -> None
 
 def check_dead_channel(text: str, plan: Plan, first: Walk, second: Walk) -> None:
     silent, lost, errors, against, _ = cut(
-        text, ", so GPTQ set the weights that read it to zero. Before a single column is rounded "
-        "the error is ", ". The output", ". That is ", ". You can tell by info['dead_columns']",
+        text, ", so GPTQ set the weights that read it to zero. Before any column is "
+        "rounded the error is already ", ". The output", ". That is ",
+        ". You can tell by info['dead_columns']",
     )  # fmt: skip
     loudest = int(first.calibration.inputs.abs().amax(0).argmax())
     holds(silent, channel=loudest)

@@ -498,7 +498,7 @@ def test_only_a_model_of_ones_own_is_run_for_its_inputs(at, monkeypatch):
     monkeypatch.setattr(
         "qviz.ui.views.granularity.load_calibration", lambda *which: ran.append(which)
     )
-    with pytest.raises(ValueError, match="known already"):
+    with pytest.raises(ValueError, match="already known"):
         page.capture()
     assert not ran
     with monkeypatch.context() as patch:

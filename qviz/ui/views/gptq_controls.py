@@ -22,7 +22,7 @@ SCALE_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32":
 SAME_TEXT = "the calibration text"
 NOTHING, HELD = "nothing", "the run you kept"
 KEPT = "kept"  # what HELD is called in a link
-FAMILIES = {"setting": "setting", "honest": "does it still win", "failure": "failure"}
+FAMILIES = {"setting": "setting", "honest": "harder case", "failure": "failure"}
 
 
 class RunControls:

@@ -54,7 +54,7 @@ class MatrixWords {
   note() {
     const { view, said } = this;
     const { get, zoom } = view;
-    const words = { nearest: "sampled", mean: "averaged", max_abs: "largest" };
+    const words = { nearest: "sampled", mean: "averaged", max_abs: "largest shown" };
     const s = view.tiles.at(view.frame())?.step ?? get("step");
     const n = [Math.max(s[0], Math.round(1 / zoom.sy)), Math.max(s[1], Math.round(1 / zoom.sx))];
     const parts = [];
