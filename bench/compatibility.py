@@ -107,7 +107,7 @@ def table(kind: str, found: Found, notes: Notes) -> list[str]:
 
 
 def summary(found: Found) -> str:
-    """How many architectures and cells, and what became of them."""
+    """How many architectures and cells, and the results."""
     states = Counter(o.state for outcomes in found.values() for o in outcomes.values())
     cells = sum(states.values())
     loaded = sum(outcomes["load"].state == "ok" for outcomes in found.values())

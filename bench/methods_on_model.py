@@ -76,7 +76,7 @@ ROWS["4"] |= {
 ROWS["3"] |= {"GGUF Q3_K": ("gguf", {"type": "Q3_K"})}
 for bits, file_type in (("4", "Q4_K_M"), ("3", "Q3_K_M"), ("2", "Q2_K")):
     for weighed in (False, True):
-        label = f"GGUF file {file_type}" + (", weighed by importance" if weighed else "")
+        label = f"GGUF file {file_type}" + (", weighted by importance" if weighed else "")
         ROWS[bits][label] = ("file mix", {"file_type": file_type, "weighed": weighed})
 ROWS["2"] |= {
     "GGUF Q2_K": ("gguf", {"type": "Q2_K"}),

@@ -1,4 +1,4 @@
-"""The `qviz` command: thin, every subcommand is a few lines around the library."""
+"""The `qviz` command. It is thin: every subcommand is a few lines around the library."""
 
 import argparse
 import os
@@ -10,9 +10,10 @@ from pathlib import Path
 
 from qviz import __version__
 
-# What a user can cause and repair: said in one sentence. Anything else is our fault and keeps its
+# Errors that a user can cause and repair, printed as one sentence. Anything else is our fault and
+# keeps its
 # traceback.
-# Whose versions matter where a page looks wrong.
+# Packages whose versions matter when a page looks wrong.
 PACKAGES_OF_PAGES = (
     "torch", "triton", "bitsandbytes", "numpy", "transformers", "safetensors", "ipywidgets",
     "anywidget", "plotly", "voila", "jupyter_server", "jupyterlab",
@@ -53,7 +54,11 @@ def version_command(args: argparse.Namespace) -> None:
         from qviz.kernels.registry import default_device
 
         about = machine(default_device(), packages=PACKAGES_OF_PAGES)
-        for name in ("qviz", "load before", "cache"):  # said above, or of a benchmark's interest
+        for name in (
+            "qviz",
+            "load before",
+            "cache",
+        ):  # printed above, or of interest to benchmarks only
             del about[name]
         for name, value in about.items():
             say(f"{name}: {value}")
@@ -74,7 +79,7 @@ def methods_command(args: argparse.Namespace) -> None:
         print_indented(f"{method.kind} method; needs {needs}")
         print_indented(", ".join(defaults))
         print_indented(method.source)
-    say("qviz methods NAME tells whose defaults these are, and what can be watched.")
+    say("qviz methods NAME shows where the defaults come from and which events can be traced.")
 
 
 def layers_command(args: argparse.Namespace) -> None:
@@ -109,7 +114,7 @@ def kernels_command(args: argparse.Namespace) -> None:
         [whole_number(n, "--batch") for n in args.batch.split(",")],
     )
     options = {"device": args.device, "kernels": args.kernel, "seconds": args.seconds}
-    # What makes no sense or cannot be written fails now, not after a list or after minutes.
+    # Bad options and unwritable files fail now, not after a long list or after minutes.
     for shape in shapes:
         check(shape, *given, **options)
     if args.json is not None:
@@ -132,20 +137,20 @@ def kernels_command(args: argparse.Namespace) -> None:
 
 
 def require_writable(path: Path, option: str) -> None:
-    """ValueError or OSError, naming the option, for a path at which no file can be written."""
+    """Raise ValueError or OSError, naming the option, if no file can be written at this path."""
     if path.is_dir():
         raise ValueError(
-            f"{option} takes a file to write, and {path} is a folder: name a file in it"
+            f"{option} needs a file to write to, but {path} is a folder: name a file in it"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise PermissionError(f"{option}: {path} cannot be written; name another file")
+        raise PermissionError(f"{option}: cannot write {path}; name another file")
 
 
 def whole_number(text: str, option: str) -> int:
-    """The number; ValueError, naming the option, where it is none."""
+    """The whole numbers; ValueError, naming the option, if one is not a number."""
     if not text.strip().isdecimal():
-        raise ValueError(f"{option} takes whole numbers with commas between, got {text!r}")
+        raise ValueError(f"{option} takes whole numbers separated by commas, got {text!r}")
     return int(text)
 
 
@@ -158,13 +163,13 @@ def cache_command(args: argparse.Namespace) -> None:
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     columns = list(zip(head, *rows, strict=True))
-    widths = [max(map(len, column)) for column in columns[:-1]] + [0]  # the last one may run on
+    widths = [max(map(len, column)) for column in columns[:-1]] + [0]  # the last column may run on
     for row in [head, *rows]:
         print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)))
 
 
 def print_indented(text: str, indent: int = 14) -> None:
-    """The text as a paragraph that is as wide as the terminal, between 60 and 100 columns."""
+    """The text as a paragraph as wide as the terminal, between 60 and 100 columns."""
     width = min(max(shutil.get_terminal_size((100, 24)).columns, 60), 100)
     space = " " * indent
     lines = textwrap.wrap(text, width, initial_indent=space, subsequent_indent=space,
@@ -176,7 +181,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="qviz", description="See and touch LLM quantization.")
     top.add_argument("--version", action="store_true", help="print the version")
     top.add_argument(
-        "--verbose", action="store_true", help="with --version: what a report of a problem needs"
+        "--verbose", action="store_true", help="with --version: print what a bug report needs"
     )
     commands = top.add_subparsers(dest="command", metavar="command")
 
@@ -185,9 +190,14 @@ def parser() -> argparse.ArgumentParser:
         "--port", type=int, help="port to listen on (default: 8866 or the next free)"
     )
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    serve.add_argument("--no-browser", dest="browser", action="store_false", help="open no browser")
     serve.add_argument(
-        "--no-token", dest="token", action="store_false", help="let in whoever can reach the port"
+        "--no-browser", dest="browser", action="store_false", help="do not open a browser"
+    )
+    serve.add_argument(
+        "--no-token",
+        dest="token",
+        action="store_false",
+        help="ask for no token: anyone who can reach the port can use the server",
     )
     serve.add_argument(
         "--pool", type=int, default=1, metavar="N", help="warm kernels for each page (%(default)s)"
@@ -195,12 +205,12 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--notebooks", type=Path, metavar="DIR", help="folder with the lessons")
     serve.add_argument(
         "--embed", action="append", default=[], metavar="ORIGIN",
-        help="let this site (https://lms.example) show the pages inside its own",
+        help="let this site (https://lms.example) embed the pages",
     )  # fmt: skip
     serve.set_defaults(run=serve_command)
 
     methods = commands.add_parser("methods", help="list the quantization methods")
-    methods.add_argument("method", nargs="?", help="one, with its options and events")
+    methods.add_argument("method", nargs="?", help="show one method with its options and events")
     methods.set_defaults(run=methods_command)
 
     layers = commands.add_parser("layers", help="list a model's linear layers and their shapes")
@@ -209,8 +219,14 @@ def parser() -> argparse.ArgumentParser:
     )
     layers.set_defaults(run=layers_command)
 
-    kernels = commands.add_parser("kernels", help="measure real kernels, or say which run here")
-    kernels.add_argument("--list", action="store_true", help="only say which run, and why not")
+    kernels = commands.add_parser(
+        "kernels", help="measure real kernels, or list those that run here"
+    )
+    kernels.add_argument(
+        "--list",
+        action="store_true",
+        help="only list which kernels run here, and why others do not",
+    )
     kernels.add_argument(
         "--shape", action="append", metavar="S", help="2048x2048, or a layer: Llama-3.1-8B:up_proj"
     )
@@ -218,14 +234,18 @@ def parser() -> argparse.ArgumentParser:
     kernels.add_argument(
         "--format", action="append", metavar="F", help="of the weight (int4-g128); may be repeated"
     )
-    kernels.add_argument("--device", metavar="D", help="cpu or cuda (default: a GPU if there is)")
+    kernels.add_argument(
+        "--device", metavar="D", help="cpu or cuda (default: a GPU if there is one)"
+    )
     kernels.add_argument(
         "--seconds", type=float, default=0.3, help="for each kernel and batch (%(default)s)"
     )
-    kernels.add_argument("--kernel", action="append", metavar="K", help="only these; repeatable")
-    kernels.add_argument("--json", type=Path, metavar="FILE", help="write what was found there")
     kernels.add_argument(
-        "--recorded", action="store_true", help="print what was measured on other machines"
+        "--kernel", action="append", metavar="K", help="only this kernel; may be repeated"
+    )
+    kernels.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
+    kernels.add_argument(
+        "--recorded", action="store_true", help="print measurements of other machines"
     )
     kernels.set_defaults(run=kernels_command)
 
@@ -235,13 +255,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0 when it went well, 2 when the user can repair what went wrong."""
+    """Run the command. Returns 0 on success, 2 for an error that the user can repair."""
     top = parser()
     args = top.parse_args(argv)
     if args.command is None and not args.version:
         top.error("name a command, or --help")
     if args.verbose and not args.version:
-        top.error("--verbose belongs to --version")
+        top.error("--verbose only works with --version")
     try:
         (version_command if args.version else args.run)(args)
     except BrokenPipeError:  # `qviz methods | head`

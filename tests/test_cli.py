@@ -42,7 +42,7 @@ def test_what_is_no_command_is_said(wrong: list[str], capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit) as left:
         cli.main(wrong)
     assert left.value.code == 2
-    said = "belongs to --version" if "methods" in wrong else "name a command"
+    said = "only works with --version" if "methods" in wrong else "name a command"
     assert said in capsys.readouterr().err
 
 

@@ -69,7 +69,7 @@ def test_links_to_files(page):
 
 def test_what_the_readme_says_of_single_files_is_so(tmp_path):
     """A .safetensors file serves where single layers are asked for, and not where a model runs."""
-    assert "Wherever single layers are asked for" in TEXT
+    assert "Where it only needs single layers" in TEXT
     path = tmp_path / "one.safetensors"
     save_file({"layer.weight": torch.ones(4, 8)}, path)
     assert [layer.name for layer in list_layers(path)] == ["layer"]

@@ -17,7 +17,7 @@ from qviz.server.app import LessonServer, kernel_environment
 from qviz.server.options import bind, find_notebooks, is_loopback
 from qviz.server.words import Started, welcome
 
-OPEN = "anyone who can reach this machine can now use its processor"
+OPEN = "anyone who can reach this machine can now run computations on it"
 
 
 @given(
@@ -32,7 +32,7 @@ def test_a_server_that_is_open_to_the_network_warns_and_no_other(
     inside = [line for line in lines if line.startswith("Pages may be shown inside")]
     assert len(inside) == bool(embed) and all(site in line for site in embed for line in inside)
     assert any(OPEN in line for line in lines) == (not token and not loopback)
-    assert any(line == "No token is asked for. Open:" for line in lines) == (not token)
+    assert any(line == "No token is needed. Open:" for line in lines) == (not token)
     assert any(line == "Open this link in a browser:" for line in lines) == token
     assert any(line.startswith("Preparing calibration data") for line in lines) == busy
     holds(lines[0], pages=(pages, "pages from /lessons"))

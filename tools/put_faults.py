@@ -78,7 +78,7 @@ MOST_SECONDS = 60  # that the tests for one fault may take together, without it
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a fault; `noticed` names the first test that failed, empty: none did."""
+    """The outcome of a fault; `noticed` names the first test that failed, empty: none did."""
 
     file: str
     line: int

@@ -66,8 +66,9 @@ def models() -> str:
     refused = sum(cell.startswith("refused") for cell in cells)
     wrong = sum(cell.startswith("FAILS") for cell in cells)
     return (
-        f"Of {count} architectures tried, {loads} load; of what was asked of them {good:,} results "
-        f"are right, {refused} requests are refused in words and {wrong} results are wrong.\n"
+        f"Of {count} architectures tried, {loads} load. Of the operations tried on them, "
+        f"{good:,} gave right results, {refused} were refused with a reason, and {wrong} gave "
+        "wrong results.\n"
     )
 
 

@@ -1,29 +1,30 @@
-"""Agreement: whether two runs of one algorithm gave the same codes, ties apart.
+"""Agreement: whether two runs of one algorithm gave the same codes, except at ties.
 
 An algorithm that rounds one column after another and lets each rounding change the next (GPTQ)
-cannot be repeated bit for bit where sums run in another order: a weight that lies within rounding
-error of the middle between two levels goes either way, and all that follows in its row differs
-then, rightly. So the first difference in each row is looked at, and nothing after it: it is
-explained if the weight was that close to the middle between the two codes.
+cannot be repeated bit for bit if sums run in another order. A weight that lies within rounding
+error of the midpoint between two levels may go either way, and then everything after it in its row
+differs, rightly. So only the first difference in each row counts. It is explained if the weight was
+that close to the midpoint between the two codes.
 """
 
 from dataclasses import dataclass
 
 import torch
 
-TIE = 1e-3  # steps between a weight and the middle of two levels, up to which it is a tie
-LOSS = 1e-3  # relative difference between two losses that counts as none
+TIE = 1e-3  # spacings: a weight this close to the midpoint of two levels is at a tie
+LOSS = 1e-3  # relative: two losses that differ by less count as equal
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Where two runs part in one row.
+    """Where two runs first differ in one row.
 
-    step       of the algorithm at which they do, and `column` the weight's column there
+    step       of the algorithm at which they differ, and `column` the weight's column there
     ours, theirs   the two codes
     position   where the weight lay, in codes, before our run rounded it
-    distance   from the middle between the two codes, in steps; infinite if they are no neighbours
-    explained  whether that is a tie
+    distance   from the midpoint between the two codes, in spacings; infinite if they are not
+               adjacent
+    explained  whether this is a tie
     """
 
     row: int
@@ -38,8 +39,8 @@ class Difference:
     def __str__(self) -> str:
         return (
             f"row {self.row}, column {self.column} (step {self.step}): {self.ours} beside "
-            f"{self.theirs}, the weight lay at {self.position:.6f}, {self.distance:.2g} steps "
-            f"from the tie"
+            f"{self.theirs}, the weight lay at {self.position:.6f}, {self.distance:.2g} spacings "
+            "from the tie"
         )
 
 
@@ -48,7 +49,8 @@ class Agreement:
     """What a comparison of two runs found.
 
     rows         how many were compared
-    compared     codes up to and with the first difference of each row; the rest is not counted
+    compared     codes up to and including the first difference of each row; later ones are not
+                 counted
     differences  the first of each row that has one, in the order of rows
     excess_loss  ours / theirs − 1; None if no losses were given
     """
@@ -60,16 +62,17 @@ class Agreement:
 
     @property
     def unexplained(self) -> tuple[Difference, ...]:
-        """The differences that are not ties; earliest step first: where to look for the mistake."""
+        """The differences that are not ties, earliest step first: this is where to look for the
+        mistake."""
         found = [d for d in self.differences if not d.explained]
         return tuple(sorted(found, key=lambda d: (d.step, d.row)))
 
     @property
     def holds(self) -> bool:
-        """Every difference is a tie; where there is none, the losses agree within 0.1 %.
+        """Whether every difference is a tie and, if there is none, the losses agree within 0.1 %.
 
-        A tie that goes the other way gives its row another loss, better as often as worse: at 2
-        bits one row of 256 has been seen to move the sum by 0.9 %.
+        A tie that goes the other way changes its row's loss, for better as often as for worse: at 2
+        bits one row of 256 has been seen to change the sum by 0.9 %.
         """
         if self.differences:
             return not self.unexplained
@@ -79,7 +82,7 @@ class Agreement:
         loss = "" if self.excess_loss is None else f", loss {self.excess_loss:+.3%}"
         text = (
             f"{self.rows - len(self.differences)} of {self.rows} rows equal, "
-            f"{len(self.differences) - len(self.unexplained)} part at a tie, "
+            f"{len(self.differences) - len(self.unexplained)} differ at a tie, "
             f"{len(self.unexplained)} elsewhere{loss}"
         )
         return f"{text}; first: {self.unexplained[0]}" if self.unexplained else text
@@ -100,7 +103,7 @@ def agreement(
                the code is the nearest integer, within its limits
     perm       [columns] the column that each step rounded; None: from left to right
     losses     (ours, theirs)
-    tolerance  how far from the middle between two codes a weight may lie to count as a tie
+    tolerance  how far from the midpoint between two codes a weight may lie and still be a tie
 
     ValueError when the shapes differ.
 

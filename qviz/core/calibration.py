@@ -12,7 +12,7 @@ from qviz.core.check import as_matrix, require_finite, require_int
 from qviz.core.divide import divide
 
 RECAPTURE = (
-    "Capture again with the model in float32 or bfloat16: in float16, which ends at 65504, large "
+    "Capture again with the model in float32 or bfloat16: float16 ends at 65504, so large "
     "activations become Inf"
 )
 
@@ -21,7 +21,7 @@ RECAPTURE = (
 class Calibration:
     """Statistics of the inputs X of one linear layer, Y = X·Wᵀ.
 
-    inputs      [kept tokens, in] float32: a sample of the rows of X (all of them if they were few)
+    inputs      [kept tokens, in] float32: a sample of the rows of X (all of them if there are few)
     hessian     [in, in] float32 or float64: the mean over tokens of 2·x·xᵀ, that is 2·XᵀX / tokens
                 (GPTQ, Frantar et al. 2022, section 3; the average is over tokens, not sequences)
     act_absmax  [in] float32: the largest |x| of each input channel over all tokens
@@ -30,7 +30,7 @@ class Calibration:
     layer       the layer's name, for messages
     source      what text it was, for captions
 
-    ValueError for parts that do not fit together and for numbers that are not finite.
+    Raises ValueError for parts that do not fit together and for numbers that are not finite.
     """
 
     inputs: torch.Tensor
@@ -58,7 +58,7 @@ class Calibration:
             )
         if self.tokens < 1:
             raise ValueError("a calibration needs at least one token")
-        # A single NaN here would make factors of NaN, or none, without a word.
+        # A single NaN here would silently make all factors NaN.
         for name in ("inputs", "hessian", "act_absmax", "act_absmean"):
             if getattr(self, name).numel():
                 require_finite(getattr(self, name), f"the calibration's {name}", fix=RECAPTURE)
@@ -68,10 +68,10 @@ class Calibration:
         return self.hessian.shape[0]
 
     def sample(self, tokens: int) -> "Calibration":
-        """The statistics of the first `tokens` of the kept inputs: what a shorter text would give.
+        """The statistics of the first `tokens` of the kept inputs, as from a shorter text.
 
-        The inputs that are kept are a random sample of the text's tokens in the order of the text.
-        The Hessian keeps its dtype. ValueError for more tokens than were kept.
+        The kept inputs are a random sample of the text's tokens, in text order. The Hessian keeps
+        its dtype. Raises ValueError for more tokens than were kept.
 
         >>> qviz.load_calibration(None, "model.layers.0.mlp.down_proj").sample(16).tokens
         16
@@ -79,7 +79,7 @@ class Calibration:
         tokens = require_int(tokens, "tokens", 1, 10**9)
         if tokens > len(self.inputs):
             raise ValueError(
-                f"only {len(self.inputs)} rows of inputs were kept, {tokens} were asked for: "
+                f"{tokens} rows of inputs were asked for, but only {len(self.inputs)} were kept: "
                 f"capture again with keep_inputs={tokens}"
             )
         rows = self.inputs[:tokens]
@@ -98,16 +98,16 @@ class Calibration:
 def require_calibration(x: object) -> None:
     """TypeError for anything but a Calibration, such as the dict that qviz.capture returns."""
     if not isinstance(x, Calibration):
-        hint = "; take the layer's entry of it" if isinstance(x, dict) else ""
+        hint = "; pass one layer's entry of it" if isinstance(x, dict) else ""
         raise TypeError(
-            f"calibration must be a qviz.Calibration, one layer's, as qviz.capture(…)[layer] or "
-            f"qviz.load_calibration gives it; got {type(x).__name__}{hint}"
+            "calibration must be one layer's qviz.Calibration, as returned by "
+            f"qviz.capture(…)[layer] or qviz.load_calibration; got {type(x).__name__}{hint}"
         )
 
 
 def require_fit(calibration: Calibration, in_features: int) -> None:
-    """ValueError for the calibration of a layer with another number of input channels, TypeError
-    for what is no calibration."""
+    """Raise ValueError for a calibration with another number of input channels, TypeError for
+    anything else."""
     require_calibration(calibration)
     if calibration.in_features != in_features:
         layer = f" ({calibration.layer})" if calibration.layer else ""

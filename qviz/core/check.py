@@ -1,4 +1,4 @@
-"""Checks that every public function makes of what it is given, with messages that name the fix."""
+"""Checks that every public function makes on its arguments, with messages that name the fix."""
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -58,29 +58,28 @@ def _shared_with_numpy(x: np.ndarray, name: str) -> torch.Tensor:
 
 
 def _dtype_fix(dtype: str, name: str, cast: str) -> str:
-    """What to do about numbers of another dtype. A cast alone is right for few of them: most are
-    codes, and mean nothing without their scales."""
+    """What to do about numbers of another dtype. A cast alone is rarely right: most are codes,
+    which mean nothing without their scales."""
     if dtype.startswith(("qint", "quint")):
-        return f"It is quantized already: {name}.dequantize() gives its values"
+        return f"It is already quantized: {name}.dequantize() returns its values"
     if dtype.startswith("float8"):
         return (
             "Weights in 8 bits are stored in units of a scale, which a cast alone would drop: pass "
-            f"{cast} * scale, the scale being that of each weight's tensor, row or block "
+            f"{cast} * scale, with the scale of each weight's tensor, row or block "
             "(weight_scale or weight_scale_inv in a checkpoint)"
         )
     if dtype.startswith(("int", "uint", "bits", "float4")):
         return (
-            "Integers are mostly the codes of a quantizer, whose scales are stored beside them: "
-            "have its own library dequantize them. If they are the weights themselves, pass "
-            f"{cast}"
+            "Integers are usually codes whose scales are stored separately: dequantize them "
+            f"with the library that made them. If they are the weights themselves, pass {cast}"
         )
     if dtype.startswith("complex"):
-        return f"Pass its real and its imaginary part one by one, {name}.real and {name}.imag"
+        return f"Pass the real and the imaginary part separately, {name}.real and {name}.imag"
     return f"Pass {cast}"
 
 
 def _not_a_tensor(x: object, name: str) -> str:
-    """What was given instead of a tensor, and what of it to pass."""
+    """What was given instead of a tensor, and which part of it to pass."""
     kind = type(x).__name__
     if kind == "Conv1D":  # transformers' own, of GPT-2: a linear layer stored the other way
         return f"got {kind}: pass its weight as [out, in], layer.weight.T"
@@ -95,17 +94,18 @@ def _not_a_tensor(x: object, name: str) -> str:
     if isinstance(x, list | tuple):
         return f"got {kind}: pass torch.tensor({name}, dtype=torch.float32)"
     if hasattr(x, "dequantize"):
-        return f"got {kind}, which is quantized already: pass its values, {name}.dequantize()"
+        return f"got {kind}, which is already quantized: pass its values, {name}.dequantize()"
     return f"got {kind}"
 
 
 def _weight_shape_fix(name: str, shape: tuple[int, ...]) -> str:
-    """The message for what is no matrix. How to make one depends on what the numbers are: experts
-    put into one row each, or one weight into each row, would be quantized without a complaint."""
+    """The message for something that is not a matrix. How to make one depends on what the numbers
+    are: a wrong reshape (one expert per row, one weight per row) would be quantized without
+    complaint."""
     if 0 in shape:
         fix = (
-            "it has no values. If it is sharded over processes, or loaded later, gather or load it "
-            "first"
+            "it has no values. If it is sharded over processes or not loaded yet, gather or "
+            "load it first"
         )
     elif len(shape) == 3:
         fix = (
@@ -130,7 +130,7 @@ def _weight_shape_fix(name: str, shape: tuple[int, ...]) -> str:
 def require_finite(x: torch.Tensor, name: str, *, fix: str = "") -> None:
     """Raise ValueError naming the first position in `x` that is NaN or infinite.
 
-    `fix` says what to do, where it is another thing than to mend the tensor itself.
+    `fix` says what to do, if that is something other than repairing the tensor itself.
     """
     # The extremes of a tensor with a NaN are NaN: one pass and no second tensor in the usual case.
     if all(math.isfinite(end) for end in torch.stack(torch.aminmax(x)).tolist()):
@@ -140,7 +140,9 @@ def require_finite(x: torch.Tensor, name: str, *, fix: str = "") -> None:
     value = float(x[tuple(bad[0])])
     cast = ""
     if x.dtype == torch.float16 and math.isinf(value):
-        cast = "Float16 ends at 65504: if it was cast, keep the dtype that it was saved in. "
+        cast = (
+            "Float16 ends at 65504: if the tensor was cast, keep the dtype that it was saved in. "
+        )
     raise ValueError(
         f"{name} has {len(bad)} value(s) that are not finite, the first is {value} at [{where}]. "
         + (
@@ -154,10 +156,10 @@ def require_finite(x: torch.Tensor, name: str, *, fix: str = "") -> None:
 def narrowed(
     x: torch.Tensor, dtype: torch.dtype, name: str, *, below: int | None = None
 ) -> torch.Tensor:
-    """The finite `x` in a dtype that an arithmetic asks for.
+    """The finite `x` in the dtype that a computation needs.
 
-    ValueError, with the power of two to divide by, for numbers that the dtype cannot hold; so that
-    all are under 2^below, where what comes later needs more room than the dtype.
+    Raises ValueError, naming the power of two to divide by, for numbers that the dtype cannot hold
+    or that are not under 2^below, which leaves headroom for what comes later.
 
     >>> narrowed(torch.tensor([[70000.0 / 2.0**2]]), torch.float16, "weight").dtype
     torch.float16
@@ -180,21 +182,21 @@ def narrowed(
 
 
 def rescaling(name: str, largest: float, exponent: int) -> str:
-    """The advice to bring numbers up to `largest` below 2^exponent, and to undo it afterwards.
+    """Advice: how to bring numbers up to `largest` below 2^exponent, and how to undo it afterwards.
 
     >>> rescaling("weight", 70000.0, 15)
-    'Pass weight / 2.0**2, and multiply what comes out by 2.0**2'
+    'Pass weight / 2.0**2, and multiply the result by 2.0**2'
     """
     # At most 2^100 upwards, which float32 holds as a factor.
     power = max(math.frexp(largest)[1] - exponent, -100)
     if power >= 0:
-        return f"Pass {name} / 2.0**{power}, and multiply what comes out by 2.0**{power}"
-    return f"Pass {name} * 2.0**{-power}, and divide what comes out by 2.0**{-power}"
+        return f"Pass {name} / 2.0**{power}, and multiply the result by 2.0**{power}"
+    return f"Pass {name} * 2.0**{-power}, and divide the result by 2.0**{-power}"
 
 
 def require_representable(x: torch.Tensor, weight: torch.Tensor, what: str) -> None:
-    """ValueError where x, what a format makes of a finite weight, left the weight's dtype: its
-    largest numbers were rounded up."""
+    """Raise ValueError if the reconstruction x of a finite weight overflows the weight's dtype
+    because its largest numbers were rounded up."""
     dtype = str(weight.dtype).removeprefix("torch.")
     fix = (
         "weight.float()" if weight.dtype == torch.float16 else "weight / 2.0, and double the result"
@@ -207,7 +209,8 @@ def require_representable(x: torch.Tensor, weight: torch.Tensor, what: str) -> N
 
 
 def as_device(device: torch.device | str) -> torch.device:
-    """The device of this name; ValueError, with those that qviz runs on, where torch has none."""
+    """The device of this name. Raises ValueError, naming those that qviz runs on, if torch has
+    none."""
     try:
         return torch.device(device)
     except (RuntimeError, TypeError) as error:
@@ -224,7 +227,7 @@ def require_int(value: object, name: str, low: int, high: int) -> int:
 
 
 def require_bits(value: object, widths: Collection[int], name: str = "bits") -> int:
-    """`value` if it is one of the widths that a method has; TypeError or ValueError otherwise."""
+    """`value` if it is one of a method's bit-widths; TypeError or ValueError otherwise."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if value not in widths:
@@ -233,7 +236,7 @@ def require_bits(value: object, widths: Collection[int], name: str = "bits") -> 
 
 
 def in_words(widths: Collection[int]) -> str:
-    """Numbers to choose from, as a sentence has them.
+    """Numbers to choose from, as written in a sentence.
 
     >>> in_words(range(2, 9)), in_words((1, 2, 4))
     ('from 2 to 8', 'one of 1, 2, 4')
@@ -252,13 +255,13 @@ def require_number(value: object, name: str) -> float:
 
 
 def close(name: object, known: Iterable[str]) -> list[str]:
-    """At most three of the names that look like this one, the nearest first."""
+    """At most three names similar to this one, the nearest first."""
     lower = {each.lower(): each for each in sorted(known)}
     return [lower[each] for each in get_close_matches(str(name).lower(), lower, n=3, cutoff=0.5)]
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:
-    """The message for a name that is not known: what was asked, what is near, what there is."""
+    """The message for an unknown name: what was asked, what is similar, what exists."""
     names = sorted(known)
     near = close(name, names)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""

@@ -2,8 +2,8 @@
 
 A floating-point code is a sign, an exponent field E of e bits and a mantissa field M of m bits; it
 stands for ±2^(E − bias)·(1 + M/2^m), and for ±2^(1 − bias)·M/2^m where E = 0 (subnormal). An
-integer code is a two's complement number. Codes here are bit patterns, unsigned, so that a bit that
-is clicked is a bit of the code.
+integer code is a two's complement number. Codes here are unsigned bit patterns, so a bit that is
+clicked is a bit of the code.
 
 Encoding is one algorithm for every format and exact for every input: |x| is scaled by a power of
 two until its last kept bit is worth 1, and rounded once. Most libraries convert float64 through
@@ -32,7 +32,7 @@ class Format:
     exponent_bits  0: a two's complement integer, whose bits below the sign are the mantissa and
                    which has neither exponents nor subnormals
     mantissa_bits  as stored, without the leading 1
-    bias           what is subtracted from the exponent field
+    bias           the number subtracted from the exponent field
     specials       "ieee": the highest exponent holds Inf and NaN; "fn": only all bits 1 is NaN and
                    there is no Inf; "none": every code is a number
     signed         has a sign bit
@@ -87,7 +87,7 @@ class Format:
 
     @property
     def nan_code(self) -> int | None:
-        """The NaN that `encode` writes; formats with Inf have several, `nan_codes` lists them."""
+        """The NaN that `encode` writes. Formats with Inf have several; `nan_codes` lists them."""
         if self.inf_code is not None:
             return self.inf_code | 1 << (self.mantissa_bits - 1)
         return self._magnitudes - 1 if self.has_nan else None
@@ -212,7 +212,7 @@ def format_of(fmt: str | Format) -> Format:
 def encode(
     x: object, fmt: str | Format, *, rounding: str = "nearest_even", saturate: bool = False
 ) -> torch.Tensor:
-    """The codes that numbers become in a format.
+    """The codes of numbers in a format.
 
     x         floating-point tensor on any device, NumPy array, or Python number(s), which count as
               float64
@@ -220,7 +220,7 @@ def encode(
               from zero: `cvt.rna.tf32`, microxcaling); "half_toward_zero" (nearest, ties toward
               zero: ggml's FP4); "toward_zero" (truncation: what a tensor core does with FP32 given
               as TF32)
-    saturate  what is too large after rounding, Inf included, becomes the largest finite number:
+    saturate  numbers too large after rounding, Inf included, become the largest finite number:
               torch ≥ 2.12 casting to E4M3, `cvt.satfinite`, OCP's saturating mode. False: it
               becomes Inf, in E4M3 and E8M0 NaN (IEEE; ml_dtypes; torch casting to E5M2, FP16 and
               BF16; E4M3 is NaN above 464, E5M2 Inf from 61440). Formats with neither saturate
@@ -239,8 +239,8 @@ def encode(
         raise ValueError(unknown("rounding", rounding, ROUNDINGS))
     if fmt.nan_code is None and (count := int(torch.isnan(x).sum())):
         raise ValueError(
-            f"{fmt.name} has no NaN, and {count} of the numbers are NaN; mask them first, for "
-            f"example with torch.nan_to_num"
+            f"{fmt.name} has no NaN, but {count} of the numbers are NaN; replace them first, for "
+            "example with torch.nan_to_num"
         )
     dtype = torch.uint8 if fmt.bits <= 8 else torch.int64
     codes = torch.empty(x.shape, dtype=dtype, device=x.device)
@@ -279,8 +279,8 @@ def _codes(x: torch.Tensor, fmt: Format, rounding: str, saturate: bool) -> torch
 def _magnitude(a: torch.Tensor, fmt: Format, rounding: str) -> torch.Tensor:
     """Codes of a ≥ 0, as if exponents had no upper end; Inf and NaN give any code beyond the last.
 
-    A code counts the numbers below it: 2^m for each binade below that of a, and the steps within.
-    A carry into the next binade therefore needs no care.
+    A code counts the numbers below it: 2^m for each binade below that of a, and those within it. So
+    a carry into the next binade needs no special care.
     """
     m = fmt.mantissa_bits
     # float32 is faster, and as exact unless the factor below leaves its exponents.
@@ -291,7 +291,7 @@ def _magnitude(a: torch.Tensor, fmt: Format, rounding: str) -> torch.Tensor:
     # a copy costs as much as the arithmetic.
     e = (a.view(integer) >> width).sub_(bias).clamp_(fmt.emin, 127)
     factor = ((m + bias - e) << width).view(a.dtype)  # 2^(m − e), exact on every device
-    # In steps of the last kept bit. What is beyond every binade ends one binade up, and Inf too.
+    # In units of the last kept bit. Anything beyond every binade, Inf too, ends one binade up.
     n = factor.mul_(a).clamp_(max=2.0 ** (m + 1))
     code = e.sub_(fmt.emin).bitwise_left_shift_(m).add_(_round(n, rounding).to(integer))
     # Without subnormals there are no numbers below the lowest binade.
@@ -368,7 +368,7 @@ def decode(codes: object, fmt: str | Format) -> torch.Tensor:
 def cast(
     x: object, fmt: str | Format, *, rounding: str = "nearest_even", saturate: bool = False
 ) -> torch.Tensor:
-    """What remains of numbers in a format, float32: decode(encode(x)); options as in `encode`.
+    """Numbers rounded to a format, as float32: decode(encode(x)). Options as in `encode`.
 
     >>> cast([0.3, 5.0, 100.0], "fp4_e2m1")
     tensor([0.5000, 4.0000, 6.0000])
@@ -387,7 +387,8 @@ def values(fmt: str | Format) -> Values:
     fmt = format_of(fmt)
     if fmt.bits > 16:
         raise ValueError(
-            f"{fmt.name} has 2^{fmt.bits} codes, too many to list; take 16 bits or less"
+            f"{fmt.name} has 2^{fmt.bits} codes, too many to list; choose a format of at most 16 "
+            "bits"
         )
     codes = torch.arange(fmt.max_code + 1)
     if fmt.signed:

@@ -3,8 +3,7 @@
 For a weight [out, in]: the whole tensor, one row (channel), `group_size` consecutive inputs of a
 row, or `group_size` consecutive values of the flattened matrix (bitsandbytes). For activations
 [tokens, in] a row is a token, and axis 0 shares a scale among the tokens of a column (KIVI's keys).
-Every granularity is the same thing seen as [rows, groups, group_size], so that a method is written
-once, for groups.
+Every granularity is a view [rows, groups, group_size], so a method is written once, for groups.
 """
 
 from dataclasses import dataclass
@@ -15,13 +14,13 @@ from torch.nn import functional
 
 KINDS = ("tensor", "channel", "group", "token", "flat")
 SIZED = ("group", "flat")  # the kinds that have a group size
-WHOLE = -1  # what most systems write for a group of the whole row, which is None here
+WHOLE = -1  # how most systems write a group of the whole row, which is None here
 
 
 def whole_or_size(group_size: object) -> int | None:
-    """The group size that was asked for: None for the whole row, which is spelled None or -1.
+    """The requested group size; None for the whole row, which may be given as None or -1.
 
-    TypeError or ValueError for anything else that is no size.
+    Raises TypeError or ValueError for anything else.
 
     >>> whole_or_size(-1), whole_or_size(128)
     (None, 128)
@@ -42,7 +41,8 @@ def whole_or_size(group_size: object) -> int | None:
 
 
 def not_dividing(size: int, length: int, what: str) -> str:
-    """The message for a group size that does not divide `length` columns, rows …: what would."""
+    """The message for a group size that does not divide `length` columns, rows …: which sizes
+    do."""
     fits = [d for d in range(8, length + 1) if length % d == 0] or [length]
     return (
         f"group_size {size} does not divide the {length} {what}. Sizes that do: "
@@ -54,7 +54,7 @@ def not_dividing(size: int, length: int, what: str) -> str:
 class Granularity:
     """`kind` is one of tensor, channel, group, token, flat.
 
-    group_size  belongs to "group" and "flat" alone. None or -1 with "group" is the whole row, and
+    group_size  applies to "group" and "flat" only. None or -1 with "group" is the whole row, and
                 makes it "channel"
     axis        along which the members of a group lie: 1 along a row, 0 along a column
     """
@@ -79,7 +79,7 @@ class Granularity:
         if self.kind not in SIZED and size is not None:
             raise ValueError(
                 f'group_size={size} does not apply to granularity="{self.kind}"; '
-                f'use granularity="group", or leave group_size out'
+                f'use granularity="group", or omit group_size'
             )
 
     @classmethod
@@ -87,18 +87,16 @@ class Granularity:
         """From the options of a method."""
         if isinstance(kind, Granularity):
             if group_size is not None:
-                raise ValueError(
-                    f"{kind} has its own group size; leave group_size={group_size} out"
-                )
+                raise ValueError(f"{kind} has its own group size; omit group_size={group_size}")
             return kind
         return cls(kind, group_size)
 
     def split(self, x: torch.Tensor) -> torch.Tensor:
         """View `x` [rows, columns] as [rows, groups, group_size] ([1, 1, all] for a tensor).
 
-        Raises ValueError when the group size does not divide the row. The field's systems differ
-        in what they do with a remainder, so this is left to the caller's choice. Only "flat" has a
-        shorter last group, as bitsandbytes has; it comes padded with zeros.
+        Raises ValueError when the group size does not divide the row. Real systems treat a
+        remainder differently, so the choice is left to the caller. Only "flat" may have a shorter
+        last group, as in bitsandbytes; it is padded with zeros.
         """
         if self.kind == "tensor":
             return x.reshape(1, 1, -1)
@@ -138,7 +136,7 @@ class Granularity:
     def locate(
         self, rows: torch.Tensor, columns: torch.Tensor, shape: tuple[int, int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where in the scales [rows, groups] the scales of these cells stand.
+        """The positions in the scales [rows, groups] of these cells' scales.
 
         rows [r] and columns [c] are indices; returns two index tensors that broadcast to [r, c].
         """
@@ -152,7 +150,7 @@ class Granularity:
         return rows, columns // self._size(shape[1])
 
     def _size(self, length: int) -> int:
-        """The group size; the whole length where the kind has none."""
+        """The group size; the whole length if the kind has none."""
         return int(self.group_size or length)
 
     def __str__(self) -> str:

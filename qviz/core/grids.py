@@ -1,6 +1,6 @@
 """Grids: what gives codes their meaning.
 
-A grid knows the values that codes stand for, how its parameters are stored, and nothing of how
+A grid knows the values that codes stand for and how its parameters are stored. It does not know how
 they were found. Symbols: q codes, s scale, z zero point (the integer code of 0.0), x̂ the
 reconstruction.
 """
@@ -46,7 +46,7 @@ class ScalarGrid(ABC):
 
     @abstractmethod
     def all_codes(self) -> torch.Tensor:
-        """Every code [codes] that may occur, and whose value is finite."""
+        """Every code [codes] that may occur and has a finite value."""
 
     @abstractmethod
     def streams(self, codes: torch.Tensor) -> list[Stream]:
@@ -95,10 +95,10 @@ def affine_values(
 class Affine(ScalarGrid):
     """Equally spaced levels: x̂ = s·(q − z), or x̂ = s·q + offset.
 
-    scale       [rows, groups] in the dtype it is stored in; positive, but for GGUF's signed ones
+    scale       [rows, groups] in the dtype it is stored in; positive, except for GGUF's signed ones
     zero_point  [rows, groups] or None (then 0): an integer dtype where the system stores an
                 integer code, a floating one where it stores a real-valued zero (HQQ)
-    offset      [rows, groups] or None: what is added after scaling (quanto, KIVI)
+    offset      [rows, groups] or None: the number added after scaling (quanto, KIVI)
     bits        width of one code; qmin, qmax the codes that may occur
     compute     dtype in which x̂ is computed
     """

@@ -4,8 +4,8 @@ H_n is n×n, all entries ±1, with H·Hᵀ = n·I; H/√n is a rotation that spr
 over all n. For n = K·2^m the matrix is H_K ⊗ H_2 ⊗ … ⊗ H_2 (Sylvester), so that a product costs
 n·(K + m) additions instead of n². For K there are three constructions, by Paley (two) and by
 Goethals and Seidel. QuaRot and torchao read their K×K matrices from Sloane's tables; those built
-here have the same orders and the same defining property, but other rows, so that a rotated weight
-differs from theirs in every entry and in no statistic.
+here have the same orders and the same defining property, but other rows, so a rotated weight
+differs from theirs in every entry but has the same statistics.
 """
 
 import itertools
@@ -29,7 +29,7 @@ _SEQUENCES = {
     43: (0x53502F40ACA, 0x47A4C0325E2, 0x637AC935EC6, 0x871D9B8E10),
 }
 
-CACHED = 2**15  # numbers; up to here torch does not wait for other threads either
+CACHED = 2**15  # numbers; up to this size torch does not use other threads either
 
 
 def hadamard_matrix(n: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What is stored: runs of numbers, their packed bytes, and the bill in bits."""
+"""What is stored: runs of numbers, their packed bytes, and their cost in bits."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ PIECE = (
 
 @dataclass(frozen=True)
 class LedgerItem:
-    """One line of the bill: `count` numbers of `bits` bits each."""
+    """One line of the ledger: `count` numbers of `bits` bits each."""
 
     name: str
     count: int
@@ -28,7 +28,7 @@ class Stream:
     """A run of stored numbers: `bits` wide unsigned integers, or values as they are (None).
 
     bitorder  which end of a byte the first integer takes: "little" the low bits, "big" the high
-    parts     what the bytes consist of, where one run interleaves several things (GGUF blocks)
+    parts     the contents of the bytes, where one run interleaves several things (GGUF blocks)
     fill      the code that fills the last byte, where whole codes make up a byte
     """
 
@@ -45,7 +45,7 @@ class Stream:
 
     @property
     def items(self) -> tuple[LedgerItem, ...]:
-        """The lines of the bill, without the bits that fill the last byte."""
+        """The lines of the ledger, without the bits that fill the last byte."""
         return self.parts or (LedgerItem(self.name, self.values.numel(), self.width),)
 
     def pack(self) -> np.ndarray:
@@ -106,7 +106,7 @@ class Ledger:
 
 
 def ledger_of(streams: list[Stream], weights: int) -> Ledger:
-    """The bill of these streams; what fills their last bytes is its own line."""
+    """The ledger of these streams. The bits that fill their last bytes get a line of their own."""
     items = [item for stream in streams for item in stream.items]
     padding = sum(-sum(item.total_bits for item in stream.items) % 8 for stream in streams)
     if padding:

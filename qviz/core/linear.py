@@ -1,5 +1,5 @@
-"""Layers: those that quantize their inputs as well, so that their product is their own, and those
-that are trained while they are quantized."""
+"""Layers: those that also quantize their inputs and so have a product of their own, and those that
+are trained while quantized."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -29,7 +29,7 @@ class QuantizedLinear(ABC):
         """Y [..., out] for inputs x [..., in], as the real system multiplies."""
 
     def flatten(self, x: torch.Tensor | np.ndarray) -> torch.Tensor:
-        """Inputs [..., in] as a finite matrix [tokens, in]; ValueError if they are none of ours."""
+        """Inputs [..., in] as a finite matrix [tokens, in]; ValueError if they do not fit."""
         if not isinstance(x, torch.Tensor | np.ndarray):
             raise TypeError(f"inputs must be a tensor or an array, got {type(x).__name__}")
         if x.ndim == 0 or x.shape[-1] != self.shape[1]:
@@ -46,11 +46,12 @@ class QuantizedLinear(ABC):
         return self.weight.dequantize()
 
     def folded(self) -> "QuantizedLinear":
-        """The same layer for inputs that the layer before divided already."""
+        """The same layer for inputs that the layer before has already divided."""
         return self.with_weight(self.weight.folded())
 
     def unfolded(self) -> "QuantizedLinear":
-        """The same, with input scales that are stored because no layer takes them up."""
+        """The same, with input scales that are stored because no neighbouring layer absorbs
+        them."""
         return self.with_weight(self.weight.unfolded())
 
     def with_weight(self, weight: QuantizedTensor) -> "QuantizedLinear":
@@ -83,7 +84,7 @@ class QuantizedLinear(ABC):
 
 
 class TrainableLinear(nn.Module, ABC):
-    """A linear layer that trains with a quantized weight, whatever of it is trained.
+    """A linear layer with a quantized weight of which some part is trained.
 
     bias  [out] parameter or None, never quantized; None until it is set
     """
@@ -121,8 +122,8 @@ def integer_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
     In float32, for which every device has a fast product. Its integers are exact up to 2²⁴ = 1024 ·
     128², so the columns are taken 1024 at a time. (torch's own int8 product saturates inside on
-    processors without the instructions for it.) ValueError for so many columns that a sum may
-    leave int32.
+    processors without the instructions for it.) Raises ValueError for so many columns that a sum
+    may overflow int32.
 
     >>> integer_product(torch.tensor([[127, -3]]).char(), torch.tensor([[127, 5]]).char())
     tensor([[16114]], dtype=torch.int32)

@@ -1,7 +1,7 @@
-"""How much memory this process may still take, and a refusal in words before it takes more.
+"""How much memory this process may still take, and an error in words before it takes more.
 
-The machine is not the only limit: a container has one of its own (a control group of Linux), which
-is often far below what the machine has free and ends the process without a word.
+The machine is not the only limit. A container has its own (a Linux control group), which is often
+far below what the machine has free, and exceeding it kills the process without a message.
 """
 
 from collections.abc import Iterator
@@ -23,15 +23,15 @@ def available_memory() -> int | None:
 
 
 def require_memory(needed: int, what: str, instead: str) -> None:
-    """MemoryError in words, before the machine starts to swap or kills the process.
+    """Raise MemoryError in words, before the machine starts to swap or kills the process.
 
     >>> require_memory(2**20, "this copy", "Take a smaller model")
     """
     free = available_memory()
     if free is not None and needed > free:
         raise MemoryError(
-            f"{what} needs {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free. "
-            f"{instead}"
+            f"{what} needs {needed / 2**30:.1f} GiB of memory, but only {free / 2**30:.1f} GiB "
+            f"are free. {instead}"
         )
 
 
@@ -40,7 +40,8 @@ def _machine() -> int | None:
 
 
 def _groups() -> Iterator[int | None]:
-    """What this process's control groups leave, its own and all that hold it: each may limit."""
+    """What this process's control groups leave, its own and all enclosing ones: each may set a
+    limit."""
     for kind, path in _own_groups():
         v2 = kind == ""
         root = GROUPS if v2 else GROUPS / "memory"
@@ -71,7 +72,7 @@ def _left_v1(group: Path) -> int | None:
 
 
 def _left(limit: int | None, used: int | None, cache: int) -> int | None:
-    """`cache` is counted as used, and given back when it is needed."""
+    """`cache` is counted as used, but is released when needed."""
     return None if limit is None or used is None else max(limit - used + cache, 0)
 
 
@@ -83,7 +84,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _number(path: Path) -> int | None:
-    """The file's number; None where there is none, or it says "max"."""
+    """The number in the file; None if there is none or it says "max"."""
     lines = _lines(path)
     return int(lines[0]) if lines and lines[0].strip().isdigit() else None
 

@@ -1,4 +1,5 @@
-"""Metrics: how far a reconstruction is from the weight, and what that does to the layer's output.
+"""Metrics: how far a reconstruction is from the weight, and how much that changes the layer's
+output.
 
 All sums run in float64, so that a figure on screen does not depend on the order of summation.
 W [out, in] the weight, Ŵ its reconstruction, X [tokens, in] the layer's inputs.
@@ -12,6 +13,8 @@ import torch
 from qviz.core.calibration import Calibration, require_fit
 from qviz.core.grids import ScalarGrid
 from qviz.core.tensor import QuantizedTensor
+
+RUN = 1 << 20  # values that are compared at once
 
 
 @dataclass(frozen=True)
@@ -43,21 +46,32 @@ class Comparison:
 
 def compare(weight: torch.Tensor, reconstruction: torch.Tensor) -> Comparison:
     """Compare two matrices of one shape; ValueError when the shapes differ."""
-    w, r = _pair(weight, reconstruction)
-    d = w - r
-    return Comparison(
-        count=w.numel(),
-        noise=float(torch.dot(d.flatten(), d.flatten())),
-        signal=float(torch.dot(w.flatten(), w.flatten())),
-        max_error=float(d.abs().max()),
-    )
+    _require_pair(weight, reconstruction)
+    noise = signal = 0.0
+    peaks = []
+    pairs = zip(_runs(weight), _runs(reconstruction), strict=True)
+    for w, r in ((w.double(), r.double()) for w, r in pairs):
+        d = w - r
+        noise += float(torch.dot(d, d))
+        signal += float(torch.dot(w, w))
+        peaks.append(d.abs().max())
+    return Comparison(weight.numel(), noise, signal, float(torch.stack(peaks).max()))
 
 
-def _pair(weight: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _runs(matrix: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Its values in runs, so that float64 copies of a large one are never there as a whole."""
+    return torch.split(matrix.detach().flatten(), RUN)
+
+
+def _require_pair(weight: torch.Tensor, other: torch.Tensor) -> None:
     if weight.shape != other.shape:
         raise ValueError(
             f"the two matrices differ in shape: {tuple(weight.shape)} and {tuple(other.shape)}"
         )
+
+
+def _pair(weight: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    _require_pair(weight, other)
     return weight.detach().double(), other.detach().double()
 
 
@@ -75,9 +89,9 @@ def output_error(
 ) -> float:
     """‖X·(W − Ŵ)ᵀ‖ / ‖X·Wᵀ‖ over all calibration tokens.
 
-    Needs only the Hessian H ∝ XᵀX, since ‖X·Dᵀ‖² = tr(D·XᵀX·Dᵀ): it counts every token that was
-    captured, not a sample of them. `energy` is `output_energy(weight, calibration)` where the
-    caller has it already: it costs as much as the rest.
+    Needs only the Hessian H ∝ XᵀX, since ‖X·Dᵀ‖² = tr(D·XᵀX·Dᵀ): it counts every captured token,
+    not a sample. Pass `energy` = `output_energy(weight, calibration)` if you already have it: it
+    costs as much as the rest.
     """
     w, r = _pair(weight, reconstruction)
     whole = output_energy(w, calibration) if energy is None else energy
@@ -87,8 +101,8 @@ def output_error(
 def output_energy(d: torch.Tensor, calibration: Calibration) -> float:
     """tr(D·H·Dᵀ) = 2/tokens · ‖X·Dᵀ‖² for D [out, in].
 
-    The product runs in the Hessian's own precision, which is where D·H loses nothing that H still
-    had; the sum runs in float64.
+    The product runs in the Hessian's own precision, so D·H loses nothing that H still has; the sum
+    runs in float64.
     """
     require_fit(calibration, d.shape[1])
     h = calibration.hessian.to(d.device)
@@ -98,7 +112,8 @@ def output_energy(d: torch.Tensor, calibration: Calibration) -> float:
 
 
 def ratio(part: float, whole: float) -> float:
-    """part / whole; 0 for 0/0, because nothing was lost, and inf for something lost of nothing."""
+    """part / whole; 0 for 0/0, because nothing was lost, and inf for a loss where the whole is
+    0."""
     if whole == 0:
         return 0.0 if part == 0 else math.inf
     return part / whole
@@ -106,8 +121,8 @@ def ratio(part: float, whole: float) -> float:
 
 @dataclass(frozen=True)
 class ErrorSplit:
-    """Mean squared error by cause. The two add up to the whole, there is no cross term:
-    a clipped weight sits exactly on the end of the range, so it has no rounding error."""
+    """Mean squared error by cause. The two add up to the total without a cross term: a clipped
+    weight sits exactly on the end of the range, so it has no rounding error."""
 
     rounding: float
     clipping: float
@@ -119,8 +134,8 @@ class ErrorSplit:
 
 
 def error_split(weight: torch.Tensor, quantized: QuantizedTensor) -> ErrorSplit:
-    """Split the squared error into rounding (inside the representable range) and clipping
-    (what lies beyond its ends), and count the clipped weights.
+    """Split the squared error into rounding (inside the representable range) and clipping (beyond
+    its ends), and count the clipped weights.
 
     ValueError where no weight has a range of its own: vector codebooks, transformed weights.
     """
@@ -132,7 +147,7 @@ def error_split(weight: torch.Tensor, quantized: QuantizedTensor) -> ErrorSplit:
     total = compare(weight, quantized.dequantize())
     groups = quantized.granularity.split(weight.detach())
     low, high = (end.unsqueeze(-1).expand_as(groups) for end in grid.extremes())
-    beyond = [  # few, as a rule: only these are looked at in float64
+    beyond = [  # usually few: only these are computed in float64
         groups[outside].double() - end[outside].double()
         for outside, end in ((groups < low, low), (groups > high, high))
     ]

@@ -1,8 +1,8 @@
-"""Storage: what a method returned as plain data and tensors, and back, to the last bit.
+"""Storage: a method's result as plain data and tensors, and back, exact to the last bit.
 
 Unlike `QuantizedTensor.pack`, which gives the bytes that a system would ship, this keeps every
-field as it is in memory (decoded scales, dtypes, `info`), so that the same object comes back. A
-stored class is found by its name among those that are allowed: nothing in a file can name code.
+field as it is in memory (decoded scales, dtypes, `info`), so that loading gives the same object. A
+stored class is looked up by name among the allowed ones: nothing in a file can name code.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ PLAIN = (str, bool, int, float, type(None))
 
 
 def to_plain(value: object, classes: Sequence[type] = ()) -> tuple[Any, dict[str, torch.Tensor]]:
-    """Data that JSON can hold, and the tensors to which it refers, by the names t0, t1 …
+    """Data that JSON can hold, and the tensors it refers to by the names t0, t1 …
 
     value    a dataclass of CLASSES or `classes`, or what such fields hold: tensors, dtypes, tuples,
              lists, mappings with strings as keys, strings, numbers, None
@@ -48,7 +48,8 @@ def to_plain(value: object, classes: Sequence[type] = ()) -> tuple[Any, dict[str
 
 
 def to_value(plain: Any, tensors: Mapping[str, torch.Tensor], classes: Sequence[type] = ()) -> Any:
-    """What `to_plain` was given. KeyError, TypeError or ValueError where the data do not fit."""
+    """The value that `to_plain` was given. Raises KeyError, TypeError or ValueError for data that
+    do not fit."""
     return _value(plain, _by_name(classes), tensors)
 
 

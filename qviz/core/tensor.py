@@ -21,10 +21,10 @@ class QuantizedTensor:
     grid         what the codes mean
     granularity  which weights share a scale
     shape        (out, in)
-    transform    what was done to the weight before it was quantized; None: nothing
+    transform    the change of coordinates before quantizing; None: none
     g_idx        [in] int32: the group of each column where groups are not consecutive (GPTQ's
                  act-order); None: they are
-    info         what ran and what had to be adapted: method, convention, degenerate groups …
+    info         what ran and what had to be changed: method, convention, degenerate groups …
     """
 
     codes: torch.Tensor
@@ -44,11 +44,12 @@ class QuantizedTensor:
         return x if self.transform is None else self.transform.undo(x)
 
     def folded(self) -> "QuantizedTensor":
-        """The same codes for a model into whose layers the transform was folded."""
+        """The same codes for a model with the transform folded into its layers."""
         return replace(self, transform=None)
 
     def unfolded(self) -> "QuantizedTensor":
-        """The same, with input scales that are stored because no layer takes them up."""
+        """The same, with input scales that are stored because no neighbouring layer absorbs
+        them."""
         if not isinstance(self.transform, InputScale):
             return self
         return replace(self, transform=replace(self.transform, folded=False))
@@ -80,7 +81,7 @@ class QuantizedTensor:
         return self.granularity.locate(rows, columns, self.shape)
 
     def group_of(self, row: int, column: int) -> tuple[int, int]:
-        """Where in the grid's parameters [rows, groups] those of one weight stand."""
+        """The position of one weight's parameters in the grid's parameters [rows, groups]."""
         if not (0 <= row < self.shape[0] and 0 <= column < self.shape[1]):
             raise IndexError(
                 f"there is no weight [{row}, {column}]: rows go from 0 to {self.shape[0] - 1}, "
@@ -95,9 +96,9 @@ class QuantizedTensor:
         raise ValueError("a vector codebook quantizes several weights at once, not single ones")
 
     def levels(self, row: int, column: int) -> torch.Tensor:
-        """All values [levels], ascending, that the weight at this place could have taken.
+        """All values [levels], ascending, that the weight at this place could have been rounded to.
 
-        ValueError where no weight has levels of its own: vector codebooks, rotated weights.
+        Raises ValueError where no weight has levels of its own: vector codebooks, rotated weights.
         """
         levels = self._scalar_grid().levels(*self.group_of(row, column))
         if self.transform is None:

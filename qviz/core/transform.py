@@ -9,7 +9,7 @@ from qviz.core.ledger import Stream
 
 
 class Transform(Protocol):
-    """A change of coordinates of a weight [out, in] that leaves the layer's function alone."""
+    """A change of coordinates of a weight [out, in] that leaves the layer's function unchanged."""
 
     def apply(self, weight: torch.Tensor) -> torch.Tensor:
         """The weight in the coordinates in which it is quantized, a new tensor."""
@@ -18,7 +18,7 @@ class Transform(Protocol):
         """The weight back in its own coordinates, a new tensor."""
 
     def streams(self) -> list[Stream]:
-        """What has to be stored beside the codes; nothing where a neighbouring layer took it up."""
+        """What has to be stored with the codes; nothing if a neighbouring layer absorbed it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,10 +27,10 @@ class InputScale:
 
     folded   the division was folded into the layer before, so that it costs no storage (AWQ,
              SmoothQuant); otherwise the scales are stored in their dtype
-    outputs  [out] or None: what the outputs are divided by, because the layer after this one has
-             its own scales folded into this one
+    outputs  [out] or None: divisors of the outputs, because the next layer's scales were folded
+             into this one
 
-    ValueError for factors that are not finite or not above 0: nothing could undo them.
+    Raises ValueError for factors that are not finite or not above 0: nothing could undo them.
     """
 
     scale: torch.Tensor

@@ -31,7 +31,7 @@ def percent(share: float, digits: int = 3) -> str:
 
 
 def signed(value: float, digits: int = 3) -> str:
-    """A change: with its sign, whichever it is.
+    """A change, always with its sign.
 
     >>> signed(0.25), signed(-0.25), signed(0)
     ('+0.25', '−0.25', '0')
@@ -40,7 +40,7 @@ def signed(value: float, digits: int = 3) -> str:
 
 
 def counted(n: int, noun: str) -> str:
-    """So many of something.
+    """A count with its noun.
 
     >>> counted(1, "token"), counted(2, "token")
     ('1 token', '2 tokens')

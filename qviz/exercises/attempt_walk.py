@@ -1,8 +1,8 @@
-"""A learner's run in the form in which a page walks through one, beside the true run.
+"""A learner's run in the form that a page can step through, beside the true run.
 
-What the learner handed in is shown as it is: codes give the rounded columns; where errors and rows
-of U were emitted too, the columns that wait are moved by them, and where they were not, they stay
-as they were. Nothing is filled in from the true run but the scales that codes are read with.
+The learner's result is shown as it is. Codes give the rounded columns. If errors and rows of U were
+emitted too, they move the waiting columns; otherwise those stay as they were. Only the scales that
+codes are read with come from the true run.
 """
 
 from dataclasses import replace
@@ -20,7 +20,7 @@ POINTS = 32  # steps at which the error is computed
 class AttemptWalk:
     """What a learner's function did, as `Walk` shows the true run.
 
-    report  of the learner's function, with the walk through the true run that it was held against
+    report  on the learner's function, with the walk through the true run it was compared with
 
     n, rows, perm, turn   those of the true run: its columns in its order
     errors   [in, out] the errors that were emitted; 0 at steps without
@@ -28,7 +28,7 @@ class AttemptWalk:
     options  those of the true run
     values   [out, in] what the codes stand for, in the weight's order; NaN where there are none
 
-    ValueError for a report without codes: there is nothing to walk through.
+    Raises ValueError for a report without codes: there is nothing to step through.
 
     >>> report = qviz.step_through(my_gptq, weight, calibration)
     >>> AttemptWalk(report).now(17)
@@ -61,7 +61,7 @@ class AttemptWalk:
         return torch.where(inside, read.to(like), torch.nan)
 
     def _take(self, step: int, event: Event) -> None:
-        """Keep a step's error and row of U, if both were emitted in a shape that can be used."""
+        """Keep a step's error and row of U, if both were emitted in a usable shape."""
         error, row = event.tensors.get("error"), event.tensors.get("hinv_row")
         if error is None or row is None or error.numel() != self.rows:
             return
@@ -83,9 +83,9 @@ class AttemptWalk:
 
     def now(self, step: int) -> torch.Tensor:
         """[out, in] in the order of the steps, after `step` columns: theirs for those, and the
-        others as what they emitted has left them. IndexError for a step that is not in 0 … n."""
+        others as the emitted errors have left them. IndexError for a step that is not in 0 … n."""
         if not 0 <= step <= self.n:
-            raise IndexError(f"there is no step {step}: they go from 0 to {self.n}")
+            raise IndexError(f"there is no step {step}: steps go from 0 to {self.n}")
         w = self.true.now(0).clone()
         w[:, step:] -= self.errors[:step].T @ self.factor[:step, step:]
         w[:, :step] = self._ends[:, :step]

@@ -1,8 +1,8 @@
-"""What a learner's function emitted, held against the same tensors of the true run.
+"""What a learner's function emitted, compared with the same tensors of the true run.
 
-The first quantity that is wrong says more than the first wrong code: a Hessian without damping, a
-factor that is not U, a scale, a live column, an error. Quantities are looked at in the order in
-which GPTQ computes them, and rows only as long as their codes agree.
+The first wrong quantity says more than the first wrong code: a Hessian without damping, a factor
+that is not U, a scale, a live column, an error. Quantities are compared in the order in which GPTQ
+computes them, and rows only while their codes agree.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ from qviz.core.trace import Event, Trace
 from qviz.exercises.learner import Levelled, Listener, read_codes
 from qviz.methods.gptq_record import Recording
 
-EXACT = 1e-3  # steps, or a share of a scale or of a row of U, up to which floats count as equal
+EXACT = 1e-3  # floats that differ by less, in spacings or as a share, count as equal
 WORDS = {
     "hessian": "the damped Hessian",
     "perm": "the order of the columns",
@@ -37,12 +37,12 @@ class Divergence:
     """Where a learner's run first differs from the true one.
 
     step      of the algorithm; None: before the first
-    column    of the weight; None where it is none
+    column    of the weight; None where no column is concerned
     row       of the weight; None where all rows are concerned
     quantity  a key of `WORDS`
     expected, got   the two numbers (codes are counted as the learner counts them)
-    distance  of the true position from the middle between the two codes, in steps; None where
-              the quantity is no code
+    distance  of the true position from the midpoint between the two codes, in spacings; None where
+              the quantity is not a code
     at        position in the emitted tensor, for matrices
     """
 
@@ -71,7 +71,7 @@ class Truth:
 
     hessian  [in, in] damped, in the order of the steps
     groups   the true run's events, by number of the group
-    live     [out, in] in the weight's order of columns
+    live    [out, in] in the weight's order of columns
     """
 
     recording: Recording
@@ -103,10 +103,10 @@ class Truth:
 
 @dataclass(frozen=True, eq=False)
 class Slack:
-    """What float32 may change, where H is close to singular.
+    """How much float32 may change, where H is close to singular.
 
     factor  [in] how far a row of U may be off (2-norm)
-    live    [in] how far the live weights of each step may be off, in steps of a level
+    live    [in] how far the live weights of each step may be off, in spacings
     """
 
     factor: torch.Tensor
@@ -118,8 +118,9 @@ def first_wrong(
 ) -> tuple[Divergence | None, list[str]]:
     """The earliest emitted quantity that is not the true one, and notes.
 
-    parted  [out] the step at which the codes of each row part from the true run's (in where not)
-    offset  what has to be added to the learner's codes
+    parted  [out] the step at which the codes of each row first differ from the true run's (in if
+            never)
+    offset  the number to add to the learner's codes
     """
     notes = [*listener.strange.values(), *_misshapen(listener, truth)]
     scale, said = _scale_of(listener.trace, truth)
@@ -134,7 +135,7 @@ def first_wrong(
 
 
 def _misshapen(listener: Listener, truth: Truth) -> Iterator[str]:
-    """What cannot be compared because of its shape, or stands at steps that there are not."""
+    """What cannot be compared because its shape is wrong or its step does not exist."""
     n, rows = len(truth.perm), len(truth.live)
     wanted = {("gptq.hessian", "hessian"): (n, n), ("gptq.hessian", "perm"): (n,),
               ("gptq.cholesky", "hinv_chol"): (n, n), ("gptq.group", "scale"): (rows,),
@@ -152,7 +153,7 @@ def _misshapen(listener: Listener, truth: Truth) -> Iterator[str]:
 
 
 def _scale_of(trace: Trace, truth: Truth) -> tuple[float, list[str]]:
-    """By what the learner's Hessian is larger: a factor on H changes no code, only U and e."""
+    """The factor by which the learner's Hessian is larger: it changes no code, only U and e."""
     for event in trace.named("gptq.hessian"):
         h = event.tensors.get("hessian")
         if h is None or h.shape != truth.hessian.shape:
@@ -288,10 +289,11 @@ def _first_column(
     diagonal = u[at, at].unsqueeze(1)
     expected = {"live": live, "value": value, "error": (live - value) / diagonal}[name]
     unit = step_size / diagonal if name == "error" else step_size
-    # A row that parts at this very step still had the right live weight, but no longer the value.
+    # A row that first differs at this very step still had the right live weight, but no longer the
+    # value.
     alive = parted >= at.unsqueeze(1) if name == "live" else parted > at.unsqueeze(1)
     limit = 2 * EXACT + slack.live[at].unsqueeze(1)
-    if name == "error":  # which is at most half a step, divided by a U_jj that may be off too
+    if name == "error":  # which is at most half a spacing, divided by a U_jj that may be off too
         limit = limit + (slack.factor[at] / truth.recording.hinv_chol[at, at].abs()).unsqueeze(1)
     wrong = alive & ~((expected - got).abs() <= limit * unit)
     if bool(wrong.any()):
@@ -309,7 +311,8 @@ def collected(
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor, int]:
     """Codes (int32) or values [out, in] as emitted, in the weight's own order of columns.
 
-    Then which columns [in] are known, and what was added to the codes. None, None without any.
+    Then which columns [in] are known, and the number added to the codes. None, None if there are
+    none.
     """
     rows, n = truth.live.shape
     known = torch.zeros(n, dtype=torch.bool, device=truth.live.device)

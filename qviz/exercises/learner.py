@@ -1,8 +1,8 @@
-"""A learner's function: how it is called, and what its answer is taken to mean.
+"""A learner's function: how it is called, and how its result is read.
 
-It gets copies, so that whatever it does in place harms nothing; it gets the options that it has
-parameters for; what it raises is kept, with the line of its own source; and what it returns is read
-as generously as it can be told apart: codes from 0 or around 0, values, a QuantizedTensor.
+It gets copies, so that changes in place do no harm, and those options that it has parameters for.
+An exception is kept, with the line of its own source. Any result that can be told apart is
+accepted: codes from 0 or around 0, values, a QuantizedTensor.
 """
 
 import inspect
@@ -29,7 +29,7 @@ ONE = ("step", "column", "group")  # what is emitted as one whole number
 
 def as_tensor(x: Any) -> torch.Tensor | None:
     """A number, an array, a tensor of any kind, or rows in a list, as a plain tensor of real
-    numbers; None for what is none."""
+    numbers; None for anything else."""
     if isinstance(x, list | tuple):
         rows = [as_tensor(item) for item in x]
         shapes = {None if row is None else row.shape for row in rows}
@@ -54,11 +54,11 @@ def _is_whole(x: torch.Tensor) -> bool:
 
 
 class Listener:
-    """What a learner's function is given as `emit`; it takes arrays and numbers as well."""
+    """The `emit` that a learner's function is given; it also takes arrays and numbers."""
 
     def __init__(self, device: torch.device) -> None:
         self.trace, self._device = Trace(), device
-        self.strange: dict[str, str] = {}  # event that GPTQ does not have → what is said of it
+        self.strange: dict[str, str] = {}  # event that GPTQ does not have → the note about it
 
     def __call__(self, event: str, /, *unnamed: Any, **tensors: Any) -> None:
         if unnamed:
@@ -78,10 +78,12 @@ class Listener:
             wanted = "one whole number" if name in ONE else "a tensor or an array of real numbers"
             kind = type(x).__name__ if found is None else f"{tuple(found.shape)} {found.dtype}"
             raise TypeError(f"emit({event!r}, {name}=…) takes {wanted}, not {kind}")
-        return found.clone().to(self._device)  # as it is now: a learner goes on with its buffers
+        return found.clone().to(
+            self._device
+        )  # a copy: the learner's function goes on using its buffers
 
     def columns(self) -> dict[int, Event]:
-        """Step → what was emitted there; without `step`, they are counted."""
+        """Step → what was emitted there; if `step` is missing, the emissions are counted."""
         found: dict[int, Event] = {}
         for i, event in enumerate(self.trace.named("gptq.column")):
             step = event.tensors.get("step")
@@ -97,7 +99,7 @@ class Attempt:
     exception  what it raised instead, or None
     listener   what it emitted
     mutated    whether it changed the weight that it was given (a copy), and `weight` that copy
-    ignored    options of value other than GPTQ's default for which it has no parameter
+    ignored    options that differ from GPTQ's default and for which it has no parameter
     """
 
     result: Any
@@ -130,9 +132,10 @@ def call(
     defaults: Mapping[str, Any],
     as_numpy: bool,
 ) -> Attempt:
-    """Call a learner's function with copies of the weight and the Hessian, and what it accepts.
+    """Call a learner's function with copies of the weight and the Hessian, and the options it
+    accepts.
 
-    TypeError for what cannot be called so.
+    Raises TypeError for a function that cannot be called like this.
     """
     listener = Listener(weight.device)
     accepted = _accepted(function, {**options, "emit": listener})
@@ -157,7 +160,7 @@ def _accepted(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[
         raise TypeError(f"my_gptq must be a function, got {type(function).__name__}")
     try:
         parameters = list(inspect.signature(function).parameters.values())
-    except ValueError:  # functions in C tell nothing about themselves
+    except ValueError:  # functions in C have no signature to inspect
         return {}
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         accepted = dict(options)
@@ -166,7 +169,8 @@ def _accepted(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[
     places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if len(places) < 2 and not any(p.kind is p.VAR_POSITIONAL for p in parameters):
         raise TypeError(
-            "my_gptq must take the weight and the Hessian first: def my_gptq(weight, hessian, …)"
+            "my_gptq must take the weight and the Hessian as its first arguments: def "
+            "my_gptq(weight, hessian, …)"
         )
     optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     for p in parameters:
@@ -187,7 +191,7 @@ class Answer:
     """What a learner's function returned, as far as it can be compared.
 
     seen       its matrix; None if there is nothing to compare
-    offset     what was added to its codes so that they count as the true run's
+    offset     the number added to its codes so that they count like the true run's
     findings   what is wrong with it, in words
     notes      what was taken into account, in words
     """
@@ -222,18 +226,18 @@ class Levelled:
         return cls(truth.codes.int(), value, scale, grid.qmin, grid.qmax)
 
     def codes_of(self, values: torch.Tensor) -> torch.Tensor:
-        """The codes that values [out, in] stand for; OFF_GRID where they are no level."""
+        """The codes that values [out, in] stand for; OFF_GRID where a value is not a level."""
         return nearest_codes(values, self.value, self.scale, self.codes)
 
 
 def read(attempt: Attempt, truth: Levelled) -> Answer:
-    """What was returned, compared in shape and kind with what the true run gave."""
+    """What was returned, compared in shape and kind with the true run's result."""
     result = attempt.result
     notes: list[str] = []
     if isinstance(result, QuantizedTensor):
         result = result.codes if isinstance(result.grid, Affine) else result.dequantize()
     if result is attempt.weight and not attempt.mutated:
-        notes.append("it returned the weight that it was given, as it was")
+        notes.append("it returned the weight that it was given, unchanged")
     elif result is attempt.weight:
         notes.append("it returned the weight that it was given, changed in place: work on a copy")
     elif attempt.mutated:
@@ -249,18 +253,18 @@ def read(attempt: Attempt, truth: Levelled) -> Answer:
 
 
 def _of_no_use(result: Any) -> str:
-    """What to say of an answer that is no matrix."""
+    """What to say about a result that is not a matrix."""
     wanted = "return one matrix [out, in], of integer codes or of the values they stand for"
     if isinstance(result, tuple | list):
         several = f"your function returned {type(result).__name__} of {len(result)}"
-        return f"{several}: {wanted}, and nothing beside it"
+        return f"{several}: {wanted}, and nothing else"
     if inspect.isgenerator(result):
         return f"your function returned a generator, because it holds `yield`: {wanted}"
     return f"your function returned {getattr(result, 'dtype', type(result).__name__)}: {wanted}"
 
 
 def _read_matrix(matrix: torch.Tensor, truth: Levelled, notes: list[str]) -> Answer:
-    """A matrix of any shape, brought to [out, in] if it can be told what it was meant as."""
+    """A matrix of any shape, brought to [out, in] if the intended layout can be inferred."""
     rows, columns = truth.codes.shape
     shape, wanted = tuple(matrix.shape), (rows, columns)
     findings, transposed, known = [], False, torch.ones(columns, dtype=torch.bool)
@@ -268,7 +272,7 @@ def _read_matrix(matrix: torch.Tensor, truth: Levelled, notes: list[str]) -> Ans
         findings.append(f"the matrix is transposed: {shape} instead of [out, in] = {wanted}")
         matrix, transposed = matrix.T, True
     elif len(shape) == 2 and shape[0] == rows and 0 < shape[1] < columns:
-        findings.append(f"columns are missing: {shape[1]} of {columns} came back")
+        findings.append(f"columns are missing: only {shape[1]} of {columns} were returned")
         known[shape[1] :] = False
         missing = matrix.new_zeros(rows, columns - shape[1])
         matrix = torch.cat([matrix, missing], 1)
@@ -284,7 +288,7 @@ def _read_matrix(matrix: torch.Tensor, truth: Levelled, notes: list[str]) -> Ans
             )
         whole = bool((matrix[~bad] == matrix[~bad].round()).all()) and bool((~bad).any())
         if not whole or _are_values(matrix, truth):
-            notes.append("it returned values, which are compared on the true run's levels")
+            notes.append("it returned values, which are compared using the true run's levels")
             return Answer(
                 Seen(None, matrix, known.to(matrix.device)),
                 0, tuple(findings), tuple(notes), transposed,
@@ -310,7 +314,8 @@ def read_codes(
     """Codes (int32) counted as the true run counts its own, what was added for that, and notes.
 
     columns  of the weight that these are; None: all
-    Whether codes count from 0 or around 0 shows in which keeps them in range and nearest to true.
+    Codes may count from 0 or around 0; the reading that keeps them in range and nearest to the
+    truth is taken.
     NaN becomes OFF_GRID.
     """
     levels = truth.qmax - truth.qmin + 1
@@ -329,7 +334,7 @@ def read_codes(
         away = (moved - true).abs().clamp(max=levels)
         return float(outside.double().mean() * levels + away.double().mean())
 
-    half = (levels + 1) // 2  # a restricted range has one level less
+    half = (levels + 1) // 2  # a restricted range has one level fewer
     offset = min((0, half, -half), key=strangeness)
     low = truth.qmin - offset
     notes.append(f"its codes are read as {low}…{low + levels - 1}")

@@ -1,7 +1,8 @@
-"""The diagnosis: which known mistakes give what the learner's function gave.
+"""The diagnosis: which known mistakes reproduce what the learner's function returned.
 
-It is never guessed. Every mistake is a small change of one plain loop (`variants`), `Bench.follow`
-runs them all beside what was given, and those that give the same are named (`known_mistakes`).
+It is never a guess. Every mistake is a small change of one plain loop (`variants`). `Bench.follow`
+runs them all beside the learner's result, and those that give the same are named
+(`known_mistakes`).
 """
 
 from dataclasses import dataclass
@@ -13,12 +14,12 @@ from qviz.exercises.known_mistakes import EXPLANATIONS, candidates
 from qviz.exercises.variants import Bench, Seen, Variant
 
 ROWS = 64  # rows in which mistakes are tried
-MISSES = 0.1  # share of the rows that may part from a mistake that is named all the same
+MISSES = 0.1  # share of the rows that may differ from a mistake that is still named
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """A known mistake that gives what the learner's function gave.
+    """A known mistake that reproduces what the learner's function returned.
 
     name         a key of `EXPLANATIONS`
     explanation  what happens, and what to change
@@ -43,11 +44,11 @@ def named(name: str, found: Agreement | None = None, details: tuple[str, ...] = 
 
 
 def diagnose(bench: Bench, seen: Seen, affected: torch.Tensor) -> tuple[Mistake, ...]:
-    """The known mistakes that give what was seen, where the true run does not.
+    """The known mistakes that reproduce what was seen, where the true run does not.
 
     affected  [out] bool: rows in which the true run does not
-    A mistake is named if it parts from what was seen in at most one in ten of the rows tried (those
-    affected and some others), and in at most one in ten of those affected.
+    A mistake is named if it differs from what was seen in at most one in ten of the rows tried
+    (those affected and some others), and in at most one in ten of those affected.
     """
     bad = _spread(affected.nonzero().flatten(), ROWS * 3 // 4)
     good = _spread((~affected).nonzero().flatten(), ROWS - len(bad))
@@ -73,8 +74,8 @@ def diagnose(bench: Bench, seen: Seen, affected: torch.Tensor) -> tuple[Mistake,
 def _closest(
     bench: Bench, kept: list[tuple[Variant, Agreement]], seen: Seen
 ) -> list[tuple[Variant, Agreement]]:
-    """Of those that explain what was seen: the ones that leave the fewest rows unexplained, and
-    whose factor is the emitted one, if that tells them apart."""
+    """Among those that explain what was seen: the ones that leave the fewest rows unexplained and,
+    if that decides, those whose factor is the emitted one."""
     fewest = min((len(found.unexplained) for _, found in kept), default=0)
     kept = [(v, found) for v, found in kept if len(found.unexplained) == fewest]
     if seen.factor is None or len(kept) < 2:

@@ -1,4 +1,4 @@
-"""What is said of a learner's function after it ran beside the true one."""
+"""The report on a learner's function after it ran beside the true one."""
 
 import traceback
 from collections.abc import Mapping
@@ -18,26 +18,26 @@ from qviz.study.gptq_walk import Walk
 
 @dataclass(frozen=True, eq=False)
 class StepReport:
-    """What a learner's function did, beside the true run.
+    """What a learner's function did, compared with the true run.
 
-    passed         all codes agree, ties apart, and nothing else is wrong
+    passed         all codes agree, except at ties, and nothing else is wrong
     summary        one or two sentences
     first          the first divergence; None if there is none
-    mistakes       the known mistakes that give the same; empty if none does
+    mistakes       the known mistakes that give the same result; empty if none does
     findings       what else is wrong: an exception, a wrong shape, NaN, missing columns
-    notes          what was taken into account and is no mistake
+    notes          what was taken into account and is not a mistake
     agreement      of the codes with the true run's; None if none could be compared. Codes of −10⁶
-                   stand for values that are no level
+                   stand for values that are not a level
     steps_equal    steps before the first wrong code; `steps` in all
     loss           ½·tr((W − Q)·H·(W − Q)ᵀ) of the learner's Q, the mean over tokens of the squared
                    output error; None if columns are missing. Codes are read with the true scales
     true_loss, rtn_loss   the same of the true run, and of rounding to nearest
     walk           through the true run, which was run once; `recording`: that run
-    events         all that the learner's function emitted, and `columns`: step → its event
+    events         everything the learner's function emitted, and `columns`: step → its event
     codes          [out, in] int32 the learner's codes, counted as the true run's; None without any
     values         [out, in] what was given instead of codes, if it was values; else None
     known          [in] bool: columns of which there is a code or a value
-    weight, calibration, options   what both runs were made of
+    weight, calibration, options   the inputs of both runs
     exception      what the function raised, and `trace` its traceback
     """
 
@@ -97,7 +97,7 @@ def summarize(
     """One or two sentences."""
     if passed:
         ties = len(found.differences) if found is not None else 0
-        more = f" ({ties} rows part at a tie, which is no mistake)" if ties else ""
+        more = f" ({ties} rows differ at a tie, which is not a mistake)" if ties else ""
         return f"Equal in all {steps} columns{more}."
     parts = [_sentence(text) for text in findings]
     if first is not None:
@@ -105,9 +105,9 @@ def summarize(
         early = first.step is None or first.step < equal
         parts.append(_sentence(f"{until}{'but ' if until and early else ''}{first}"))
     elif found is not None:
-        parts.append(f"What can be compared agrees ({equal} of {steps} columns).")
+        parts.append(f"Everything that can be compared agrees ({equal} of {steps} columns).")
     if found is not None and found.unexplained and not mistakes:
-        parts.append("No known mistake gives this.")
+        parts.append("No known mistake gives this result.")
     return " ".join(parts)
 
 

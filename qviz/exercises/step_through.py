@@ -1,8 +1,9 @@
-"""The learner's own GPTQ beside the true one: where do they first part, and by which mistake?
+"""The learner's own GPTQ beside the true one: where do they first differ, and because of which
+mistake?
 
 Both run on the same weight and Hessian. Codes are compared by the first difference in each row,
-ties apart (`core.agreement`); what the learner's function emits is compared
-too; and known mistakes are run, to see which give what the learner got (`mistakes`).
+except at ties (`core.agreement`). What the learner's function emits is compared too. Known mistakes
+are run to see which of them give the learner's result (`mistakes`).
 """
 
 from collections.abc import Callable, Mapping
@@ -28,7 +29,7 @@ from qviz.methods.gptq import METHOD
 from qviz.methods.gptq_record import record
 from qviz.study.gptq_walk import Walk
 
-FAR = 0.05  # steps from the middle between two codes, beyond which nothing is a tie
+FAR = 0.05  # spacings: nothing this far from the midpoint between two codes is a tie
 # What NumPy and torch raise where a matrix has no factor.
 FACTOR_ERRORS = (np.linalg.LinAlgError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
 
@@ -39,27 +40,28 @@ def step_through(
     hessian: torch.Tensor | np.ndarray | Calibration,
     **options: Any,
 ) -> StepReport:
-    """Run a learner's GPTQ beside the true one and say where they part.
+    """Run a learner's GPTQ beside the true one and report where they first differ.
 
     my_gptq  called as my_gptq(weight, hessian, **options) with copies, and with those of the
              options, and `emit`, that it has parameters for. Both are of the kind of `weight`,
              NumPy or torch, in the dtype of the true run: float64 for a float64 weight, else
              float32. It returns codes [out, in], from 0 or around 0, or the values they stand for
-             (within 0.01 of a step of a true level), or a QuantizedTensor; and it may
+             (within 0.01 spacings of a true level), or a QuantizedTensor; and it may
              emit("gptq.column", step=…, codes=…, error=…, …), all or some of `gptq`'s events
     weight   [out, in], as for `gptq`
-    hessian  [in, in], of which a positive factor changes no code, or a Calibration
-    options  those of `gptq` but `variant`: bits=4, symmetric=True, group_size=128, act_order=False,
+    hessian  [in, in], or a Calibration; a positive factor on it changes no code
+    options  those of `gptq` except `variant`: bits=4, symmetric=True, group_size=128,
+             act_order=False,
              damp=0.01, static_groups=False, block_size=128, …
 
-    TypeError for a function that cannot be called so, and for what `gptq` refuses; what the
-    function raises is in the report.
+    Raises TypeError for a function that cannot be called like this, and for whatever `gptq`
+    refuses. An exception raised by the function is in the report.
 
     >>> report = qviz.step_through(lambda w, h: w.round(), weight, calibration)
     >>> print(report)
     """
     if "variant" in options:
-        raise TypeError("leave variant out: the true run is GPTQ, and mistakes are looked for")
+        raise TypeError("omit variant: the true run is GPTQ, and mistakes are searched for")
     if "group_size" in options:
         options["group_size"] = whole_or_size(options["group_size"])
     as_numpy = isinstance(weight, np.ndarray)
@@ -80,7 +82,7 @@ def step_through(
 def _calibration(
     hessian: torch.Tensor | np.ndarray | Calibration, weight: torch.Tensor
 ) -> Calibration:
-    """As gptq takes it. Of a bare Hessian there are no inputs to tell of, and gptq uses none."""
+    """The calibration as gptq takes it. A bare Hessian has no inputs, and gptq uses none."""
     if not isinstance(hessian, Calibration):
         h = as_matrix(hessian, "hessian").to(weight.device)
         none = h.new_zeros(0, h.shape[1])
@@ -131,7 +133,7 @@ class _Judge:
         notes += said
         bad_codes = found.unexplained if found is not None else ()
         if not bad_codes and wrong is not None and not findings and seen is not None:
-            notes.append(f"all codes agree, but what was emitted does not, {wrong}")
+            notes.append(f"all codes agree, but the emitted tensors do not: {wrong}")
             wrong = None
         first = self._first(bad_codes, wrong, answer)
         mistakes = self._mistakes(answer, bad_codes, listener, attempt)
@@ -167,11 +169,11 @@ class _Judge:
     def _answer(
         self, attempt: Attempt, function: Callable[..., Any]
     ) -> tuple[Answer, list[str], list[str]]:
-        """What can be compared: what was returned, else what was emitted until then."""
+        """What can be compared: the returned result or, without one, what was emitted."""
         notes = [f"your function has no parameter {name}" for name in attempt.ignored]
         if self._ties_in_order:
-            notes.append("diag H has equal values, whose columns may go in either order; the true "
-                         "run takes them from left to right, as a stable sort does")  # fmt: skip
+            notes.append("diag H has equal values, and their columns may go in either order; "
+                "the true run takes them from left to right, as a stable sort does")  # fmt: skip
         answer = Answer(None)
         findings = []
         if attempt.exception is not None:
@@ -189,7 +191,7 @@ class _Judge:
                 self._agreement(answer.seen),
             )
             if not emitted.unexplained and returned.unexplained:
-                findings.append("the codes that were emitted agree, those returned do not")
+                findings.append("the emitted codes agree, but the returned ones do not")
         if answer.seen is not None and codes is not None and attempt.exception is None:
             notes += self._emitted_otherwise(codes, known, answer.seen)
         return answer, findings, notes
@@ -197,7 +199,7 @@ class _Judge:
     def _emitted_otherwise(
         self, codes: torch.Tensor, known: torch.Tensor, returned: Seen
     ) -> list[str]:
-        """What is to say where the codes that were emitted are not those that were returned."""
+        """What to say if the emitted codes are not the returned ones."""
         both = (known & returned.known)[self.truth.perm]
         other = (codes != self._codes(returned)).any(0)[self.truth.perm] & both
         if not bool(other.any()):
@@ -211,7 +213,7 @@ class _Judge:
         return self.truth.levelled.codes_of(seen.values)
 
     def _agreement(self, seen: Seen) -> Agreement:
-        """Of the codes given; columns that are not known count as equal."""
+        """The agreement of the given codes; unknown columns count as equal."""
         ours = self.truth.levelled.codes
         theirs = torch.where(seen.known, self._codes(seen), ours)
         found = agreement(ours, theirs, self.truth.position, perm=self.truth.perm)
@@ -234,7 +236,7 @@ class _Judge:
 
     @cached_property
     def _ties_in_order(self) -> bool:
-        """Whether act-order leaves open which of two columns goes first: equal ones of diag H."""
+        """Whether act-order leaves the order of two columns open, because diag H is equal there."""
         live = self.hessian.diagonal()[self.hessian.diagonal() != 0]
         return bool(self.options["act_order"]) and bool((live.sort().values.diff() == 0).any())
 
@@ -252,7 +254,7 @@ class _Judge:
         return Bench(self.weight, self.hessian, self.options, self.truth.recording.result)
 
     def _slack(self, listener: Listener) -> Slack:
-        """How far what was emitted may be off; nothing is computed where nothing was emitted."""
+        """How far the emitted tensors may be off; computed only if some were emitted."""
         none = self.hessian.new_zeros(len(self.hessian))
         if not len(listener.trace):
             return Slack(none, none)
@@ -263,12 +265,12 @@ class _Judge:
 
     @cached_property
     def _tie_width(self) -> torch.Tensor:
-        """[in] how far from the middle between two codes a weight may be at each step, to be a
-        tie: some times as far as float32 moves it, which is the precision of most learners.
+        """[in] how far from the midpoint between two codes a weight may be at each step and still
+        be a tie: a few times as far as float32, which most learners use, moves it.
 
-        That is less than FAR as a rule. Where H is nearly singular it can be more: some processors'
-        float32 inverse leaves the last rows of U off by a sixth, and then their codes say nothing
-        about the learner.
+        That is usually less than FAR. If H is nearly singular it can be more: on some processors
+        the float32 inverse makes the last rows of U wrong by a sixth, and then their codes say
+        nothing about the learner.
         """
         width = 4 * self._drift
         return torch.where(self._drift > FAR, width, width.clamp(max=FAR))
@@ -281,7 +283,7 @@ class _Judge:
     def _zero_ties(self) -> torch.Tensor:
         """[out, in] bool: weights whose group's zero point was itself rounded at a tie.
 
-        It may go either way, and moves all codes of its group by one.
+        It may go either way, and shifts all codes of its group by one.
         """
         near = torch.zeros(self.weight.shape, dtype=torch.bool, device=self.weight.device)
         result = self.truth.recording.result
@@ -293,7 +295,8 @@ class _Judge:
         return near
 
     def _parted(self, found: Agreement | None) -> torch.Tensor:
-        """[out] the step at which each row's codes part from the true run's; in where not."""
+        """[out] the step at which each row's codes first differ from the true run's; in if
+        never."""
         rows, n = self.weight.shape
         parted = torch.full((rows,), n, device=self.weight.device)
         for difference in found.differences if found is not None else ():
@@ -351,7 +354,7 @@ class _Judge:
         return diagnose(bench, replace(seen, factor=factors[-1] if factors else None), affected)
 
     def _shift(self, seen: Seen) -> int:
-        """The number by which all codes are moved from the true run's; 0 where they are not."""
+        """The number by which all codes are shifted from the true run's; 0 if they are not."""
         if seen.codes is None:
             return 0
         moved = (seen.codes - self.truth.levelled.codes)[:, seen.known]
@@ -360,7 +363,7 @@ class _Judge:
         return 0 if self._agreement(back).unexplained else shift
 
     def _known_steps(self, seen: Seen | None) -> int:
-        """Steps that were given without a gap."""
+        """The number of leading steps without a gap."""
         if seen is None:
             return 0
         unknown = (~seen.known[self.truth.perm]).nonzero().flatten()

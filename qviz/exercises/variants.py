@@ -1,8 +1,8 @@
-"""GPTQ as one plain loop with switches: as they stand by default it is right, else a known mistake.
+"""GPTQ as one plain loop with switches: right with the defaults, otherwise a known mistake.
 
 The plain loop is GPTQ without blocks: round a column, move all later ones. With r_jk = U_jk / U_jj
-it says w_k ← w_k − (w_j − q_j)·r_jk, so that whatever is wrong with the factor, the division or the
-extent of the compensation is another row r_j. `Bench` runs variants on one layer beside what a
+it says w_k ← w_k − (w_j − q_j)·r_jk, so any mistake in the factor, the division or the extent of
+the compensation is another row r_j. `Bench` runs variants on one layer beside what a
 learner's function gave.
 """
 
@@ -18,8 +18,8 @@ from qviz.core.tensor import QuantizedTensor
 from qviz.methods.affine import Levels
 from qviz.methods.gptq import FAILURES, GroupPlan, Levelling, inverse_cholesky
 
-OFF_GRID = -(10**6)  # the code of a value that is no level: a neighbour of none
-ON_GRID = 1e-2  # steps between a value and a level, up to which it is that level
+OFF_GRID = -(10**6)  # the code of a value that is not a level, far from every real code
+ON_GRID = 1e-2  # spacings: a value this close to a level is that level
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class Seen:
 
 Cut = Callable[[torch.Tensor], torch.Tensor]
 
-# name → what is done to a position, and how far from there the middle between two codes lies
+# name → the rounding of a position, and how far from there the midpoint between two codes lies
 ROUNDINGS: dict[str, tuple[Cut, Cut]] = {
     "nearest": (torch.round, torch.zeros_like),
     "floor": (torch.floor, lambda x: torch.full_like(x, -0.5)),
@@ -57,7 +57,7 @@ ROUNDINGS: dict[str, tuple[Cut, Cut]] = {
 
 @dataclass(frozen=True)
 class Variant:
-    """The plain loop with its switches; as it is by default it is GPTQ.
+    """The plain loop with its switches; with the defaults it is GPTQ.
 
     order      "asked", "given" (left to right), "descending" or "ascending" diag H
     damping    "relative", "none", "absolute" or "everywhere" (on all of H)
@@ -68,12 +68,13 @@ class Variant:
     rounding   one of `ROUNDINGS`
     clamp      codes are kept in their range
     plan       options of the groups that differ from the asked ones
-    snapshot   steps between two copies of the weights from which ranges are taken; None: live ones
+    snapshot   steps between two copies of the weights that ranges are taken from; None: the live
+               weights
     per_tensor a group's range is that of all rows
     shift      of the zero point
     placed     "undone", "steps" or "twice": in which column of the result a step's codes stand
-    shown      "value", "live" or "mirrored" (2q − w): what is given back as values
-    dead       columns without input are set apart
+    shown      "value", "live" or "mirrored" (2q − w): what is returned as values
+    dead       columns without input are treated separately
     counts     whether they count in ranges that are taken beforehand; None: as in GPTQ
     detail     which form of the mistake this is
     """
@@ -122,7 +123,7 @@ class Bench:
         self._true_half = self._half if truth.grid.qmin < 0 else 0
 
     def offset(self, grid: Affine) -> int:
-        """What is added to codes of this grid so that they count as the true run's."""
+        """The number to add to codes of this grid so that they count like the true run's."""
         return (self._half if grid.qmin < 0 else 0) - self._true_half
 
     # ------------------------------------------------------------------- what is fixed beforehand
@@ -179,7 +180,7 @@ class Bench:
         return u.T if v.factor == "lower" else u
 
     def spreading(self, v: Variant) -> torch.Tensor | None:
-        """The factor with what is not compensated set to 0; None for no compensation at all."""
+        """The factor, set to 0 where nothing is compensated; None for no compensation at all."""
         if v.factor in ("none", "lower"):
             return None
         factor = self.factor(v)
@@ -189,11 +190,11 @@ class Bench:
     # --------------------------------------------------------------------------------- the loop
 
     def drift(self, rows: torch.Tensor) -> torch.Tensor:
-        """[in] steps of a level by which float32 moves a weight before each step rounds it.
+        """[in] how many spacings float32 moves a weight by before each step rounds it.
 
-        The most over these rows, as long as their codes are the same with U found in float32, by
-        way of the inverse, as with the exact one. Where H is close to singular the last columns
-        move by more than a tie is wide; 0 where all rows have parted.
+        The maximum over these rows while U computed in float32, by way of the inverse, gives the
+        same codes as the exact U. Where H is close to singular the last columns move by more than
+        the width of a tie. 0 once all rows differ.
         """
         found = self.setup(Variant())
         if found is None:
@@ -215,8 +216,8 @@ class Bench:
         return found is not None and _in_float32(found[1]) is not None
 
     def follow(self, v: Variant, seen: Seen, rows: torch.Tensor, misses: float) -> Agreement | None:
-        """Run a variant on some rows beside what was seen; None as soon as more than a share of
-        `misses` of these rows has parted from it other than at a tie."""
+        """Run a variant on some rows beside what was seen. None as soon as more than a share of
+        `misses` of these rows differs other than at a tie."""
         found = self.setup(v)
         if found is None:
             return None
@@ -234,20 +235,21 @@ class Bench:
                     found_so_far = run.compare(theirs, seen, place, j + 1)
                     if len(found_so_far.unexplained) > misses * len(rows):
                         return None
-        except ValueError:  # of the levels: this variant has left the range of numbers
+        except ValueError:  # of the levels: this variant's numbers have overflowed
             return None
         return found_so_far
 
 
 def _in_float32(h: torch.Tensor) -> torch.Tensor | None:
-    """U as most would find it: the inverse in float32, then its factor; None where that fails."""
+    """U as most people compute it: the inverse in float32, then its factor; None where that
+    fails."""
     inverse, failed = torch.linalg.inv_ex(h.float())
     upper, indefinite = torch.linalg.cholesky_ex(inverse, upper=True)
     return None if bool(failed) or bool(indefinite) else upper.to(h.dtype)
 
 
 class _Run:
-    """A variant on its way, all matrices [in, rows] in the order of its steps."""
+    """A variant while it runs, all matrices [in, rows] in the order of its steps."""
 
     def __init__(self, bench: Bench, v: Variant, perm: torch.Tensor, rows: torch.Tensor) -> None:
         self.v, self.perm = v, perm

@@ -1,4 +1,5 @@
-"""The real kernels: which run here, what they make of a quantized weight, and how fast."""
+"""The real kernels: which ones run here, what they compute with a quantized weight, and how
+fast."""
 
 from qviz.kernels import records
 from qviz.kernels.kernel import Kernel, Packed

@@ -1,4 +1,4 @@
-"""One measuring at a time on a machine: two that run at once measure each other."""
+"""One measurement at a time on a machine: two that run at once disturb each other."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,20 +7,20 @@ from tempfile import gettempdir
 
 from filelock import FileLock, Timeout
 
-# The same file for every user and process of the machine; what is locked is not this checkout's.
+# The same file for every user and process of the machine, whatever the checkout.
 PATH = Path(gettempdir()) / "qviz-measuring.lock"
-TURN = 0.2  # seconds between two looks at whether the other one has ended
+TURN = 0.2  # seconds between checks whether the other measurement has ended
 
 
 @contextmanager
 def alone(
     waiting: Callable[[], object], stopped: Callable[[], bool] | None = None
 ) -> Iterator[bool]:
-    """Holds this machine's measuring while the block runs, in this process and all others.
+    """Hold this machine's measurement lock, across all processes, while the block runs.
 
-    Where another one measures, `waiting` is called once, and the block begins when that has ended.
-    It is given False, and holds nothing, where `stopped` said True meanwhile. A process that dies
-    gives its turn up.
+    If another process is measuring, `waiting` is called once, and the block starts when that has
+    ended. If `stopped` returns True meanwhile, the block gets False and holds nothing. A process
+    that dies releases the lock.
     """
     lock, said = FileLock(PATH, mode=0o666), False
     while True:

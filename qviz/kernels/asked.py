@@ -1,4 +1,4 @@
-"""What a measuring is asked for, checked whole before anything is measured."""
+"""The request for a measurement, checked completely before anything is measured."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from qviz.kernels.registry import BASELINE
 
 @dataclass(frozen=True)
 class Asked:
-    """A measuring that can begin: (out, in), tokens multiplied at once, seconds for each kernel and
-    batch, and the kernels by name that are to be measured, whether they run here or not."""
+    """A valid request: (out, in), tokens multiplied at once, seconds for each kernel and batch, and
+    the names of the kernels to measure, whether they run here or not."""
 
     shape: tuple[int, int]
     formats: tuple[formats.Format, ...]
@@ -36,7 +36,7 @@ def check(
     seconds: float = 0.3,
     seed: int = 0,
 ) -> Asked:
-    """What `measure` would be given, with everything found that makes no sense.
+    """Check the arguments of `measure`.
 
     ValueError, TypeError and RuntimeError as from `measure`.
 
@@ -68,8 +68,8 @@ def _checked_shape(shape: tuple[int, int] | None, weight: torch.Tensor | None) -
         own = tuple(as_matrix(weight).shape)
         if shape is not None and tuple(shape) != own:
             raise ValueError(
-                f"the weight is {own[0]}×{own[1]}, not {'×'.join(map(str, shape))}; leave the "
-                f"shape out (None)"
+                f"the weight is {own[0]}×{own[1]}, not {'×'.join(map(str, shape))}; omit the "
+                "shape (None)"
             )
         return own[0], own[1]
     if shape is None or len(shape) != 2:
@@ -79,25 +79,25 @@ def _checked_shape(shape: tuple[int, int] | None, weight: torch.Tensor | None) -
 
 
 def _check_formats(wanted: Sequence[formats.Format], columns: int) -> None:
-    """ValueError, with the format, where one does not take rows of this length: before anything is
-    measured, not in the middle."""
+    """Raise ValueError, naming the format, if one does not accept rows of this length, before
+    anything is measured."""
     row = torch.linspace(-1, 1, columns)[None]
     for each in wanted:
         try:
             each.quantize(row)
         except ValueError as error:
-            raise ValueError(f"{each.name} does not take this shape: {error}") from error
+            raise ValueError(f"{each.name} does not accept this shape: {error}") from error
 
 
 def _checked_batches(batches: Sequence[int]) -> tuple[int, ...]:
     found = tuple(require_int(n, "a batch", 1, 2**16) for n in batches)
     if not found or len(set(found)) != len(found):
-        raise ValueError(f"batches must be different numbers of tokens, got {list(batches)}")
+        raise ValueError(f"batches must be distinct numbers of tokens, got {list(batches)}")
     return found
 
 
 def _checked_seconds(seconds: float) -> float:
     value = require_number(seconds, "seconds")
     if not 0 < value <= 60:  # also refuses NaN
-        raise ValueError(f"seconds must be above 0, and 60 at most, got {seconds}")
+        raise ValueError(f"seconds must be above 0 and at most 60, got {seconds}")
     return value

@@ -41,8 +41,8 @@ def bitsandbytes() -> ModuleType:
 @contextmanager
 def _without_remote_code() -> Iterator[None]:
     """While bitsandbytes is imported on a CPU it looks for a package `kernels`, with which it would
-    fetch a binary from the Hub and run it. Nothing of qviz runs code from a network: the package is
-    hidden, and the complaint that it is missing is not passed on."""
+    fetch a binary from the Hub and run it. qviz never runs code from a network, so the package is
+    hidden, and the warning that it is missing is suppressed."""
     log = logging.getLogger("bitsandbytes.backends.cpu.ops")
     known, disabled = sys.modules.get("kernels"), log.disabled
     sys.modules["kernels"] = None  # type: ignore[assignment]
@@ -60,7 +60,8 @@ def _without_remote_code() -> Iterator[None]:
 @contextmanager
 def _without_cast_warning() -> Iterator[None]:
     """With inputs that are not float16, LLM.int8() writes a line to the log for each product, which
-    would be timed, and thousands of them. `activations` and `arithmetic` say what it says."""
+    would be timed, and thousands of them. `activations` and `arithmetic` contain the same
+    information."""
     log, mine = logging.getLogger("bitsandbytes.autograd._functions"), threading.get_ident()
 
     def from_others(record: logging.LogRecord) -> bool:
@@ -82,7 +83,7 @@ class _Bitsandbytes(Kernel):
         except ModuleNotFoundError as error:
             if error.name == "bitsandbytes":
                 return NOT_INSTALLED
-            raise  # installed, but what it needs is not: that is another remedy
+            raise  # installed, but one of its requirements is not, which needs another fix
         return None
 
 
@@ -103,11 +104,11 @@ class Matmul4bit(_Bitsandbytes):
     def refuses(self, q: QuantizedTensor) -> str | None:
         size = q.granularity.group_size or 1
         if q.shape[1] % size and four_bit_format(q) is not None:
-            # Seen with 0.50.2 on a CPU: blocks are counted anew in each row, and most weights come
-            # back with the absmax of another block. Its CUDA code has no such rows to be tried on.
+            # Seen with 0.50.2 on a CPU: blocks are counted afresh in each row, and most weights get
+            # the absmax of another block. Its CUDA code could not be tested on such rows.
             return (
-                f"bitsandbytes rebuilds rows that are not whole blocks wrongly on a CPU; "
-                f"{q.shape[1]} inputs are no multiple of {size}."
+                "On a CPU bitsandbytes dequantizes rows that are not whole blocks wrongly; "
+                f"{q.shape[1]} inputs are not a multiple of {size}."
             )
         return four_bit_blocks(self.name, q)
 
@@ -154,7 +155,7 @@ class CpuPacked4bit(_Bitsandbytes):
     def _lacks(self, device: torch.device) -> str | None:
         lacking = super()._lacks(device)
         if lacking is None and not bitsandbytes().functional.has_avx512bf16():
-            return "This processor has no AVX512-BF16, for which bitsandbytes' product is made."
+            return "This processor has no AVX512-BF16, which bitsandbytes' product needs."
         return lacking
 
     def sample(self) -> QuantizedTensor:
@@ -167,8 +168,8 @@ class CpuPacked4bit(_Bitsandbytes):
         size = q.granularity.group_size or 1
         if q.shape[0] % self.rows or q.shape[1] % size:
             return (
-                f"{self.name} takes a multiple of {self.rows} rows, and rows of whole blocks of "
-                f"{size}; this weight is {q.shape[0]}×{q.shape[1]}."
+                f"{self.name} needs a multiple of {self.rows} rows, and rows that are whole "
+                f"blocks of {size}; this weight is {q.shape[0]}×{q.shape[1]}."
             )
         return None
 
@@ -204,7 +205,7 @@ class LlmInt8(_Bitsandbytes):
     """LLM.int8(): int8 products, outlier columns of the inputs in half precision."""
 
     name = "bitsandbytes.llm_int8"
-    title = "8-bit rows, inputs to int8 but for outlier columns"
+    title = "8-bit rows, inputs to int8 except for outlier columns"
     source = "bitsandbytes.matmul, MatMul8bitLt"
     dtypes = (torch.float16, torch.bfloat16, torch.float32)
     arithmetic = torch.float16

@@ -1,4 +1,4 @@
-"""What a device can do at best: bytes moved and products computed per second, measured now."""
+"""What a device can do at best: bytes moved and operations computed per second, measured now."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -36,8 +36,8 @@ class Ceilings:
 
     @property
     def bandwidth(self) -> float:
-        """Bytes per second at best: those of the copy or of the read, whichever is faster. What
-        bounds a product, which reads far more than it writes."""
+        """Bytes per second at best: of the copy or of the read, whichever is faster. This bounds a
+        product, which reads far more than it writes."""
         return max(self.copy_bandwidth, self.read_bandwidth)
 
 
@@ -69,16 +69,16 @@ def _bandwidths(device: torch.device, cache: int) -> tuple[float, float]:
 
 
 def _require_room(size: int, device: torch.device) -> None:
-    what, instead = "measuring the bandwidth", "Close what holds memory"
+    what, instead = "measuring the bandwidth", "Close programs that hold memory"
     if device.type == "cpu":
         require_memory(size, what, instead)
         return
-    torch.cuda.empty_cache()  # what torch only keeps for later counts as free
+    torch.cuda.empty_cache()  # memory that torch only caches counts as free
     free = torch.cuda.mem_get_info(device)[0]
     if size > free:
         raise MemoryError(
-            f"{what} needs {size / 2**30:.1f} GiB of the GPU's memory, {free / 2**30:.1f} GiB are "
-            f"free. {instead}"
+            f"{what} needs {size / 2**30:.1f} GiB of the GPU's memory, but only "
+            f"{free / 2**30:.1f} GiB are free. {instead}"
         )
 
 
@@ -108,7 +108,7 @@ def _timer(call: Callable[[], object], device: torch.device) -> Timer:
 
 def _seconds(call: Callable[[], object], device: torch.device) -> float:
     found = round_robin({"only": _timer(call, device)}, SECONDS)
-    assert found is not None  # nobody stops it
+    assert found is not None  # it cannot be stopped
     return found["only"].median
 
 

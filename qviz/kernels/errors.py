@@ -63,7 +63,7 @@ def _flat_blocks(q: QuantizedTensor, rows: torch.Tensor) -> tuple[torch.Tensor, 
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """What the products with one weight are held against.
+    """The references for products with one weight.
 
     q       the weight, or the rows of it that are checked
     rows    [r] which those are; None: all
@@ -84,7 +84,7 @@ class Target:
         """Of a product y [tokens, out] with x [tokens, in], relative in the Frobenius norm: from
         the kernel's reference, and from X·Ŵᵀ.
 
-        ValueError where y is not finite, which no error could express.
+        Raises ValueError if y is not finite, because no error figure could express that.
         """
         x, y = x.to(self.q.codes.device), y.to(self.q.codes.device).double()
         if self.rows is not None:

@@ -1,8 +1,9 @@
-"""What a kernel is: what it needs, how it lays a quantized weight out, how it multiplies with it.
+"""What a kernel is: what it needs, how it stores a quantized weight, how it multiplies with it.
 
-A kernel computes Y = X·Ŵᵀ from the packed bytes of a QuantizedTensor. Three things are kept apart,
-so that each can be tested alone: `adapt`, the weight that the packed bytes stand for (a kernel may
-store scales in fewer bits); `inputs`, what the kernel makes of X before it multiplies (some
+A kernel computes Y = X·Ŵᵀ from the packed bytes of a QuantizedTensor. Three things are kept
+separate so that each can be tested alone: `adapt`, the weight that the packed bytes stand for (a
+kernel may
+store scales in fewer bits); `inputs`, how the kernel converts X before it multiplies (some
 quantize it too); and the product itself, whose reference is those two, multiplied in float64.
 
 Symbols: X [tokens, in] inputs, Ŵ [out, in] the dequantized weight, Y [tokens, out], m tokens
@@ -20,7 +21,7 @@ import torch
 from qviz.core.grids import Affine
 from qviz.core.tensor import QuantizedTensor
 
-# What a library raises where it lacks a kernel, its device, or the instructions for it.
+# The exceptions that a library raises if it lacks a kernel, its device, or the instructions for it.
 LACKING = (RuntimeError, NotImplementedError, AttributeError, ImportError, OSError, TypeError)
 
 
@@ -35,7 +36,8 @@ class Packed:
     tensors  everything on the device that a product reads, by name
     options  numbers that the product needs beside them, such as the group size
     columns  [in] int64 or None: the order in which the kernel wants the inputs (GPTQ's act-order)
-    scratch  what a kernel makes of the tensors once and keeps (a library's own handle); not copied
+    scratch  what a kernel derives from the tensors once and keeps (a library's own handle); not
+             copied
     """
 
     kernel: str
@@ -72,7 +74,7 @@ class Kernel(ABC):
     source       where its code is
     devices      device types on which it can exist at all
     dtypes       of the inputs (and outputs) it takes; the first is the one it is made for
-    activations  what becomes of the inputs, in words; "as they are" where nothing does
+    activations  how the inputs are converted, in words; "as they are" if they are not
     arithmetic   the dtype that inputs and weights are rounded to; None: that of the inputs
     """
 
@@ -90,7 +92,7 @@ class Kernel(ABC):
 
     @property
     def interpreted(self) -> bool:
-        """Whether it runs here in an interpreter alone: right, but of no use for measuring."""
+        """Whether it runs here only in an interpreter: correct, but useless for timing."""
         return False
 
     # ------------------------------------------------------------------ what it needs
@@ -105,7 +107,7 @@ class Kernel(ABC):
         if absent is not None:
             return absent
         if where.type not in self.devices:
-            return f"{self.name} exists on {' and '.join(self.devices)} only, not on {where.type}."
+            return f"{self.name} exists only on {' and '.join(self.devices)}, not on {where.type}."
         return _probed(self, where)
 
     def _lacks(self, device: torch.device) -> str | None:
@@ -118,7 +120,7 @@ class Kernel(ABC):
         """A small tensor that this kernel takes, on the CPU: it is tried with it."""
 
     def _probe(self, device: torch.device) -> str | None:
-        """Why not, in a sentence: what lacks, or that the product came out wrong. May raise
+        """Why not, in a sentence: what is missing, or that the product was wrong. May raise
         LACKING."""
         lacking = self._lacks(device)
         if lacking is not None:
@@ -127,9 +129,11 @@ class Kernel(ABC):
         x = torch.randn(3, q.shape[1], generator=torch.Generator().manual_seed(0)).to(dtype)
         y = self.multiply(self.pack(q, device, dtype), x.to(device)).cpu().double()
         expected = self.reference(q, x)
-        # Far above rounding, far below a nibble in the wrong place.
+        # Far above rounding error, far below the effect of a misplaced nibble.
         if not float((y - expected).norm()) < 0.02 * float(expected.norm()):
-            return f"{self.name} ran here, but its product is wrong: its layout is another one."
+            return (
+                f"{self.name} ran here, but its product is wrong, so its layout must be different."
+            )
         return None
 
     @abstractmethod
@@ -148,8 +152,8 @@ class Kernel(ABC):
         return x.double()
 
     def reference(self, q: QuantizedTensor, x: torch.Tensor) -> torch.Tensor:
-        """The product in float64 [tokens, out]: dequantize, then multiply. What a kernel's
-        arithmetic is held against."""
+        """The product in float64 [tokens, out]: dequantize, then multiply. This is the reference
+        for a kernel's arithmetic."""
         weight = self.adapt(q, x.dtype).dequantize().double()
         return self.inputs(x, q) @ weight.T
 
@@ -252,13 +256,13 @@ def _transformed(q: QuantizedTensor) -> str | None:
         return None
     return (
         f"this weight was quantized in other coordinates ({type(q.transform).__name__}): pack "
-        f"q.folded() and let the inputs take the transform up"
+        "q.folded() and apply the transform to the inputs"
     )
 
 
 def by_group(q: QuantizedTensor) -> tuple[QuantizedTensor, torch.Tensor | None]:
     """The tensor with its columns sorted by group, and the order [in] of the inputs that this
-    asks for; (q, None) where groups are consecutive already.
+    requires; (q, None) if groups are already consecutive.
 
     What kernels do with GPTQ's act-order (Marlin, vLLM): a gather of the inputs costs less than
     looking up a group for every weight. ValueError where groups are of unequal sizes.

@@ -1,11 +1,11 @@
-"""llama.cpp's product on a CPU: GGUF blocks as they stand in a file, inputs in int8 blocks.
+"""llama.cpp's product on a CPU: GGUF blocks as in a file, inputs in int8 blocks.
 
 The product is ggml's own graph of one node, `ggml_mul_mat`, computed by its CPU backend, as
 llama.cpp computes every linear layer; the weight's bytes are read where torch keeps them. ggml
 first quantizes each row of inputs, to blocks of 32 (Q8_0; Q8_1, which stores a block's sum beside
 its codes, for weights with a minimum) or of 256 (Q8_K, for k-quants), and then adds up products of
-integers. What llama.cpp itself does beyond that is not here: some builds rearrange the weights of
-a few types when a file is loaded.
+integers. One thing that llama.cpp does is not included: some builds rearrange the weights of a few
+types when a file is loaded.
 
 The package is reached through ctypes, by the C functions of ggml.h, ggml-cpu.h and
 ggml-backend.h, without importing its Python part. Source: ggml src/ggml-cpu.
@@ -32,8 +32,8 @@ from qviz.kernels.samples import sample_weight
 from qviz.methods.gguf import gguf
 
 NOT_INSTALLED = (
-    "llama-cpp-python is not installed: pip install llama-cpp-python compiles llama.cpp, which "
-    "takes minutes."
+    "llama-cpp-python is not installed. Run pip install llama-cpp-python, which compiles "
+    "llama.cpp and takes minutes."
 )
 F32 = 0  # in enum ggml_type, as the numbers below
 TYPES = {
@@ -161,7 +161,7 @@ class Library:
 @cache
 def library() -> Library:
     """ggml as llama-cpp-python brought it. ImportError where it is not installed; OSError or
-    RuntimeError, saying what is wrong, where it is another one than this was written for."""
+    RuntimeError, saying what is wrong, if it is not the one that this was written for."""
     spec = find_spec("llama_cpp")
     if spec is None or not spec.submodule_search_locations:
         raise ImportError(NOT_INSTALLED)
@@ -190,7 +190,7 @@ def _load(folder: Path, name: str) -> ctypes.CDLL:
 
 def _data_offset(base: ctypes.CDLL) -> int:
     """Where a tensor keeps the pointer to its numbers. ggml has a function that reads it and none
-    that sets it, and the struct's layout changes between versions: so it is looked for."""
+    that sets it, and the struct's layout changes between versions: so it is searched for."""
     context = base.ggml_init(_InitParams(1 << 16, None, False))
     try:
         tensor = base.ggml_new_tensor_2d(context, F32, 8, 8)

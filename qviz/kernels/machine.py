@@ -1,4 +1,4 @@
-"""The machine that something was measured on: what a reader needs to judge the figures."""
+"""The machine of a measurement: what a reader needs to judge the figures."""
 
 import os
 import platform
@@ -42,7 +42,7 @@ def machine(device: torch.device, *, packages: Sequence[str] = PACKAGES) -> dict
 
 
 def load() -> str:
-    """Processes that wanted to run in the last minute, on average."""
+    """The average number of processes that wanted to run in the last minute."""
     return f"{os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else "unknown"
 
 

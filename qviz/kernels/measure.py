@@ -1,8 +1,8 @@
-"""Measuring kernels beside each other: one weight, several batches, every kernel in its turn.
+"""Measuring kernels side by side: one weight, several batches, every kernel in turn.
 
-The weight is quantized by the real method and packed by each kernel that takes it. With each batch
-all of them multiply the same inputs: first once, to be compared with float64, then in turns against
-the clock. 16-bit weights (torch.matmul) take part in every run.
+The weight is quantized by the real method and packed by each kernel that takes it. For each batch
+all of them multiply the same inputs: first once, for comparison with float64, then repeatedly in
+turn, timed. 16-bit weights (torch.matmul) take part in every run.
 """
 
 import math
@@ -69,11 +69,11 @@ def measure(
     weight    a real weight [out, in], float; None: `synthetic_weight`
     seconds   of timing for each kernel and batch
     ceilings  of this device from an earlier run; None: they are measured first
-    progress  called with (done, total, what comes now)
-    stopped   asked between steps; where it says True, what was measured until then is returned
-    keep      called after each format with what was measured until then, `complete` False
+    progress  called with (done, total, what comes next)
+    stopped   called between steps; if it returns True, what has been measured so far is returned
+    keep      called after each format with what has been measured so far, `complete` False
 
-    ValueError or TypeError for what makes no sense, MemoryError where it would not fit,
+    Raises ValueError or TypeError for invalid arguments, MemoryError if it would not fit,
     RuntimeError where not even torch.matmul runs.
 
     >>> found = qviz.kernels.measure((64, 128), "int8", [1], device="cpu", seconds=0.01)
@@ -138,7 +138,7 @@ class _Entrant:
 
 @dataclass
 class _Run:
-    """What one measuring knows while it runs."""
+    """The state of a measurement while it runs."""
 
     asked: Asked
     total: int
@@ -174,27 +174,29 @@ class _Run:
         # At most two products with 16-bit weights, and one byte for each weight in the others.
         held = sum(_held(bytes_, self.cache) for bytes_ in [2 * weights] * 2 + [weights] * kernels)
         what = f"measuring {self.asked.shape[0]}×{self.asked.shape[1]} with {kernels} kernels"
-        instead = "Take a smaller shape, or name fewer kernels"
+        instead = "Use a smaller shape, or name fewer kernels"
         on_cpu = self.asked.device.type == "cpu"
         beside = 13 * weights + held  # the weight, its codes, one being packed
         require_memory(max(WORKSPACE * weights, beside) if on_cpu else 4 * weights, what, instead)
         if on_cpu:
             return
-        torch.cuda.empty_cache()  # what torch only keeps for later counts as free
+        torch.cuda.empty_cache()  # memory that torch only caches counts as free
         needed = held + WORKSPACE * weights
         free = torch.cuda.mem_get_info(self.asked.device)[0]
         if needed > free:
             raise MemoryError(
                 f"{what} needs {needed / 2**30:.1f} GiB of the GPU's memory, "
-                f"{free / 2**30:.1f} GiB are free. {instead}"
+                f"but only {free / 2**30:.1f} GiB are free. {instead}"
             )
 
     # ------------------------------------------------------------------ who takes part
 
     def wait(self) -> None:
-        """Say that somebody else measures; one at a time does."""
+        """Say that another process is measuring; only one can at a time."""
         if self.progress is not None:
-            self.progress(0, self.total, "waiting: another page or command measures this machine")
+            self.progress(
+                0, self.total, "waiting: another page or command is measuring on this machine"
+            )
 
     def everything(
         self,
@@ -227,8 +229,8 @@ class _Run:
         return Measurement(about, ceilings, tuple(self.points), self.left_out, complete)
 
     def those_that_run(self, kernels: Sequence[Kernel]) -> list[Kernel]:
-        """Those that can be timed on this device, without the baseline; the others are left
-        out."""
+        """The kernels that can be timed on this device, without the baseline; the others go to
+        `left_out`."""
         found = []
         for kernel in kernels:
             if kernel.name == BASELINE:
@@ -316,14 +318,14 @@ class _Run:
         return True
 
     def _keep_comparable(self, ready: "dict[str, _Ready]", format: str, batch: int) -> None:
-        """Leave out those beside which the 16-bit product failed: a time alone says nothing."""
+        """Drop kernels for which the 16-bit product failed: a time alone says nothing."""
         beside = {
             _name(r.entrant.dtype) for r in ready.values() if r.entrant.kernel.name == BASELINE
         }
         for name, each in list(ready.items()):
             if baseline_dtype(_name(each.entrant.dtype)) not in beside:
                 del ready[name]
-                why = f"There is no {BASELINE} to compare it with: that failed."
+                why = f"There is no {BASELINE} to compare it with, because that failed."
                 self.leave_out(each.entrant.kernel.name, format, why, batch)
 
     def _launches(self, ready: "dict[str, _Ready]") -> dict[str, Timing]:
@@ -429,12 +431,13 @@ def _interpreted(kernel: Kernel, device: torch.device) -> str | None:
     if device.type != "cpu" or not kernel.interpreted:
         return None
     return (
-        f"{kernel.name} is only interpreted on a CPU: its results can be looked at, its time not."
+        f"{kernel.name} is only interpreted on a CPU, so its results mean something but its time "
+        "does not."
     )
 
 
 def _warm_note(copies: Sequence[Packed], cache: int) -> str:
-    """What a reader must know where even the most copies do not exceed the cache."""
+    """A note for the reader if even the maximum number of copies does not exceed the cache."""
     total = sum(copy.nbytes for copy in copies)
     if total > COLD * cache:
         return ""

@@ -1,7 +1,7 @@
-"""A packed model beside its dequantized reference: what they say, how fast, in which memory.
+"""A packed model compared with its dequantized reference: output, speed and memory.
 
-The reference has as many 16-bit weights as the original, so it is also what speed and memory are
-measured beside.
+The reference has as many 16-bit weights as the original, so speed and memory are compared with it
+too.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Logits:
 
 @dataclass(frozen=True)
 class Texts:
-    """What both continue a prompt with, greedily.
+    """The greedy continuations of a prompt by both.
 
     parts_at  the number of the first new token (from 0) that differs; None: none does
     """
@@ -108,7 +108,7 @@ class Comparison:
         lines.append(
             f"greedy text: the same for {t.new_tokens} tokens"
             if t.parts_at is None
-            else f"greedy text: parts at new token {t.parts_at} of {t.new_tokens}"
+            else f"greedy text: differs from new token {t.parts_at} of {t.new_tokens}"
         )
         return "\n".join([*lines, *self.notes])
 
@@ -123,18 +123,18 @@ def _figure(value: float) -> str:
 
 
 def _pace(ours: Rate, theirs: Rate) -> str:
-    """Faster or slower, unless some repeats say one thing and some the other."""
+    """Faster or slower, unless the repeats disagree."""
     (low, high), (low16, high16) = ours.range, theirs.range
     if low <= high16 and low16 <= high:
         return "no difference beyond that between repeats"
     ratio = ours.median / theirs.median
-    return f"{ratio:.2f} times as fast" if ratio > 1 else f"{1 / ratio:.2f} times slower"
+    return f"{ratio:.2f}× as fast" if ratio > 1 else f"{1 / ratio:.2f}× slower"
 
 
 def _size(ratio: float) -> str:
     if ratio == 1:
         return "the same"
-    return f"{1 / ratio:.2f} times smaller" if ratio < 1 else f"{ratio:.2f} times larger"
+    return f"{1 / ratio:.2f}× smaller" if ratio < 1 else f"{ratio:.2f}× larger"
 
 
 def compare(
@@ -148,14 +148,14 @@ def compare(
     batch: int = 1,
     repeats: int = 5,
 ) -> Comparison:
-    """The packed model against its dequantized reference: what it says, how fast, in which memory.
+    """Compare the packed model with its dequantized reference: output, speed and memory.
 
     texts       for logits and perplexity, at most `max_tokens` of them; None: the evaluation texts
                 that come with qviz
     prompt      for generation and speed; None: the first 200 characters of the texts
     quantized   what was packed, for the reference; None: that very object if it is still alive
 
-    Speed is measured in turns, so that both meet the same machine. The reference is in memory
+    Speed is measured in turns, so both meet the same conditions. The reference is in memory
     meanwhile. Raises ValueError for encoders, models without a tokenizer and predictions of NaN.
 
     >>> quantized = qviz.quantize_model(model, bits=4, group_size=32)
@@ -226,7 +226,7 @@ def compare_logits(
 def compare_texts(
     model: LoadedModel, reference: LoadedModel, prompt: str, *, new_tokens: int = 64
 ) -> Texts:
-    """What both continue a prompt with, and where they part.
+    """The continuations of a prompt by both, and where they first differ.
 
     >>> compare_texts(model, model, "def read(path):", new_tokens=4).parts_at is None
     True

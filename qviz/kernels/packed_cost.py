@@ -1,4 +1,4 @@
-"""What a model costs: the bytes that it holds, and how fast it reads and writes tokens."""
+"""The cost of a model: the bytes that it holds, and how fast it reads and writes tokens."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class MemoryUse:
     """Bytes that a model's parameters and buffers hold.
 
     parts        part → bytes; tensors that share a storage count once, tied ones as embeddings
-    sixteen_bit  the same with every parameter, packed or not, in 16 bits
+    sixteen_bit  the same with every parameter, packed or not, at 16 bits
     allocated    on CUDA, what torch had allocated on the device, other things included
     peak         on CUDA, the most that it had allocated while text was generated
     """
@@ -47,7 +47,7 @@ class MemoryUse:
         return sum(self.sixteen_bit.values())
 
     def __str__(self) -> str:
-        lines = [f"{'':<16}{'bytes':>16}{'in 16 bits':>16}"]
+        lines = [f"{'':<16}{'bytes':>16}{'at 16 bits':>16}"]
         lines += [
             f"{part:<16}{size:>16,}{self.sixteen_bit[part]:>16,}"
             for part, size in self.parts.items()
@@ -66,7 +66,7 @@ def memory(
     prompt: str | Sequence[int] | None = None,
     new_tokens: int = 64,
 ) -> MemoryUse:
-    """What a model holds in memory, part by part, beside what it would in 16 bits.
+    """What a model holds in memory, part by part, beside what it would at 16 bits.
 
     On CUDA also what torch has allocated there and, with a prompt, the most that it had while it
     continued it by `new_tokens`. On a CPU the memory of a process is not the model's alone:
@@ -303,7 +303,7 @@ def greedy(model: LoadedModel, ids: torch.Tensor, new_tokens: int) -> _Run:
 
 
 def _now(device: torch.device) -> float:
-    """Seconds, once the device has done all it was told to."""
+    """The time in seconds, once the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -312,7 +312,7 @@ def _now(device: torch.device) -> float:
 def prompt_ids(model: LoadedModel, prompt: str | Sequence[int], new_tokens: int) -> list[int]:
     """The prompt's tokens; ValueError where they and the new ones do not fit."""
     if model.kind != "decoder":
-        raise ValueError(f"generating needs a decoder, and {model.name} is an encoder")
+        raise ValueError(f"generating needs a decoder, but {model.name} is an encoder")
     text = isinstance(prompt, str)
     ids = list(require_tokenizer(model)(prompt)["input_ids"] if text else prompt)
     if not ids:
@@ -341,7 +341,7 @@ def random_llama(
 ) -> LoadedModel:
     """A Llama of this shape with RANDOM weights: for speed and memory, which do not depend on them.
 
-    What it says means nothing. The defaults have the layers of Llama-3.2-1B, 6 of its 16, and a
+    Its text is meaningless. The defaults have the layers of Llama-3.2-1B, 6 of its 16, and a
     table of 32000 tied embeddings instead of 128256, 0.43 billion parameters in all. It has no
     tokenizer: prompts are token ids. ValueError where heads do not divide the hidden size.
 

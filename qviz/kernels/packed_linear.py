@@ -1,4 +1,4 @@
-"""A linear layer whose weight exists only as a kernel packed it."""
+"""A linear layer whose weight exists only in packed form."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from qviz.methods.rotation import Rotation
 class PackedLinear(nn.Module):
     """A linear layer Y = X·Ŵᵀ (+ b) whose weight exists only as a kernel packed it.
 
-    kernel     what multiplies
+    kernel     the kernel that multiplies
     packed     its bytes; each of its tensors is a buffer of this module, named packed_…
     bias       [out] or None
-    transform  what is done to the inputs and outputs because no layer before or after takes it up:
+    transform  the change to inputs and outputs that no neighbouring layer absorbs:
                an InputScale (inputs divided, outputs multiplied) or a Rotation (x·Q, y·Qₒᵀ)
 
     Inputs of another dtype than the weight was packed for are converted to it, and outputs back to
@@ -92,9 +92,10 @@ class PackedLinear(nn.Module):
         if not isinstance(q.transform, InputScale | Rotation | None):
             raise ValueError(
                 f"this weight was quantized in other coordinates ({type(q.transform).__name__}), "
-                f"and how inputs get there is not known here; pack q.folded() and do it yourself"
+                "and how to transform the inputs is not known here; pack q.folded() and "
+                "transform them yourself"
             )
-        # A copy, since a kernel may hand on the codes themselves, which are the tensor's.
+        # A copy, since a kernel may return the tensor's own codes.
         packed = kernel.pack(q.folded(), device, inner_dtype(kernel, dtype)).copy()
         if bias is not None:
             bias = bias.detach().to(packed.device, dtype or packed.dtype, copy=True)
@@ -137,7 +138,7 @@ class PackedLinear(nn.Module):
         def bytes_kept(tensor: torch.Tensor) -> torch.Tensor:
             if tensor is self.bias or fn(tensor.new_empty(0)).dtype == tensor.dtype:
                 return fn(tensor)
-            return tensor.to(there)  # a cast would change what the bytes mean
+            return tensor.to(there)  # a cast would change the meaning of the bytes
 
         super()._apply(bytes_kept, recurse)  # type: ignore[no-untyped-call]
         self._refresh(there)
@@ -148,7 +149,7 @@ class PackedLinear(nn.Module):
         self._refresh(self.packed.device)
 
     def _refresh(self, device: torch.device) -> None:
-        """Let `packed` be made of the buffers as they are now: products read it, not them."""
+        """Rebuild `packed` from the present buffers: products read it, not them."""
         tensors = {name: self.get_buffer(f"packed_{name}") for name in self.packed.tensors}
         self.packed = replace(self.packed, tensors=tensors, columns=self.columns, device=device)
 

@@ -1,9 +1,9 @@
 """A whole model that computes with packed weights.
 
 `pack_model` takes what `qviz.quantize_model` returned and puts a `PackedLinear` in the place of
-every quantized layer; embeddings, norms and the output head stay as they are, in 16 bits. The
+every quantized layer; embeddings, norms and the output head stay as they are, at 16 bits. The
 result is an ordinary LoadedModel. Its reference is the same model with the weights Ŵ written out in
-16 bits and multiplied by torch's own product: what differs between the two comes from the kernel.
+16 bits and multiplied by torch's own product: any difference between the two comes from the kernel.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class PackedModel:
         if made is None:
             raise RuntimeError(
                 f"the quantized model from which {self.model.name} was packed is no longer in "
-                f"memory, and its packed bytes are no reference for themselves: keep it, or pass "
-                f"it again as quantized="
+                "memory, and packed bytes cannot serve as their own reference: keep it, or pass "
+                "it again as quantized="
             )
         dense: dict[nn.Module, nn.Module] = {}
         for name in self.kernels:
@@ -77,8 +77,8 @@ class PackedModel:
             q = _weight_of(made.tensors[name]) if name in made.tensors else None
             if q is None or q.shape != here.packed.shape:
                 raise ValueError(
-                    f"{name} is packed here as {list(here.packed.shape)} and is another layer, or "
-                    f"none, in this quantized model: pass the one that was packed"
+                    f"{name} is packed here as {list(here.packed.shape)}, but this quantized "
+                    "model has a different layer or none: pass the model that was packed"
                 )
             twin = _dense(q, here.bias, here.packed.device, self.dtype)
             dense[here] = _with_online(twin, here)
@@ -228,7 +228,7 @@ def _with_online(new: nn.Module, old: nn.Module) -> nn.Module:
 
 def _copied(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """A tensor of its own on the device; parameters are cast, buffers keep their dtype (the
-    frequencies of rotary embeddings lose positions in 16 bits)."""
+    frequencies of rotary embeddings lose positions at 16 bits)."""
     cast = isinstance(tensor, nn.Parameter) and tensor.is_floating_point()
     return tensor.detach().to(device, dtype if cast else tensor.dtype, copy=True)
 

@@ -18,7 +18,7 @@ def loads(kind: type, text: str) -> Any:
     """What `dumps` wrote, as this dataclass. ValueError, naming the field, for anything else."""
 
     def refuse(name: str) -> None:
-        raise ValueError(f"{name} is no finite number")
+        raise ValueError(f"{name} is not a finite number")
 
     try:
         data = json.loads(text, parse_constant=refuse)
@@ -76,7 +76,7 @@ def _read_tuple(inner: tuple[Any, ...], data: list[Any], where: str) -> tuple[An
 def _read_scalar(kind: Any, data: Any, where: str) -> Any:
     if kind is float and type(data) is int:
         data = float(data) if abs(data) <= sys.float_info.max else math.inf
-    if type(data) is not kind:  # exactly: True is no number here
+    if type(data) is not kind:  # exactly: True is not a number here
         raise ValueError(f"{where} must be {kind.__name__}, got {data!r:.60}")
     if kind is float and not math.isfinite(data):
         raise ValueError(f"{where} must be finite, got {data}")

@@ -1,6 +1,7 @@
-"""Measurements that are kept: written, read back, and those that ship with the package.
+"""Stored measurements: writing, reading, and those that ship with the package.
 
-What ships was measured elsewhere at another time and is shown as that, with machine and date.
+The shipped ones were measured elsewhere at another time and are shown as such, with machine and
+date.
 """
 
 import re
@@ -35,7 +36,7 @@ def load(path: str | Path) -> Measurement:
     try:
         return Measurement.from_json(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no measurement of kernels: {error}") from error
+        raise ValueError(f"{path} is not a measurement of kernels: {error}") from error
 
 
 def title(measurement: Measurement) -> str:

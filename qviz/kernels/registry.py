@@ -20,7 +20,7 @@ _BACKENDS = (
     "qviz.kernels.triton_kernels",
     "qviz.kernels.llama_cpp",
 )
-BASELINE = "torch.matmul"  # what every kernel is measured beside
+BASELINE = "torch.matmul"  # the kernel that all others are compared with
 
 
 @cache
@@ -71,7 +71,7 @@ def default_device() -> torch.device:
 
 
 def chosen_device(device: torch.device | str | None) -> torch.device:
-    """The device that was named, or the default one; ValueError for what is none."""
+    """The named device, or the default one. Raises ValueError for an unknown one."""
     return default_device() if device is None else as_device(device)
 
 

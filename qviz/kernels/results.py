@@ -1,4 +1,4 @@
-"""What a measuring found: points, the ceilings beside them, and what can be said of both."""
+"""The results of a measurement: points, the device's ceilings, and what follows from both."""
 
 import math
 from collections.abc import Mapping
@@ -25,14 +25,14 @@ class Point:
     weight_bytes  that the packed weight occupies
     moved_bytes   weight, inputs and outputs, each once
     flops         2 · tokens · out · in
-    error         ‖y − r‖/‖r‖, r the kernel's own reference in float64: what its arithmetic costs
-    total_error   the same with r = X·Ŵᵀ for the inputs and the weight as they were given: what
-                  rounded inputs and scales cost as well
+    error         ‖y − r‖/‖r‖, r the kernel's own reference in float64: the error of its arithmetic
+    total_error   the same with r = X·Ŵᵀ for the inputs and the weight as given: this includes the
+                  error of rounded inputs and scales
     copies        of the weight that took turns
     launch        CUDA only: the same product called one by one from Python
     arithmetic    dtype in which it multiplies, whose product bounds its rate; None: unknown
     error_rows    outputs that the errors were computed over; None: all of them
-    note          what was different with this one; "" as a rule
+    note          what was special about this one; usually ""
     """
 
     kernel: str
@@ -137,19 +137,19 @@ class Crossover:
         if self.slower is None:
             at = f"the largest batch measured, {last}" if self.gaps else span
             return f"{name} is faster than 16-bit weights at {at}."
-        about = "" if self.batch is None else f"; they meet at about batch {self.batch:.3g}"
+        about = "" if self.batch is None else f"; they break even at about batch {self.batch:.3g}"
         return (
-            f"{name} is faster than 16-bit weights up to batch {self.faster} and no longer at "
+            f"{name} is faster than 16-bit weights up to batch {self.faster} but no longer at "
             f"{self.slower}{about}."
         )
 
     def _gaps(self) -> str:
-        return f"Not at batch {_listed(self.gaps)}, though." if self.gaps else ""
+        return f"At batch {_listed(self.gaps)} it is not, though." if self.gaps else ""
 
     def _unclear(self) -> str:
         if not self.unclear:
             return ""
-        return f"At batch {_listed(self.unclear)} the two lie within each other's spread."
+        return f"At batch {_listed(self.unclear)} there is no measurable difference."
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Measurement:
     ceilings  what the device can do, measured in the same run
     points    one for each kernel, format, shape and batch
     left_out  kernel (and format or batch, where only that) → why, one sentence
-    complete  False: it was stopped, and has only what was measured until then
+    complete  False if it was stopped and is only partial
     """
 
     machine: Mapping[str, str]
@@ -224,13 +224,13 @@ class Measurement:
         ValueError for the baseline itself, LookupError where the kernel was not measured so.
         """
         if kernel == BASELINE:
-            raise ValueError(f"{BASELINE} is what the others are compared with")
+            raise ValueError(f"{BASELINE} is the baseline that the others are compared with")
         points = {p.batch: p for p in self.select(kernel=kernel, format=format, shape=shape)}
         if not points:
             why = self.left_out.get(kernel) or self.left_out.get(f"{kernel}, {format}")
             raise LookupError(
                 f"{kernel} was not measured with {format} at {shape[0]}×{shape[1]}: "
-                f"{why or 'it was not asked for.'}"
+                f"{why or 'it was not requested.'}"
             )
         batches = tuple(sorted(points))
         speedups = {batch: self.speedup(points[batch]) for batch in batches}

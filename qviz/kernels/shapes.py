@@ -79,7 +79,7 @@ SHAPES: Mapping[str, Mapping[str, tuple[int, int]]] = MappingProxyType(_shapes()
 def parse_shape(text: str) -> tuple[int, int]:
     """(out, in) of "4096x14336", "4096×14336", or of a model's layer, "Llama-3.1-8B:down_proj".
 
-    ValueError, with what is near, for anything else.
+    Raises ValueError, suggesting similar names, for anything else.
 
     >>> parse_shape("llama-3.2-1b:k_proj")
     (512, 2048)

@@ -67,7 +67,7 @@ def _row(found: Measurement, point: Point, named: bool) -> dict[str, str]:
 
 
 def _dtypes_to_name(points: Sequence[Point]) -> bool:
-    """Whether the dtype must be told to know which 16-bit product is meant."""
+    """Whether the dtype is needed to know which 16-bit product is meant."""
     return len({p.dtype for p in points if p.kernel == BASELINE}) > 1
 
 
@@ -105,7 +105,8 @@ def remarks(found: Measurement, format: str, shape: tuple[int, int]) -> list[str
 
 
 def left_out_lines(found: Measurement) -> list[str]:
-    """Who did not take part, and why: a line for each kernel and reason, with what it holds for."""
+    """Kernels that did not take part, and why: a line for each kernel and reason, with the cases it
+    applies to."""
     grouped: dict[tuple[str, str], list[str]] = {}
     for key, why in found.left_out.items():
         kernel, _, where = key.partition(", ")
@@ -117,7 +118,7 @@ def left_out_lines(found: Measurement) -> list[str]:
 
 
 def measurement_text(found: Measurement) -> str:
-    """Everything that was found, as a page of a terminal."""
+    """All results as a page of text for a terminal."""
     parts = [machine_text(found.machine), ceilings_text(found.ceilings)]
     for format, shape in sections(found):
         parts.append(f"{format}, {shape[0]}×{shape[1]}\n" + aligned(rows(found, format, shape)))

@@ -2,8 +2,8 @@
 
 `walk` goes through the loop of a function in `triton_source` for one program, with torch and
 without Triton, and keeps every intermediate result; `source` is that function's text. The lines
-of a step are found by the markers that stand in the real source, such as "# [words]": there is no
-copy that could drift.
+of a step are found by the markers that stand in the real source, such as
+"# [words]": there is no copy that could get out of date.
 
 Symbols: r rows of the program, c chunks of its block, w words of a chunk, j the planes.
 """
@@ -69,7 +69,7 @@ EVENTS = (
         "tile.scale",
         {
             "scale": "[r, columns] of each weight, in the order of the columns",
-            "zero": "[r, columns] what is subtracted from its code; 0 for codes of a table",
+            "zero": "[r, columns] the number subtracted from its code; 0 for codes of a table",
         },
         "s[group], z[group]",
         f"{_FROM}:affine_gemv, scale_of",
@@ -106,7 +106,7 @@ EVENTS = (
     ),
     EventSpec(
         "tile.total",
-        {"total": "[r, block] what each thread has added up so far, in its scale"},
+        {"total": "[r, block] what each thread has added up so far, scaled"},
         "total + scale · Σ partial",
         f"{_FROM}:affine_gemv",
     ),
@@ -312,7 +312,7 @@ def walk(
 
 
 def programs(q: QuantizedTensor, block: Block) -> int:
-    """Programs that together compute all outputs of one token."""
+    """The number of programs that together compute all outputs of one token."""
     return -(-q.shape[0] // block.rows)
 
 
@@ -320,7 +320,10 @@ def _checked(kernel: str, q: QuantizedTensor, x: torch.Tensor, program: int, blo
     _shown(kernel)
     reason = get(kernel).refuses(q)
     if reason is None and (q.g_idx is not None or q.transform is not None):
-        reason = "a walk is along the columns as they lie: without act-order and transforms"
+        reason = (
+            "a walk follows the columns in order, so it needs a weight without act-order and "
+            "transforms"
+        )
     if reason is not None:
         raise ValueError(reason)
     if x.shape != (q.shape[1],):
@@ -333,7 +336,7 @@ def _checked(kernel: str, q: QuantizedTensor, x: torch.Tensor, program: int, blo
         if block.chunks % each:
             raise ValueError(
                 f"a walk takes whole tiles, of {each} chunks here; a block of {block.chunks} is "
-                f"a part of one"
+                "only part of one"
             )
     count = programs(q, block)
     if not 0 <= program < count:
@@ -380,8 +383,8 @@ class _Walker(ABC):
         """`scales`: bytes of scales that are read only now."""
         y = total.to(self.x.dtype)
         caption = (
-            f"The threads' sums are added up: the first output is {_number(total[0])}. "
-            f"{len(y)} outputs go to memory."
+            f"The threads' sums are added up: the first output is {_number(total[0])}. {len(y)} "
+            "outputs are written to memory."
         )
         size = y.numel() * y.element_size() + scales
         where = [(function, "store")]
@@ -520,9 +523,9 @@ class _FourBit(_Walker):
             f"{_number(weight[0, 0])}. "
         )
         if layout.aligned:
-            caption += "No thread computes it: the scale waits for the sum."
+            caption += "No thread computes this product: the scale is applied to the sum later."
         else:
-            caption += "A word can lie in two blocks, so each level is scaled by itself."
+            caption += "A word can belong to two blocks, so each level is scaled separately."
         where = [(function, "codes"), (function, "scale")]
         return self._step("weight", caption, columns, where, 0, weight=weight)
 
@@ -561,8 +564,9 @@ class _FourBit(_Walker):
 
     def _total_step(self, function: str, total: torch.Tensor, columns: slice) -> Step:
         caption = (
-            f"The sums of a chunk, times the scales of their groups, join the total. After column "
-            f"{columns.stop - 1} the first row has {_number(total[0].sum())}."
+            "The sums of a chunk, times the scales of their groups, are added to the total. "
+            f"After column {columns.stop - 1} the sum of the first row is "
+            f"{_number(total[0].sum())}."
         )
         where = [(function, "total")]
         return self._step("total", caption, columns, where, 0, total=total.clone())
@@ -607,7 +611,8 @@ class _Int8(_Walker):
     def _quantized_step(self, codes: torch.Tensor, step: torch.Tensor) -> Step:
         caption = (
             f"Each input is divided by {_number(step)} and rounded: {_number(self.x[0])} becomes "
-            f"{int(codes[0])}. {len(codes)} codes of a byte go to memory, for all programs."
+            f"{int(codes[0])}. {len(codes)} codes of one byte each are written to memory, for "
+            "all programs."
         )
         where = [("int8_inputs", "quantized")]
         return self._step(
@@ -629,8 +634,8 @@ class _Int8(_Walker):
 
     def _products_step(self, partial: torch.Tensor, total: torch.Tensor, columns: slice) -> Step:
         caption = (
-            f"Products of integers, added to the totals without any rounding; the first row has "
-            f"{int(total[0].sum())} so far."
+            "Products of integers are added to the totals without any rounding. The sum of the "
+            f"first row so far is {int(total[0].sum())}."
         )
         where = [("int8_gemv", "products")]
         return self._step("products", caption, columns, where, 0, partial=partial)

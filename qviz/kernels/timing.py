@@ -1,8 +1,9 @@
-"""How long one product takes: cold weights, no launch cost on a GPU, every kernel in its turn.
+"""How long one product takes: cold weights, no launch cost on a GPU, every kernel in turn.
 
-A product with small weights that is repeated finds them in the cache, which no layer of a model
-does: between two uses of a layer all others went by. So each call takes the next of several copies
-that together exceed the cache. On a GPU the copies are multiplied in one CUDA graph, which is
+A product with small weights that is repeated finds them in the cache, which a layer of a model
+never does: between two uses of a layer all other layers run. So each call uses the next of several
+copies that together exceed the cache. On a GPU the copies are multiplied in one CUDA graph, which
+is
 replayed, so that Python and the launches cost nothing; `Launched` times the same calls one by one.
 """
 
@@ -21,10 +22,12 @@ from pathlib import Path
 
 import torch
 
-SHORT = 50e-6  # seconds: a shorter call is timed with its like, since the clock itself takes time
+SHORT = (
+    50e-6  # seconds: shorter calls are timed several at once, since reading the clock takes time
+)
 ROUNDS = 7  # turns that every kernel takes; the fewest repeats there are
 IN_GRAPH = 20  # products in a CUDA graph, at least
-MOST_COPIES = 1024  # of a weight: a limit to the time it takes to make them
+MOST_COPIES = 1024  # of a weight: limits the time needed to make them
 COLD = 3  # how many times the last-level cache the copies fill
 AGREE = 0.05  # relative difference at which two medians of a warm-up count as equal
 ASSUMED_CACHE = 32 * 2**20  # bytes, where the system does not say
@@ -51,7 +54,7 @@ class Timing:
         return cls(statistics.median(seconds), tenths[0], tenths[-1], len(seconds))
 
     def overlaps(self, other: "Timing") -> bool:
-        """Whether the two ranges from low to high have something in common."""
+        """Whether the two ranges from low to high overlap."""
         return self.low <= other.high and other.low <= self.high
 
 
@@ -255,7 +258,7 @@ def timer_for(call: Callable[[], object], device: torch.device, copies: int) -> 
 
 
 def warm_up(timer: Timer, seconds: float) -> float:
-    """Seconds per call once two successive medians agree, or time is out."""
+    """Seconds per call, once two successive medians agree or time is up."""
     start = time.perf_counter()
     each = 3 if timer.sample() < seconds / 20 else 1
     before = math.inf
@@ -269,7 +272,7 @@ def warm_up(timer: Timer, seconds: float) -> float:
 def round_robin(
     timers: Mapping[str, Timer], seconds: float, stopped: Callable[[], bool] | None = None
 ) -> dict[str, Timing] | None:
-    """The timing of each, all taking turns, so that a drift of the clock meets all alike.
+    """The timing of each. All take turns, so that a drift of the clock affects all alike.
 
     Each gets about `seconds` in all, and 7 samples at least. None where `stopped` said so between
     two turns.

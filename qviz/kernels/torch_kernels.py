@@ -1,8 +1,8 @@
 """The products with quantized weights that torch itself has.
 
-All are private functions of torch (a leading underscore): what they take differs between versions
-and devices, so each is tried on a small weight before it is called available, and what it asks of
-sizes is met by padding. Sources: pytorch aten/src/ATen/native/cuda/int4mm.cu ("tinygemm"),
+All are private functions of torch (a leading underscore): what they accept differs between versions
+and devices, so each is tried on a small weight before it is called available, and padding meets its
+requirements on sizes. Sources: pytorch aten/src/ATen/native/cuda/int4mm.cu ("tinygemm"),
 aten/src/ATen/native/cpu/int4mm_kernel.cpp and int8mm_kernel.cpp, cuda/Blas.cpp (_int_mm,
 _scaled_mm).
 """
@@ -117,7 +117,7 @@ class Int8(Kernel):
         self, q: QuantizedTensor, device: torch.device, dtype: torch.dtype
     ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         # Rows of 33 read past their end on a CPU, with a wrong result or a crash: its loop takes
-        # 32 inputs at a time. Padding is the only remedy, as nothing checks.
+        # 32 inputs at a time. Nothing checks this, so padding is the only remedy.
         rows, columns = round_up(q.shape[0], 32), round_up(q.shape[1], 64)
         codes = padded(q.codes.to(device), rows, columns)
         scale = padded(row_scale(q).to(device, dtype)[None], 1, rows)[0]

@@ -1,7 +1,7 @@
-"""Which of a few configurations is the fastest here, and which kernels were tried: remembered.
+"""A record of which configuration is fastest here, and of which kernels were tried.
 
-What was found is kept in a file for each card, so that the next process, and the next page, does
-not time it again. It lies in $QVIZ_CACHE or the user's cache directory, and holds for these
+Results are kept in a file for each card, so that the next process or page does not time them again.
+It lies in $QVIZ_CACHE or the user's cache directory, and holds for these
 sources, these versions, this shape and this range of tokens alone.
 """
 
@@ -155,7 +155,7 @@ def read(path: Path) -> dict[str, int]:
 
 
 def write(path: Path, choices: dict[str, int]) -> None:
-    """Under another name and renamed, so that nobody reads half a file."""
+    """Written under another name and renamed, so that no reader sees half a file."""
     half = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

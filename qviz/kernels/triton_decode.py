@@ -1,6 +1,6 @@
 """Decoding in the GPU's own instructions: PTX for what `triton_source` says in plain words.
 
-The compiler makes a shift, a mask and a conversion of every code. These texts treat two at once:
+The compiler emits a shift, a mask and a conversion for every code. These texts handle two at once:
 a register of 32 bits holds two 16-bit floats, and one instruction does the same to both. Each text
 takes two words a and b ($8 and $9, or $4 and $5) and leaves in its first registers the planes, the
 j-th code of a in the lower half of the j-th register and that of b in the upper half. Triton calls
@@ -74,8 +74,8 @@ def e4m3(kind: str) -> str:
 
     The sign of a byte goes to the sign, its exponent and mantissa to the lowest bits of the
     exponent and the highest of the mantissa: as bits that is the same number, too small by the
-    difference of what exponents count from, 127 − 7 or 15 − 7, subnormal numbers included. A
-    product makes up for it.
+    difference of the exponents' biases, 127 − 7 or 15 − 7, subnormal numbers included. A
+    multiplication corrects this.
     """
     shift, mask, factor = {
         "bf16": (4, "0x07F007F0", "0x7B807B80"),  # 2¹²⁰

@@ -1,9 +1,9 @@
-"""Kernels in Triton, written here to be read: `triton_source` has what runs on the GPU, this
-module lays weights out for it, chooses block sizes and launches it.
+"""Kernels in Triton, written to be read: `triton_source` has the code that runs on the GPU; this
+module arranges the weights for it, chooses block sizes and launches it.
 
 On a CUDA device Triton compiles each function when it is first used. Without one, Triton's
-interpreter (TRITON_INTERPRET=1) runs the same functions with NumPy, program after program: right,
-and slow. Which of the two a function is made for is settled when it is defined, so `functions`
+interpreter (TRITON_INTERPRET=1) runs the same functions with NumPy, program after program: correct,
+but slow. Which of the two a function is made for is settled when it is defined, so `functions`
 executes the source once for each, and both can be used in one process.
 """
 
@@ -48,12 +48,12 @@ MOST = 2**31  # what the functions' int32 indices reach
 PROCESSORS = 132  # of an H100; what the interpreter stands for
 NOT_INSTALLED = "Triton is not installed: pip install triton (Linux)."
 NOT_COMPILED = (
-    "Triton compiles for GPUs; on a CPU its kernels run in its interpreter alone, slowly: set "
-    "TRITON_INTERPRET=1 to look at their results."
+    "Triton compiles for GPUs; on a CPU its kernels only run in its interpreter, slowly. Set "
+    "TRITON_INTERPRET=1 to see their results."
 )
 NO_COMPILER = (
-    "Triton was first imported with TRITON_INTERPRET=1, so that this process can compile nothing: "
-    "unset it and start again."
+    "Triton was first imported with TRITON_INTERPRET=1, so this process cannot compile "
+    "anything: unset it and start again."
 )
 
 # ---------------------------------------------------------------------- the two ways to run
@@ -84,7 +84,7 @@ Grid = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Config:
-    """A choice that changes nothing but the speed: block sizes, and what the compiler is told.
+    """A choice that only changes the speed: block sizes and compiler options.
 
     blocks    the capital BLOCK_… of the function
     warps     groups of 32 threads that share a program
@@ -255,7 +255,10 @@ class TritonKernel(Kernel):
 
     def refuses(self, q: QuantizedTensor) -> str | None:
         if q.shape[0] * q.shape[1] >= MOST:
-            return f"{self.name} counts weights in 31 bits; {q.shape[0]}×{q.shape[1]} are too many."
+            return (
+                f"{self.name} counts weights with 31 bits, and {q.shape[0]}×{q.shape[1]} are too "
+                "many."
+            )
         return self._refuses(q)
 
     def _probe(self, device: torch.device) -> str | None:
@@ -439,9 +442,9 @@ def four_bit_tensors(packed: Packed) -> tuple[torch.Tensor | None, ...]:
 
 
 class W4A16(FourBit):
-    """Groups of equally spaced levels, rebuilt in registers without any conversion. Beyond FUSED
-    tokens, and for several tokens where a tensor core cannot take the tiles (groups that are no
-    multiple of 16, or rows of 128, columns; float32), it does what triton.dequantize does."""
+    """Groups of equally spaced levels, decoded in registers without any conversion. Beyond FUSED
+    tokens, and for several tokens where a tensor core cannot take the tiles (groups or rows whose
+    length is not a multiple of 16 or 128 columns; float32), it does what triton.dequantize does."""
 
     name = "triton.w4a16"
     title = f"4-bit groups, 16-bit inputs (Triton, fused up to {FUSED} tokens)"
@@ -469,7 +472,7 @@ class Nf4(FourBit):
 
 
 class Dequantize(FourBit):
-    """The whole weight in 16 bits, written to memory, and torch's product with it: what fusing
+    """The whole weight at 16 bits, written to memory, and torch's product with it: what fusing
     saves is the way there and back, four times the bytes of the codes each."""
 
     name = "triton.dequantize"

@@ -1,7 +1,7 @@
-"""The GPU kernels, as Triton compiles them. Read `affine_gemv` first; the others vary it.
+"""The GPU kernels, as Triton compiles them. Read `affine_gemv` first; the others are variations.
 
-A kernel is run many times at once. Each run is a *program*: it learns its number from
-`tl.program_id`, works out from it which rows of the weight are its own, and computes their outputs.
+A kernel is run many times at once. Each run is a *program*: it gets its number from
+`tl.program_id`, derives from it which rows of the weight are its own, and computes their outputs.
 Within a program every name is a block of numbers, spread over 32 to 256 threads: `tl.load` of 32
 addresses is one instruction of 32 threads. Nothing here is shared between programs, so the result
 is the same, bit for bit, in whatever order the GPU runs them.
@@ -19,7 +19,7 @@ instruction yields, the j-th code of each word, belongs to 16 neighbouring colum
 Two things follow. A thread that reads four words at once (16 bytes, the widest load there is) needs
 the inputs of four neighbouring columns for each plane: one load, too. And a tensor core, which
 wants 16 columns at a time, finds them in one plane: each thread decodes exactly the weights that
-the instruction expects of it, and no thread has to hand a weight to another.
+the instruction expects of it, and no thread has to pass a weight to another.
 
 In memory the first tile of all rows comes first, then the second of all rows: programs that run at
 the same time read neighbouring bytes. WIDTH is the number of words of a tile: 16, or fewer where
@@ -689,7 +689,8 @@ def dequantize(
 
 @triton.jit
 def row_scale(x_ptr, token, largest, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
-    """The step of one token: its largest magnitude divided by the largest code, NaN where an input
+    """The step size of one token: its largest magnitude divided by the largest code, NaN where an
+    input
     is NaN or infinite, as the product then is.
 
     x − x is 0 for a number and NaN for NaN and ±∞; added to the scale, it makes the whole row NaN,
@@ -733,7 +734,8 @@ def nearest_e4m3(x):
     """x, between −448 and 448, rounded to three bits of mantissa, ties to even, in float32.
 
     The largest power of two p in |x| is its exponent alone; below 2⁻⁶, where E4M3 is subnormal,
-    steps grow no smaller. Near 1.5·2²⁰·p floats are p/8 apart: adding that rounds. A GPU would
+    the spacing stops shrinking. Near 1.5·2²⁰·p floats are p/8 apart: adding that rounds. A GPU
+    would
     round like this when it converts, Triton's interpreter not quite; now neither has to.
     """
     power = (x.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
@@ -861,7 +863,7 @@ def e4m3_to_float(words, j: tl.constexpr):
     """The j-th byte of each word as an E4M3 number, in float32.
 
     Its sign goes to the sign of a float, its exponent and mantissa to the lowest bits of the
-    exponent and the highest of the mantissa: as bits it is the same number 2¹²⁰ times smaller,
+    exponent and the highest of the mantissa: as bits it is the same number 2¹²⁰× smaller,
     because the exponents count from 7 and from 127; also where it is subnormal. Shifting the sign
     along, arithmetically, and cutting its copies off takes one instruction less than moving both.
     """
@@ -965,7 +967,7 @@ def fp8_wide_dot(
     BLOCK_ROWS: tl.constexpr,
 ):
     """y = x·Ŵᵀ with E4M3 weights and inputs as they are, for many tokens: every E4M3 number is one
-    in 16 bits, too, so nothing is rounded before the tensor cores multiply. As in four_bit_dot,
+    at 16 bits, too, so nothing is rounded before the tensor cores multiply. As in four_bit_dot,
     the tiles of a row may be shared out, and each product is complete before it is added up."""
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     token = tl.program_id(1) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)

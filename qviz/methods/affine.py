@@ -2,10 +2,10 @@
 
 Each group of weights gets equally spaced levels: a scale s and, when asymmetric, a zero point z
 or an offset are found from the group's smallest and largest weight, and every weight goes to the
-nearest level. "INT4 symmetric" names half a dozen different things in the field, so the rule is a
-named `convention`, each held bit for bit against the system it is from.
+nearest level. "INT4 symmetric" means half a dozen different things in practice, so the rule is a
+named `convention`. Each is tested bit for bit against the system it comes from.
 
-Symbols: x weights of one group, lo and hi their minimum and maximum, b bits, N = 2^b − 1 steps,
+Symbols: x weights of one group, lo and hi their minimum and maximum, b bits, N = 2^b − 1 spacings,
 s scale, z zero point, q codes, RNE rounding half to even. Source of the idea: Jacob et al. 2018,
 section 2.1; the source of each rule stands in `CONVENTIONS`.
 """
@@ -44,7 +44,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How a number finds its nearest level, and what that stands for.
+    """How a number gets its nearest level, and the value of that level.
 
     All tensors are in the dtype to compute in and broadcast against the numbers. `inverse` and
     `zero_first` are those of the Fit.
@@ -73,22 +73,22 @@ class Arithmetic:
     def round_(self, position: torch.Tensor) -> torch.Tensor:
         """The nearest codes, not yet clamped, as floats in place of `position`.
 
-        In place, because a matrix of 4096² is 64 MB, and every further copy costs as much time as
-        the arithmetic.
+        In place, because a matrix of 4096² is 64 MB, and each further copy takes as long as the
+        arithmetic.
         """
         position.round_()
         return position if self.zero is None or self.zero_first else position.add_(self.zero)
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """What codes, given as floats, stand for: a new tensor."""
+        """The values of codes that are given as floats: a new tensor."""
         return affine_values(codes, self.scale, self.zero, self.offset)
 
 
 @dataclass(frozen=True)
 class Levels:
-    """The levels of every group as they are stored, and how a weight finds its nearest one.
+    """The levels of every group as stored, and how a weight gets its nearest one.
 
-    What rounds a matrix at once (here) rounds it column by column too (GPTQ). `inverse` and
+    The same code rounds a whole matrix (here) and one column at a time (GPTQ). `inverse` and
     `zero_first` are those of the Fit, `computed` is its scale, before it was stored.
     """
 
@@ -157,7 +157,7 @@ class Levels:
         return found
 
     def with_tensors(self, tensors: Sequence[torch.Tensor]) -> "Levels":
-        """The same with others, given as `tensors` has them."""
+        """The same with other tensors, in the order of `tensors`."""
         rest = iter(tensors)
         return self.map(lambda _: next(rest))
 
@@ -166,7 +166,7 @@ class Levels:
         return self.map(lambda x: x.to(self.grid.compute))
 
     def of_rows(self, rows: torch.Tensor) -> "Levels":
-        """Those of some rows alone."""
+        """The levels of some rows only."""
         return self.map(lambda x: x[rows])
 
     def shown_zero(self) -> torch.Tensor:
@@ -183,7 +183,7 @@ class Convention:
     """A system's rule for groups of weights.
 
     compute   None: it works in the weight's dtype
-    constant  the scale of a group whose own is 0 as it is stored; None: there is no rule for it
+    constant  the scale of a group whose own is stored as 0; None: there is no rule for it
     """
 
     symmetric: Rule | None
@@ -363,13 +363,16 @@ EVENTS = (
     ),
     EventSpec(
         "affine.scale",
-        {"scale": "[rows, groups] step between levels, as stored", "zero": "[rows, groups] q of 0"},
+        {
+            "scale": "[rows, groups] spacing of the levels, as stored",
+            "zero": "[rows, groups] q of 0",
+        },
         "s = range / N, z = the code of 0 (0 when symmetric)",
         "the convention's source",
     ),
     EventSpec(
         "affine.position",
-        {"position": "[rows, columns] where each weight falls, in steps, before rounding"},
+        {"position": "[rows, columns] where each weight falls, in spacings, before rounding"},
         "x / s, plus z where the convention adds it before rounding",
         "the convention's source",
     ),
@@ -397,9 +400,9 @@ def affine(
 
     weight       [out, in] (or activations [tokens, in]); float32, bfloat16, float16 or float64
     bits         2 to 8
-    symmetric    levels placed around 0, without a zero point that has to be stored
-    granularity  "tensor", "channel", "group" or "token"; group_size counts inputs, and is used
-                 by "group" alone; None or −1 is the whole row. Or a Granularity, which may run
+    symmetric    levels placed around 0, without a stored zero point
+    granularity  "tensor", "channel", "group" or "token"; group_size counts inputs and is used only
+                 by "group"; None or −1 is the whole row. Or a Granularity, which may run
                  along the columns
     convention   one of `CONVENTIONS`; each names the system it follows
     scale_dtype  dtype in which scales (and real-valued zeros and offsets) are stored; codes are
@@ -420,13 +423,13 @@ def affine(
     kind = granularity.kind if isinstance(granularity, Granularity) else granularity
     if kind == "flat":
         raise ValueError(
-            'groups of the flattened matrix are those of "nf4"; here take granularity="group"'
+            'groups of the flattened matrix are those of "nf4"; here use granularity="group"'
         )
     unit = Granularity.of(granularity, group_size if granularity == "group" else None)
     shape = (weight.shape[0], weight.shape[1])
     x = unit.split(weight).to(compute)  # [rows, groups, group_size]
 
-    lo, hi = x.amin(-1), x.amax(-1)  # [rows, groups]; aminmax over a dim is four times slower
+    lo, hi = x.amin(-1), x.amax(-1)  # [rows, groups]; aminmax over a dim takes 4× as long
     if emit is not None:
         emit("affine.range", lo=lo, hi=hi)
 
@@ -473,7 +476,7 @@ def fit_levels(
 
     lo and hi are in the dtype to compute in. Raises ValueError for a combination that the
     convention does not define and, if `check`, for scales or levels that the arithmetic cannot
-    hold. Without that nothing here waits for a GPU; `require_levels` makes up for it later.
+    hold. Without it nothing here waits for a GPU, and `require_levels` must be called later.
 
     >>> levels = fit_levels(lo, hi, bits=4, symmetric=True, convention="gptq")
     >>> codes = levels.round_(levels.position(x)).clamp(levels.grid.qmin, levels.grid.qmax)
@@ -501,7 +504,7 @@ def _rule(convention: str, symmetric: bool, dtype: torch.dtype) -> tuple[Rule, t
         raise ValueError(
             f"the convention {convention!r} has no {mode} form; these have: {', '.join(others)}"
         )
-    # A system that says float32 means "at least": float64 is kept for studies of exactness.
+    # Where a system says float32, float64 is kept too, for studies of exactness.
     if chosen.compute is None or dtype == torch.float64:
         return rule, dtype
     return rule, chosen.compute
@@ -530,7 +533,8 @@ def store(
 
 
 def require_levels(levels: Levels, convention: str, first_group: int = 0) -> None:
-    """ValueError where the dtype of the scales, or the arithmetic, cannot hold a scale or a level.
+    """Raise ValueError if the dtype of the scales, or the arithmetic, cannot hold a scale or a
+    level.
 
     `first_group` is the number of the first of these groups, for the message.
     """
@@ -542,9 +546,10 @@ def require_levels(levels: Levels, convention: str, first_group: int = 0) -> Non
         raise ValueError(
             f"the scale of group [{row}, {first_group + group}] is {value} "
             + (f"(computed as {was:g}) " if value != was else "")
-            + f"in {str(scale.dtype).removeprefix('torch.')}: the group is constant, or its range "
-            f"is too small or too large for that dtype, and the convention {convention!r} has no "
-            f"rule for this. {_remedy(scale.dtype, levels.computed.dtype, constant=was == 0)}"
+            + f"in {str(scale.dtype).removeprefix('torch.')}: the group is constant, or its "
+            "range is too small or too large for that dtype, and the convention "
+            f"{convention!r} has no rule for this case. "
+            f"{_remedy(scale.dtype, levels.computed.dtype, constant=was == 0)}"
         )
     # A zero point or offset that its dtype cannot hold ends here too, as infinite levels.
     bad = ~torch.isfinite(torch.stack(grid.extremes())).all(dim=0)
@@ -561,14 +566,14 @@ def require_levels(levels: Levels, convention: str, first_group: int = 0) -> Non
 def _remedy(stored: torch.dtype, computed: torch.dtype, *, constant: bool = False) -> str:
     """What to do where scales, found in `computed`, or levels do not fit the dtypes that they have.
 
-    Following it once may lead to the next such message, never to the same again.
+    Following the advice may lead to another such message, but never to the same one again.
     """
     if constant:
-        return f'Take a convention that has one, such as convention="{DEFAULT_CONVENTION}"'
+        return f'Use a convention that has one, such as convention="{DEFAULT_CONVENTION}"'
     if torch.finfo(stored).max < torch.finfo(computed).max:
         return f"Pass scale_dtype={computed}, which holds them"
     if computed == torch.float64:
-        return "Divide the numbers by a power of two, and multiply what comes out by it"
+        return "Divide the numbers by a power of two, and multiply the result by it"
     half = computed == torch.float16
     return f"Pass the numbers as {'float32, .float()' if half else 'float64, .double()'}"
 

@@ -9,13 +9,14 @@ every weight is rounded to nearest on the same 4-bit grid (convention "awq"): no
 
 Lin et al. 2023 (arXiv 2306.00978), sections 3.2 and 5.1; reference code mit-han-lab/llm-awq
 (awq/quantize/auto_scale.py, auto_clip.py). Symbols: W [out, in] weights, X [tokens, in] inputs,
-Y = X·Wᵀ, a [in] mean |X| of a channel, w̄ [in] mean relative size of its weights, r the exponent
-(ratio), s [in] the factors, Q rounding to nearest; the weight as it will act is Ŵ = Q(W·s)/s.
+Y = X·Wᵀ, a [in] mean |X| of a channel, w̄ [in] mean relative magnitude of its weights, r the
+exponent
+(ratio), s [in] the factors, Q rounding to nearest; the effective weight is Ŵ = Q(W·s)/s.
 
 Two differences from the reference, neither of which changes the algorithm. It compares the output
 of the whole attention or feed-forward block where several linears share an input; here the loss is
-that of the linears' own outputs. And it multiplies the inputs out again for each candidate; here
-the same sums are taken from XᵀX wherever that is less work.
+that of the linears' own outputs. And it multiplies the inputs again for each candidate; here the
+same sums come from XᵀX wherever that is less work.
 """
 
 from collections.abc import Iterator, Sequence
@@ -63,7 +64,7 @@ GRIDS: dict[str, Grid] = {
 }
 CLIP_STEPS, CLIP_GRID = 10, 20  # limits 1, 19/20 … 11/20 of a group's largest |w|
 CLIP_TOKENS = 512
-# Scores are products of query and key, so an error there is not the layer's own to judge.
+# Scores are products of query and key, so the layer's own output says little about an error there.
 UNCLIPPED = ("q_", "k_", "query", "key", "Wqkv")
 # Weights worked on at once: on a CPU as many as a cache holds, elsewhere as memory allows.
 BLOCK_CPU, BLOCK_OTHER = 1 << 19, 1 << 26
@@ -161,20 +162,20 @@ def awq(
     transform: InputScale | None = None,
     emit: Emit | None = None,
 ) -> QuantizedTensor:
-    """Scale the input channels by what reaches them, clip, and round to nearest.
+    """Scale the input channels by the size of their inputs, clip, and round to nearest.
 
     weight      [out, in]; half precision is worked on in float32, as the search needs it
     group_size  inputs that share a scale; None or −1: the whole row
     grid        whose candidates are tried, one of `GRIDS`
-    clip        None: as the reference, every layer but query and key projections, which are told
-                by `calibration.layer`
+    clip        None: as in the reference, every layer but query and key projections, recognised by
+                `calibration.layer`
     transform   factors to use instead of searching: those that `search` found for all linears of
                 one input together
 
     Returns codes in the coordinates W·diag(s), with `transform` InputScale(s): dequantize() gives
     Q(W·s)/s, which multiplies the original inputs. `info` has the ratio, the losses' source and
-    how many groups were clipped. Raises ValueError for what `affine` refuses, for a calibration of
-    another layer, and where no candidate has a finite loss.
+    how many groups were clipped. Raises ValueError for whatever `affine` refuses, for a calibration
+    of another layer, and if no candidate has a finite loss.
 
     >>> layer = "model.layers.0.mlp.up_proj"
     >>> q = awq(qviz.load_layer(None, layer), qviz.load_calibration(None, layer))
@@ -385,7 +386,7 @@ def _first_smallest(losses: torch.Tensor) -> int:
     if min(known) == np.inf:
         raise ValueError(
             "no candidate has a finite loss: the weight or the calibration inputs are too large "
-            "for float32. Give the weight as float64"
+            "for float32. Pass the weight as float64"
         )
     return known.index(min(known))
 

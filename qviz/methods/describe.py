@@ -1,4 +1,4 @@
-"""A method described in Markdown: what it needs, its defaults and whose they are, its events."""
+"""A method described in Markdown: what it needs, its defaults and their origin, its events."""
 
 from collections.abc import Iterable, Sequence
 
@@ -33,7 +33,7 @@ def describe(method: Method) -> str:
             "",
             f"A {method.kind} method; needs {needs}. Source: {method.source}.",
             "",
-            *_table(("option", "default", "one of", "whose default"), options),
+            *_table(("option", "default", "one of", "origin of the default"), options),
             "",
             *_table(("event", "tensors", "formula", "source"), events),
             "",
@@ -42,7 +42,7 @@ def describe(method: Method) -> str:
 
 
 def names_elsewhere() -> str:
-    """The options of other libraries with the names that they have here, as a page ends with."""
+    """The options of other libraries with their names here, for the end of the page."""
     rows = [
         (
             f"`{other.name}`",
@@ -56,16 +56,16 @@ def names_elsewhere() -> str:
         [
             "## Names elsewhere",
             "",
-            "A method without an option of that name refuses it with the name that it has here.",
+            "A method without an option of that name refuses it and names the option here.",
             "",
-            *_table(("there", "whose", "here", "where there it is True"), rows),
+            *_table(("there", "whose", "here", "where it is True there"), rows),
             "",
         ]
     )
 
 
 def _taken(method: Method, option: str) -> str:
-    """The names or widths that an option takes, where it is one of a few."""
+    """The names or bit-widths that an option accepts, if these are few."""
     if option == "bits":
         return in_words(method.bits).removeprefix("one of ")
     return ", ".join(method.choices.get(option, ()))

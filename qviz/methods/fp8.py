@@ -1,17 +1,17 @@
 """FP8: every weight becomes a floating-point number of eight bits, in units of a scale.
 
 The scale of a row, or of the whole tensor, brings its largest weight to the largest number of the
-format; everything else is rounding to the nearest code. The steps between codes grow with the
-weights themselves, so that a row with outliers keeps the relative precision of its small weights,
-which integers of eight bits do not. That is the W8 of vLLM's FP8 checkpoints and of torchao's
-Float8 tensors, and what tensor cores multiply from compute capability 8.9 on.
+format; everything else is rounding to the nearest code. The spacing of the numbers grows with the
+numbers themselves, so a row with outliers keeps the relative precision of its small weights, which
+eight-bit integers do not. This is the W8 of vLLM's FP8 checkpoints and of torchao's Float8 tensors,
+and tensor cores multiply it from compute capability 8.9 on.
 
 Symbols: v weights that share a scale, a their largest magnitude, F_max the largest number of the
 format (448 for E4M3, 57344 for E5M2), s = a / F_max the scale, q codes, F(·) rounding to the
 format.
 Sources: OCP 8-bit Floating Point 1.0; Micikevicius et al. 2022 (arXiv 2209.05433). The two
 conventions round s and v / s in different dtypes and treat a row of zeros differently; each is
-held bit for bit against the system it is from, named in `CONVENTIONS`.
+tested bit for bit against its system, named in `CONVENTIONS`.
 """
 
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ GRANULARITIES = ("channel", "tensor")
 class Convention:
     """A system's rules.
 
-    formats  those that it has
+    formats  the formats that it has
     compute  dtype of v / s, and in which the scale is stored; None: the weight's
     empty    the scale where a / F_max is 0; None: the epsilon of the scale's dtype
     """
@@ -60,7 +60,7 @@ CONVENTIONS: dict[str, Convention] = {
     "torchao": Convention(
         FORMATS,
         torch.float32,
-        # Theirs divides by 0 there: zeros become NaN.
+        # The original divides by 0 there: zeros become NaN.
         1.0,
         "torchao quantization/quant_primitives.py:_choose_scale_float8, _quantize_affine_float8",
     ),
@@ -109,7 +109,7 @@ def fp8(
 
     weight       [out, in]; float32, bfloat16, float16, or float64, which is rounded to float32
                  first
-    format       "fp8_e4m3", the finer one, or "fp8_e5m2", which reaches further
+    format       "fp8_e4m3", which is finer, or "fp8_e5m2", which reaches further
     granularity  "channel", a scale for each row, or "tensor", one for all
     convention   "compressed_tensors": scales are stored, and v / s is rounded, in the weight's
                  dtype, before it is rounded to FP8; E4M3 only. "torchao": a / F_max is rounded to
@@ -121,7 +121,7 @@ def fp8(
     counts the groups of zeros, those whose scale would be 0 (zeros, or weights too small for their
     dtype) and that get the convention's own instead, and the clipped weights.
     Raises ValueError for NaN or Inf, a format that the convention does not have, and weights whose
-    reconstruction leaves their dtype.
+    reconstruction overflows their dtype.
 
     >>> q = fp8(torch.randn(64, 256))
     >>> q.dequantize().shape, q.bits_per_weight
@@ -169,7 +169,7 @@ def fp8(
 
 
 def _rules(format: str, granularity: str, convention: str | None) -> tuple[str, Convention]:
-    """The convention and its name, once all names are known to be good."""
+    """The convention and its name, after checking all names."""
     if format not in FORMATS:
         raise ValueError(unknown("FP8 format", format, FORMATS))
     if granularity not in GRANULARITIES:

@@ -1,13 +1,13 @@
-"""GPTQ: rounding column by column, each column's error made good by those that are still to come.
+"""GPTQ: rounding column by column, with each column's error compensated by the later columns.
 
-The columns of a weight are rounded one after another, in all rows at once. What rounding a column
-does to the layer's output is compensated by moving the columns that are not yet rounded, as far as
-the inputs' correlations allow. Frantar et al. 2022 (arXiv 2210.17323).
+The columns of a weight are rounded one after another, in all rows at once. The effect of rounding a
+column on the layer's output is compensated by moving the columns that are not yet rounded, as far
+as the inputs' correlations allow. Frantar et al. 2022 (arXiv 2210.17323).
 
 Symbols: W weights [out, in], H Hessian of the squared output error [in, in], λ damping, U the upper
 Cholesky factor of H⁻¹ (H⁻¹ = UᵀU), Q reconstruction, E errors, e_j and U_j their column and row j.
-The code holds W transposed, [in, out]: a column of the paper is a row in memory, and all that
-happens at a step is arithmetic on whole rows. "Step" j is the j-th column that is rounded; `perm`
+The code holds W transposed, [in, out]: a column of the paper is a row in memory, so each step is
+arithmetic on whole rows. "Step" j is the j-th column that is rounded; `perm`
 says which column of the weight that is.
 """
 
@@ -64,8 +64,9 @@ EVENTS = (
         "gptq.group",
         {
             "group": "[] the group's number",
-            "weights": "[out, group_size] the weights whose range is taken, as they are by now",
-            "scale": "[out] step between levels, as stored",
+            "weights": "[out, group_size] the weights whose range is taken, with all "
+            "compensation so far",
+            "scale": "[out] spacing of the levels, as stored",
             "zero": "[out] the code of 0",
         },
         "s = range / N, z = the code of 0",
@@ -78,7 +79,7 @@ EVENTS = (
             "column": "[] the weight's column that is rounded",
             "live": "[out] w_j, the column with all compensation so far",
             "codes": "[out] integer codes",
-            "value": "[out] q_j, what the codes stand for",
+            "value": "[out] q_j, the values of the codes",
             "error": "[out] e_j",
             "hinv_row": "[in − j] U_jj, U_j,j+1 …: later column k is moved by −e_j·U_jk",
         },
@@ -124,13 +125,14 @@ def gptq(
     bits           2 to 8
     symmetric      levels placed around 0
     group_size     inputs that share a scale; None or −1: the whole row
-    block_size     columns between two updates of the rest of the matrix: speed, not results
+    block_size     columns between two updates of the rest of the matrix: affects speed, not results
     damp           λ, a fraction of the mean of diag H; raised by 0.01 as often as Cholesky fails
     act_order      columns in descending order of diag H, instead of from left to right
     static_groups  scales from the original weights; otherwise from the compensated ones, when a
                    group is reached. With act_order they keep the groups consecutive: no g_idx
-    mse            search each range for the smallest Σ|w − q|^2.4 instead of taking it whole
-    stale_groups   take ranges as the reference code does, without what the same block has added
+    mse            shrink each range to the part with the smallest Σ|w − q|^2.4
+    stale_groups   take ranges as the reference code does, without the compensation of the same
+                   block
     convention     how a range becomes levels: one of `qviz.methods.affine.CONVENTIONS`
     scale_dtype    dtype in which scales are stored and used; None: the one computed in
     variant        one of `FAILURES`, which break the method as it is often misprinted
@@ -140,7 +142,7 @@ def gptq(
     output error, damping included. Columns whose input was always 0 are rounded as zeros, as in the
     reference, with 1 in their place of diag H.
     Raises ValueError for a calibration of another layer, a group size that does not divide the
-    row, a Hessian that no damping makes positive definite, and options that contradict.
+    row, a Hessian that no damping makes positive definite, and contradictory options.
 
     >>> layer = "model.layers.0.mlp.down_proj"
     >>> q = gptq(qviz.load_layer(None, layer), qviz.load_calibration(None, layer), bits=3)
@@ -242,7 +244,7 @@ def prepare(
         raise ValueError(f"damp is a fraction of the mean of diag H, from 0 to 1; got {damp!r}")
     compute = torch.float64 if weight.dtype == torch.float64 else torch.float32
     h = calibration.hessian.to(device=weight.device, dtype=compute)
-    fix = "Give the weight as float64, and all is computed in that"
+    fix = "Pass the weight as float64 to compute everything in float64"
     require_finite(
         h, f"the calibration's hessian, in {str(compute).removeprefix('torch.')},", fix=fix
     )
@@ -276,7 +278,8 @@ def _factor(
         damp = round(damp + DAMP_STEP, 10)  # as GPTQModel does, so that 0.29 is not 0.28999…
     raise ValueError(
         f"the Hessian is not positive definite, whatever the damping (tried {asked} to "
-        f"{DAMP_LIMIT}): it is no sum of x·xᵀ. Capture the calibration again with qviz.capture"
+        f"{DAMP_LIMIT}), so it is not a sum of x·xᵀ. Capture the calibration again with "
+        "qviz.capture"
     )
 
 
@@ -368,8 +371,8 @@ class GroupPlan:
         unit.split(torch.empty(0, self.in_features))
         if self.stale_groups and self.upfront:
             raise ValueError(
-                "stale_groups does not apply where levels are found before the first column: leave "
-                "it out, or leave out static_groups and give a group_size"
+                "stale_groups does not apply when scales are set before the first column: omit "
+                "it, or omit static_groups and set a group_size"
             )
 
     @property
@@ -424,7 +427,7 @@ class Levelling:
 
     def fit(self, group: int, weights: torch.Tensor, emit: Emit | None) -> None:
         """Find the levels of a group from its weights [group_size, out]. Nothing here waits for a
-        GPU: `check` does, once for all groups."""
+        GPU; `check` does, once for all groups."""
         plan = self.plan
         options: dict[str, Any] = {
             "bits": plan.bits,
@@ -478,7 +481,8 @@ class Levelling:
         return one
 
     def check(self, group: int | None = None) -> None:
-        """ValueError where the levels of a group, or of any, are none; see `require_levels`."""
+        """Raise ValueError if a group's levels, or any group's, are not valid; see
+        `require_levels`."""
         if group is None:
             require_levels(self._together(), self.plan.convention)
         else:
@@ -539,7 +543,7 @@ def _fit_upfront(levels: Levelling, setup: Setup, weight: torch.Tensor, emit: Em
 def _best_shrink(
     x: torch.Tensor, lo: torch.Tensor, hi: torch.Tensor, options: dict[str, Any]
 ) -> torch.Tensor:
-    """The share [out, 1] of its range with which each row of x [out, 1, n] is rounded best.
+    """The share [out, 1] of its range that gives each row of x [out, 1, n] the smallest error.
 
     The shares are 1, 0.99 … 0.21, the error Σ|x − q|^2.4, and the larger range wins a tie:
     quant.py:Quantizer.find_params with mse=True.
@@ -678,15 +682,16 @@ def _up_to_date(block: Block, errors: torch.Tensor, first: int, last: int) -> to
 
 
 def finite_loss(loss: torch.Tensor, dtype: torch.dtype, variant: str | None = None) -> float:
-    """Σe² as a number; ValueError where compensation overflowed and left no codes worth having."""
+    """Σe² as a number. Raises ValueError if the compensation overflowed and the codes are
+    useless."""
     total = float(loss)
     if np.isfinite(total):
         return total
     if variant is not None:
         raise ValueError(f"variant={variant!r} diverges on this layer")
-    wider = "" if dtype == torch.float64 else ", or give the weight as float64"
+    wider = "" if dtype == torch.float64 else ", or pass the weight as float64"
     name = str(dtype).removeprefix("torch.")
-    raise ValueError(f"compensation left the range of {name}: raise damp{wider}")
+    raise ValueError(f"the compensation overflowed {name}: raise damp{wider}")
 
 
 def spread_one(columns: torch.Tensor, u_row: torch.Tensor, error: torch.Tensor) -> None:
@@ -720,7 +725,7 @@ def _as_printed(u: torch.Tensor) -> torch.Tensor:
     return _divided_twice(_never_updated(u))
 
 
-# Each failure is another matrix in U's place; the steps stay what they are.
+# Each failure puts another matrix in U's place; the steps stay the same.
 FAILURES = {
     "no_update": _never_updated,
     "double_division": _divided_twice,
@@ -744,7 +749,7 @@ METHOD = Method(
         "block_size": "the reference code, llm-compressor",
         "damp": "the reference code, llm-compressor; GPTQModel's is 0.05",
         "act_order": "the reference code, GPTQModel (desc_act)",
-        "static_groups": "the reference code, GPTQModel; llm-compressor has nothing else",
+        "static_groups": "the reference code, GPTQModel; llm-compressor has only this",
         "mse": "the reference code",
         "stale_groups": "qviz: the reference code always does; then block_size changes results",
         "convention": "the reference code, GPTQModel",

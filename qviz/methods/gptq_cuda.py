@@ -1,9 +1,9 @@
 """GPTQ's blocks on a GPU: one launch for the steps of a block, instead of a thousand.
 
-Each step is ten operations on a few thousand numbers, which a GPU has done before the next one is
+Each step is ten operations on a few thousand numbers, which a GPU finishes before the next one is
 launched. The operations of one block are therefore recorded as a CUDA graph, on tensors that stay
 where they are, and replayed for every later block that is cut in the same way. They are the
-operations of `round_block` itself, so there is nothing here that could compute something else.
+operations of `round_block` itself, so this code cannot compute anything else.
 """
 
 from collections import Counter
@@ -25,7 +25,7 @@ RoundBlock = Callable[["Block"], Rounded]
 
 @dataclass(frozen=True)
 class Kind:
-    """What two blocks must have in common to be done by the same operations.
+    """What two blocks must have in common so that the same operations serve both.
 
     pieces  where they are cut, counted from the block's first step
     groups  of each step: a number that steps share if they share levels
@@ -97,8 +97,8 @@ class Replays:
 
 
 class Recorded:
-    """Operations on the GPU that were recorded and not done; `replay` does them, once more each
-    time. `result` is where they leave what the function returned.
+    """Operations on the GPU that were recorded but not executed; each `replay` executes them.
+    `result` is where they leave the function's return value.
     """
 
     def __init__(self, work: Callable[[], Rounded]) -> None:
@@ -106,7 +106,7 @@ class Recorded:
         stream = _stream(torch.cuda.current_device())
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            # What other threads do meanwhile is none of the recording's business.
+            # Operations of other threads must not enter the recording.
             self._graph.capture_begin(capture_error_mode="thread_local")
             try:
                 self.result = work()

@@ -1,9 +1,10 @@
-"""GPTQ whole, in a dozen plain lines, to be read beside the paper (Frantar et al. 2022).
+"""All of GPTQ in a dozen plain lines, to be read with the paper (Frantar et al. 2022).
 
-It is what `gptq` computes, without what makes that fast, general and safe: blocks, which move many
+It computes the same as `gptq`, without the parts that make that fast, general and safe: blocks,
+which move many
 columns in one product; the order of the columns; conventions for the levels (here "absmax": levels
 around 0, up to the largest weight); channels without input; and a Hessian that has no factor. A
-test holds the codes of the two against each other.
+test compares the codes of the two.
 """
 
 import torch
@@ -18,7 +19,7 @@ def gptq_plain(
     group_size  inputs that share a scale; the last group may be smaller
     damp        λ, a fraction of the mean of diag H
 
-    Nothing is checked: this is for reading. To quantize, take `gptq`.
+    Nothing is checked: this is for reading. To quantize, use `gptq`.
 
     >>> gptq_plain(weight.double(), calibration.hessian.double(), bits=3).unique().tolist()
     [-3, -2, -1, 0, 1, 2, 3]

@@ -1,7 +1,7 @@
 """A recording of a GPTQ run: any step at once, forwards and backwards.
 
-A copy of the weight for each of a thousand steps would be a thousand weights. What is kept is each
-step's error and the remaining columns at a few blocks; the operations of the run, repeated from
+A copy of the weight for each of a thousand steps would be a thousand weights. Instead, each step's
+error and the remaining columns at a few blocks are kept; the operations of the run, repeated from
 there with those errors, give the same numbers.
 """
 
@@ -66,7 +66,7 @@ def record(
 ) -> "Recording":
     """Run GPTQ with these options (those of `gptq`) and keep what is needed to show any step.
 
-    `emit` hears of every event too, so that who needs more than is kept runs nothing twice.
+    `emit` receives every event too, so nothing has to run twice if more is needed than is kept.
 
     >>> run = record(weight, calibration, bits=3, act_order=True)
     >>> run.column(700).before, run.result.info["loss"]
@@ -147,7 +147,7 @@ class Recording:
     def column(self, step: int) -> Step:
         """Step `step` of the run, from 0 to len − 1; IndexError for any other."""
         if not 0 <= step < len(self):
-            raise IndexError(f"there is no step {step}: they go from 0 to {len(self) - 1}")
+            raise IndexError(f"there is no step {step}: steps go from 0 to {len(self) - 1}")
         w = self._before(step)
         live = w[step].clone()
         rounded = self.result.dequantize().T
@@ -168,7 +168,7 @@ class Recording:
         """[out, in − step] the columns that are not rounded when `step` of them have been, in the
         order of the steps; IndexError for a step that is not from 0 to len."""
         if not 0 <= step <= len(self):
-            raise IndexError(f"from 0 to {len(self)} columns can have been rounded, not {step}")
+            raise IndexError(f"between 0 and {len(self)} columns can have been rounded, not {step}")
         if step == len(self):
             return self.errors.new_empty(self.errors.shape[1], 0)
         return self._before(step)[step:].T

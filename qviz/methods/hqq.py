@@ -79,7 +79,7 @@ def hqq(
     bits         1, 2, 3, 4, 5, 6 or 8
     group_size   consecutive weights that share s and z; None or −1: a row. One that divides the
                  weight but not its rows gives groups that straddle rows, as in hqq
-    iters        at most so many steps; 0 leaves the start as it is (optimize=False in hqq)
+    iters        the maximum number of steps; 0 leaves the start as it is (optimize=False in hqq)
     lp_norm      p, above 0 and at most 1: how little large residuals count
     beta, kappa  β, and its factor after each step
     round_zero   round the z to start from; None: for 4 bits only
@@ -87,7 +87,7 @@ def hqq(
                  (compute_dtype of hqq); None: the dtype of the search
 
     Returns codes [out, in] uint8 on an Affine grid with real-valued zero points. `info` has the
-    error before each step that ran, how many residuals the last step left out as outliers, and the
+    error before each step that ran, how many residuals the last step treated as outliers, and the
     groups whose scale hit a limit: flat ones (a range of at most 1e-4 gets s = 1) and capped ones
     (no s is below 1/2e4).
     Raises ValueError for NaN or Inf, a group size that does not divide the weight, options out of

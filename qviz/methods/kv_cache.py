@@ -116,7 +116,7 @@ def _tokens(x: object, name: str = "x") -> torch.Tensor:
 
 
 def _shape_fix(name: str, shape: tuple[int, ...]) -> str:
-    """The message for keys or values that are no matrix."""
+    """The message for keys or values that are not a matrix."""
     if 0 in shape:
         fix = "there are no tokens in it"
     elif len(shape) == 4:
@@ -141,7 +141,7 @@ def _checked_bits(scheme: str, bits: int | None) -> int:
     if fixed is None:
         return require_bits(KIVI_BITS if bits is None else bits, BITS)
     if bits is not None and require_int(bits, "bits", 1, 32) != fixed:
-        raise ValueError(f'scheme="{scheme}" has {fixed} bits, got bits={bits}; leave bits out')
+        raise ValueError(f'scheme="{scheme}" has {fixed} bits, got bits={bits}; omit bits')
     return fixed
 
 
@@ -274,13 +274,13 @@ def _require_heads(
         )
     if causal and queries.shape[1] > keys.shape[1]:
         raise ValueError(
-            f"{queries.shape[1]} queries see only {keys.shape[1]} tokens: give each its token, or "
-            f"causal=False"
+            f"{queries.shape[1]} queries see only {keys.shape[1]} tokens: give each query its "
+            "token, or pass causal=False"
         )
 
 
 class KiviCache:
-    """The cache of one layer as it grows: old tokens quantized, the latest as they are.
+    """The growing cache of one layer: old tokens quantized, the latest unquantized.
 
     Keys wait until R are together, and are then quantized at once, since a group needs G tokens;
     values are quantized one token at a time, as soon as R later ones are there. A prompt is treated
@@ -313,8 +313,8 @@ class KiviCache:
         size = whole_or_size(group_size)
         if size is None:
             raise ValueError(
-                "group_size must be a number of tokens here: the whole of a cache that grows is no "
-                "group, since a group is quantized once it is full"
+                "group_size must be a number of tokens here: a group is quantized once it is "
+                "full, and a growing cache never is"
             )
         self.group_size = require_int(size, "group_size", 1, 2**16)
         self.residual = require_int(residual, "residual", 1, 2**20)
@@ -335,7 +335,7 @@ class KiviCache:
         """Take in a prompt, [tokens, channels] each. (KIVI computes the attention of the prompt
         itself with keys and values as they were.) ValueError if the cache is not empty."""
         if self._latest:
-            raise ValueError("the cache holds tokens already; use append, or a new KiviCache")
+            raise ValueError("the cache already holds tokens; use append, or a new KiviCache")
         self._take(keys, values)
         self._settle()
 
@@ -411,7 +411,7 @@ class KiviCache:
 
     @property
     def ledger(self) -> Ledger:
-        """The bill; its `weights` are the numbers cached, keys and values."""
+        """The ledger; its `weights` are the cached numbers, keys and values."""
         self._require_tokens()
         items = []
         for part, old in self._quantized.items():
@@ -450,7 +450,7 @@ class KiviCache:
         if shape[1] % (self.heads * self.group_size):
             raise ValueError(
                 f"{shape[1]} channels are not {self.heads} heads of a multiple of group_size "
-                f"{self.group_size}: take a group size that divides the width of a head"
+                f"{self.group_size}: use a group size that divides the width of a head"
             )
         if self._latest and self._latest["keys"].shape[1] != shape[1]:
             raise ValueError(
@@ -460,8 +460,8 @@ class KiviCache:
             new[part] = x.to(self.dtype)
             if not torch.isfinite(new[part]).all():
                 raise ValueError(
-                    f"the {part} overflow {str(self.dtype).removeprefix('torch.')}; take "
-                    f"KiviCache(dtype=torch.bfloat16)"
+                    f"the {part} overflow {str(self.dtype).removeprefix('torch.')}; use "
+                    "KiviCache(dtype=torch.bfloat16)"
                 )
         for part, x in new.items():
             before = self._latest.get(part)

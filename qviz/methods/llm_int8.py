@@ -1,4 +1,4 @@
-"""LLM.int8(): integer products, but for the few input columns that hold outliers.
+"""LLM.int8(): integer products, except for the few input columns that hold outliers.
 
 Each row of the weight and each token of the inputs is divided by its largest magnitude and rounded
 to 8-bit integers, which are multiplied exactly. A handful of input channels of a large model carry
@@ -83,7 +83,7 @@ EVENTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class AbsmaxRows(Affine):
-    """x̂ = q·b/127, from the stored b = absmax [rows, 1]; `scale` is the step b/127.
+    """x̂ = q·b/127, from the stored b = absmax [rows, 1]; `scale` is the spacing b/127.
 
     Its own arithmetic, because q·b·(1/127) and q·(b/127) round differently.
     """

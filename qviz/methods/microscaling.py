@@ -3,7 +3,7 @@
 Every 32 weights (MX) share a scale that is a power of two, stored in the 8 bits of E8M0, and each
 weight becomes an FP4, FP6, FP8 or INT8 code; NVFP4 takes blocks of 16, scales in FP8 E4M3, and one
 FP32 scale for the tensor. How the scale and the codes are rounded differs between systems, so both
-rules come with a named `convention`, held bit for bit against the system it is from.
+rules come with a named `convention`, tested bit for bit against its system.
 
 Symbols: v weights of one block, a their largest magnitude, P the element format with largest number
 P_max and largest exponent e_max, e the shared exponent, s scale, t tensor scale, q codes.
@@ -35,8 +35,7 @@ class BlockFormat:
 
     element  number format of the codes
     size     weights in a block
-    step     what an integer code of 1 stands for: MXINT8 is a fixed-point number with 6 bits
-             after the point
+    step     the value of integer code 1: MXINT8 is a fixed-point number with 6 bits after the point
     """
 
     element: Format
@@ -98,7 +97,7 @@ Rule = Callable[[torch.Tensor, BlockFormat, str], Fit]
 class Convention:
     """A system's rules.
 
-    formats          those that it has
+    formats          the formats that it has
     scale_roundings  of MX scales, its default first
     rounding         of elements, as in `formats.encode`
     compute          None: it works in the weight's dtype
@@ -180,7 +179,7 @@ def _log2_mx(amax: torch.Tensor, block: BlockFormat, rounding: str) -> Fit:
 
 def _torchao_nvfp4(amax: torch.Tensor, block: BlockFormat, rounding: str) -> Fit:
     tensor = divide(amax.amax().reshape(1), E4M3_MAX * block.top)
-    # Theirs makes NaN of a tensor of zeros, 0/0.
+    # The original gives NaN for a tensor of zeros, 0/0.
     tensor = torch.where(amax.amax() == 0, 1.0, tensor)
     local = (divide(amax, block.top) / tensor).clamp(FORMATS["fp8_e4m3"].min_normal, E4M3_MAX)
     stored = encode(local, "fp8_e4m3")
@@ -214,7 +213,7 @@ def _ggml_nvfp4(amax: torch.Tensor, block: BlockFormat, rounding: str) -> Fit:
     stored = torch.where(stored >= 0x78, 0x7E, stored)
     stored = torch.where(local < FORMATS["fp8_e4m3"].min_normal, stored.clamp(max=7), stored)
     scale = decode(stored, "fp8_e4m3")
-    # Where the scale is 0 every code is as good; theirs takes the first, 0.
+    # If the scale is 0 any code will do; the original takes the first, 0.
     divisor = torch.where(scale == 0, math.inf, scale)
     return Fit(stored.to(torch.uint8), scale, divisor, minus_zero="none")
 
@@ -393,8 +392,8 @@ def _rules(
     if format == "nvfp4":
         if scale_rounding is not None:
             raise ValueError(
-                "scale_rounding chooses among powers of two; the scales of nvfp4 are E4M3 numbers, "
-                "rounded to nearest. Leave it out"
+                "scale_rounding chooses among powers of two; the scales of nvfp4 are E4M3 "
+                "numbers, rounded to nearest. Omit it"
             )
         return convention, rules, "nearest", rounding
     if scale_rounding is None:
@@ -414,7 +413,7 @@ def _blocks(weight: torch.Tensor, format: str) -> Granularity:
         raise ValueError(
             f"the blocks of {format} are {size} inputs, which do not divide the {weight.shape[1]} "
             f"of this weight: pad it with zeros, torch.nn.functional.pad(weight, (0, {short})), "
-            f"and its inputs in the same way, or leave this layer out"
+            f"and its inputs in the same way, or skip this layer"
         )
     return Granularity("group", size)
 
@@ -432,9 +431,9 @@ def _checked(fit: Fit, amax: torch.Tensor, convention: str) -> Fit:
     if bad.any():
         row, group = bad.nonzero()[0].tolist()
         raise ValueError(
-            f"the scale of block [{row}, {group}] leaves its format: the largest weight there is "
-            f"{float(amax[row, group]):g}, too large or too small for the convention "
-            f"{convention!r}. {rescaling('weight', float(amax.amax()), 0)}"
+            f"the scale of block [{row}, {group}] overflows or underflows its format: the "
+            f"largest weight there is {float(amax[row, group]):g}, too large or too small for "
+            f"the convention {convention!r}. {rescaling('weight', float(amax.amax()), 0)}"
         )
     return fit
 

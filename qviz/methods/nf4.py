@@ -3,8 +3,8 @@
 Each block of 64 consecutive weights is divided by its largest magnitude and every quotient goes
 to the nearest level of a fixed table: for NF4 quantiles of the normal distribution, because
 trained weights are nearly normal; for FP4 a small floating-point format. Double quantization then
-compresses the magnitudes themselves: their mean is kept, and what they differ from it by goes to
-8-bit codes of a second, dynamic table.
+compresses the magnitudes themselves: their mean is kept, and the differences from it become 8-bit
+codes of a second, dynamic table.
 
 Symbols: w weights of one block, a = max |w| (absmax), x = w/a, v the levels, q codes, o the mean
 of all a, A the largest |a − o| of 256 blocks, c the codes of (a − o)/A, Φ⁻¹ the normal quantile
@@ -36,7 +36,7 @@ NF4 = (
     -1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.091050036, 0.0,
     0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0,
 )  # fmt: skip
-# Sign and three bits, which are no ordinary exponent and mantissa: all multiples of 1/12 but one.
+# Sign and three bits that are not an ordinary exponent and mantissa: all multiples of 1/12 but one.
 FP4 = tuple(sign * m / 12 for sign in (1, -1) for m in (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0))
 FORMATS = {"nf4": NF4, "fp4": FP4}
 
@@ -51,7 +51,7 @@ ROUNDINGS = ("table", "nearest")
 
 @dataclass(frozen=True)
 class NormalLevels:
-    """How NF4's levels come about, all [16], ascending.
+    """How NF4's levels are made, all [16], ascending.
 
     probability  share of the normal distribution below each quantile, float64
     quantile     Φ⁻¹ of it, in standard deviations, float64
@@ -68,8 +68,8 @@ def normal_levels(offset: float = OFFSET) -> NormalLevels:
 
     offset  share of the distribution below the highest level, between 0.5 and 1
 
-    Both halves start at ±Φ⁻¹(offset) and run to zero in equal steps of probability, one step
-    more in the positive half: that is how a table of even size has an exact zero. Source: QLoRA,
+    Both halves start at ±Φ⁻¹(offset) and run to zero in equal slices of probability, one slice more
+    in the positive half: that is how a table of even size has an exact zero. Source: QLoRA,
     section 3 and appendix E; bitsandbytes functional.py:create_normal_map.
 
     >>> normal_levels().quantile[-1]
@@ -134,7 +134,7 @@ EVENTS = (
     ),
     EventSpec(
         "nf4.second.offset",
-        {"offset": "[1] mean of the absmax", "centered": "[1, blocks] what is left of each"},
+        {"offset": "[1] mean of the absmax", "centered": "[1, blocks] the differences from it"},
         "o = mean a, then a − o",
         "QLoRA, section 3 (double quantization); bitsandbytes functional.py:quantize_4bit",
     ),
@@ -173,17 +173,17 @@ def nf4(
     format           "nf4" or "fp4"
     group_size       weights in a block, 32 to 4096, a power of two; the last may be shorter. None
                      or −1: the whole row, where its length is such a power
-    double_quant     keep the absmax as 8-bit codes; 4.127 instead of 4.5 bits per weight
+    double_quant     store the absmax as 8-bit codes: 4.127 instead of 4.5 bits per weight
     second_rounding  how those codes are found: "table" looks 65,536 bins up, as bitsandbytes ≥ 0.50
                      does on a CPU; "nearest" takes the nearest level, as a CUDA device does
     levels           16 ascending levels of your own in [−1, 1] instead of the format's; they are
-                     stored, and billed, with the weight
+                     stored with the weight and counted
 
     Returns codes [out, in] uint8 and absmax [1, blocks] float32; `dequantize()` multiplies in
     float32 and rounds to the weight's dtype. `info` counts the blocks that vanish: zeros, or too
     small for their reciprocal. In blocks of zeros bitsandbytes has code 7 on a CPU, as here, and 0
-    on a CUDA device; both mean 0. Raises ValueError for NaN or Inf, for other group sizes, and
-    where double quantization leaves the weight's dtype (bitsandbytes returns NaN or Inf then).
+    on a CUDA device; both mean 0. Raises ValueError for NaN or Inf, for other group sizes, and if
+    double quantization overflows the weight's dtype (bitsandbytes returns NaN or Inf then).
 
     >>> q = nf4(torch.randn(128, 256), double_quant=True)
     >>> q.dequantize().shape, q.ledger.per_weight("absmax codes")
@@ -246,9 +246,9 @@ def _unit(group_size: int | None, columns: int) -> Granularity:
     if not 32 <= size <= 4096 or size & (size - 1):
         row = "" if whole_or_size(group_size) else ", the length of a row"
         raise ValueError(
-            f"group_size must be 32, 64, 128 … 4096, as in bitsandbytes; got {size}{row}. A block "
-            f"may reach over the end of a row, so that each of these fits any weight; None (or -1) "
-            f"is the whole row, where its length is one of them"
+            f"group_size must be 32, 64, 128 … 4096, as in bitsandbytes; got {size}{row}. A "
+            "block may cross the end of a row, so each of these fits any weight; None (or -1) "
+            "is the whole row, if its length is one of them"
         )
     return Granularity("flat", size)
 
@@ -309,7 +309,7 @@ def _compress(
     if not torch.isfinite(scale.to(dtype)).all():
         raise ValueError(
             f"the double quantization of magnitudes up to {float(absmax.amax()):g} overflows "
-            f"{str(dtype).removeprefix('torch.')}: leave double_quant out. Or: "
+            f"{str(dtype).removeprefix('torch.')}: omit double_quant. Or: "
             f"{rescaling('weight', float(absmax.amax()), _room(absmax.numel(), dtype))}"
         )
     if emit is not None:
@@ -346,7 +346,7 @@ def _lookup() -> torch.Tensor:
 
 
 def _bin(x: torch.Tensor) -> torch.Tensor:
-    """The bin of each value in [−1, 1]: rounded by adding a half and cutting off."""
+    """The bin of each value in [−1, 1]: rounded by adding a half and truncating."""
     return ((x.clamp(-1, 1) + 1.0) * 0.5 * (TABLE - 1) + 0.5).int()
 
 
@@ -360,10 +360,10 @@ METHOD = Method(
     events=EVENTS,
     choices={"format": tuple(FORMATS), "second_rounding": ROUNDINGS},
     origins={
-        "format": "QLoRA; bitsandbytes and transformers take fp4 unless told",
+        "format": "QLoRA; bitsandbytes and transformers default to fp4",
         "group_size": "QLoRA, bitsandbytes",
         "double_quant": "transformers BitsAndBytesConfig, bitsandbytes quantize_4bit",
         "second_rounding": "bitsandbytes 0.50 on a CPU",
-        "levels": "qviz: none, for experiments with levels of one's own",
+        "levels": "qviz: none; for experiments with your own levels",
     },
 )

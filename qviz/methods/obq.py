@@ -1,12 +1,12 @@
 """OBQ: rounding one weight at a time, in each row the one that costs least next.
 
 Every row is a problem of its own: the weight whose rounding harms the output least is rounded, the
-others of its row move to compensate for it, and it leaves the problem. GPTQ is this in
-one order for all rows, which is what makes it fast. Frantar and Alistarh 2022 (arXiv 2208.11580).
+others of its row move to compensate for it, and it leaves the problem. GPTQ does this in one order
+for all rows, which makes it fast. Frantar and Alistarh 2022 (arXiv 2208.11580).
 
 Symbols: w a row, H Hessian of the squared output error, F the weights not yet rounded, H_F⁻¹ the
 inverse of H restricted to them, q what a weight is rounded to. H_F⁻¹ differs from row to row, so
-this holds one for each: it is meant for small layers, to compare with, and is not in the registry.
+there is one for each. It is meant for comparisons on small layers and is not in the registry.
 """
 
 import numpy as np
@@ -64,7 +64,7 @@ def obq(
     convention   one of `qviz.methods.affine.CONVENTIONS`
     scale_dtype  dtype in which scales are stored and used; None: the one computed in
 
-    A weight that compensation has pushed more than half a step out of its range is rounded at
+    A weight that compensation has pushed more than half a spacing out of its range is rounded at
     once, the worst first: waiting would push it further. Returns codes [out, in]; `info["loss"]`
     is the mean over tokens of the squared output error, as GPTQ's. ValueError for a layer that is
     too large: time grows with rows·in³.
@@ -80,9 +80,9 @@ def obq(
     if rows * columns**3 > WORK_LIMIT:
         fit = WORK_LIMIT // columns**3
         raise ValueError(
-            f"OBQ of a {rows}×{columns} weight takes rows·in³ = {rows * columns**3:.1g} steps of "
-            f"arithmetic; {WORK_LIMIT:.0g} is the limit. "
-            + (f"Take weight[:{fit}], or use gptq" if fit else "Use gptq")
+            f"OBQ of a {rows}×{columns} weight takes rows·in³ = {rows * columns**3:.1g} "
+            f"operations; {WORK_LIMIT:.0g} is the limit. "
+            + (f"Use weight[:{fit}], or gptq" if fit else "Use gptq")
         )
     unit = Granularity.of("group", group_size)
     unit.split(weight)

@@ -1,13 +1,15 @@
 """Quantization-aware training: the weight is rounded in every forward pass while it is trained.
 
-Rounding has a derivative of zero nearly everywhere, so the backward pass takes that of the clamp
-alone: the straight-through estimator. The step between levels can be trained as well, by the
-gradient of learned step size quantization (LSQ); what trains is a float32 master weight, and what
-remains after training is its codes and steps.
+Rounding has a derivative of zero almost everywhere, so the backward pass uses the derivative of the
+clamp alone: the straight-through estimator. The step size, the spacing of the levels, can be
+trained as well, by the gradient of learned step size quantization (LSQ). A float32 master weight is
+trained; after training, only its codes and step sizes remain.
 
-Symbols: w master weights of one group, s step (the scale), v = w/s the position in steps, q codes,
+Symbols: w master weights of one group, s step size (the scale), v = w/s the position in step sizes,
+q codes,
 l = q + shift the level that a code means, ŵ = s·l, g the gradient that arrives at ŵ, N how many
-weights share a step. Straight-through: Bengio et al. 2013 (arXiv 1308.3432). Learned steps: Esser
+weights share a step size. Straight-through: Bengio et al. 2013 (arXiv 1308.3432). Learned step
+sizes: Esser
 et al. 2020 (arXiv 1902.08153). Levels between the integers for 2 bits: Liu et al. 2025 (ParetoQ,
 arXiv 2502.02631).
 """
@@ -30,25 +32,26 @@ from qviz.core.tensor import QuantizedTensor
 from qviz.core.trace import Emit, EventSpec
 from qviz.methods.registry import Method
 
-# Where the levels stand, in steps: on the integers −2^(b−1) … 2^(b−1)−1, of which 0 is one and the
-# negative side has one more, or half a step above them, alike on both sides and without a 0.
+# Where the levels are, in step sizes: on the integers −2^(b−1) … 2^(b−1)−1, of which 0 is one and
+# the
+# negative side has one more, or half a step size above them, symmetric and without a 0.
 SHIFTS = {"integer": 0.0, "half": 0.5}
 BITS = range(2, 9)
 INITS = ("mse", "absmax", "lsq")
 DIVERGED = "Training has diverged: start again with a smaller learning rate"
-CANDIDATES = 64  # steps that init="mse" tries for each group
+CANDIDATES = 64  # step sizes that init="mse" tries for each group
 
 EVENTS = (
     EventSpec(
         "qat.step",
-        {"step": "[rows, groups] the steps that training starts from"},
+        {"step": "[rows, groups] the step sizes that training starts from"},
         "s = argmin Σ(w − ŵ)², or max|w| / (qmax + ½ + shift), or 2·mean|w| / √(qmax + shift)",
         "init=: search, affine's symmetric range, Esser et al. 2020 section 2.1",
     ),
     EventSpec(
         "qat.codes",
         {
-            "position": "[rows, groups, group_size] v, where each weight falls, in steps",
+            "position": "[rows, groups, group_size] v, where each weight falls, in step sizes",
             "codes": "[rows, groups, group_size] q, as floats",
         },
         "v = w / s, q = clamp(RNE(v − shift), qmin, qmax)",
@@ -65,7 +68,7 @@ EVENTS = (
         {
             "upstream": "[rows, groups, group_size] g = ∂L/∂ŵ",
             "inside": "[rows, groups, group_size] bool: v lies strictly inside the range",
-            "weight": "[rows, groups, group_size] ∂L/∂w as straight-through claims it",
+            "weight": "[rows, groups, group_size] ∂L/∂w by the straight-through rule",
             "step": "[rows, groups, 1] ∂L/∂s, times the gradient scale",
         },
         "∂ŵ/∂w = 1 inside, 0 outside; ∂ŵ/∂s = l − v inside, l outside; scale 1/√(N·(qmax + shift))",
@@ -88,8 +91,8 @@ def fake_quantize_ste(
 
     x      floating, any shape; scale positive, broadcasts to x
     Backward, x gets the gradient where x/scale lies strictly between qmin and qmax + 2·shift (with
-    a shift the outermost cells are as wide as the others, so the range ends where they end), and
-    nothing elsewhere. If scale requires a gradient it gets LSQ's, times `grad_scale`.
+    a shift the outermost cells are as wide as the others, so the range ends where they end), and 0
+    elsewhere. If scale requires a gradient it gets LSQ's, times `grad_scale`.
     Returns the reconstruction, x's shape, in the dtype that x and scale have in common.
 
     >>> x = torch.tensor([-3.0, 0.2, 0.8], requires_grad=True)
@@ -102,7 +105,8 @@ def fake_quantize_ste(
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """The two directions of fake quantization, which do not belong together by calculus."""
+    """The two directions of fake quantization; the backward pass is not the derivative of the
+    forward pass."""
 
     @staticmethod
     def forward(
@@ -148,13 +152,13 @@ class _FakeQuantize(torch.autograd.Function):
 
 
 def _codes(position: torch.Tensor, qmin: int, qmax: int, shift: float) -> torch.Tensor:
-    """q of positions in steps, as floats: half to even, clamped."""
+    """q of positions in step sizes, as floats: half to even, clamped."""
     return torch.round(position - shift).clamp(qmin, qmax)
 
 
 class _Stored(torch.autograd.Function):
-    """The step as it is stored: positive and rounded to its dtype. The gradient goes straight
-    through, so that a step which training drove below zero can come back."""
+    """The step size as stored: positive and rounded to its dtype. The gradient passes straight
+    through, so a step size that training drove below zero can come back."""
 
     @staticmethod
     def forward(ctx: Any, step: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -171,7 +175,7 @@ class QatLinear(TrainableLinear):
     """A linear layer that trains through its own rounding: y = x·ŵᵀ (+ bias). Made by `qat`.
 
     weight  [out, in] parameter: the master weight, float32 or float64
-    step    [rows, groups] parameter if it is learned, else a buffer
+    step    [rows, groups] step sizes; a parameter if learned, otherwise a buffer
     """
 
     weight: nn.Parameter
@@ -212,11 +216,11 @@ class QatLinear(TrainableLinear):
         return (self.weight.shape[0], self.weight.shape[1])
 
     def fake_quantized(self, *, emit: Emit | None = None) -> torch.Tensor:
-        """ŵ [out, in], through which gradients reach the master weight and the step."""
+        """ŵ [out, in], through which gradients reach the master weight and the step size."""
         x = self.granularity.split(self.weight)  # [rows, groups, group_size]
         shift = SHIFTS[self.levels]
-        # Without the scale a step that N weights share gets N of their gradients, and learns
-        # √N·√qmax times faster, for its size, than a weight does. Adam undoes the scale.
+        # Without the gradient scale, a step size shared by N weights gets N of their gradients and
+        # learns √N·√qmax times faster, relative to its size, than a weight. Adam undoes the scale.
         grad_scale = 1 / math.sqrt(x.shape[-1] * (self.qmax + shift))
         scale = self._stored_step().unsqueeze(-1)
         x = fake_quantize_ste(
@@ -231,20 +235,20 @@ class QatLinear(TrainableLinear):
 
     @torch.no_grad()
     def quantized(self) -> QuantizedTensor:
-        """Codes and steps as they are now; `dequantize()` is `fake_quantized()` bit for bit.
+        """The present codes and step sizes; `dequantize()` is `fake_quantized()` bit for bit.
 
         Raises ValueError for NaN or Inf, which training may lead to and codes cannot hold.
         """
         scale, shift = self._stored_step(), SHIFTS[self.levels]
         require_finite(self.weight, "the trained weight", fix=DIVERGED)
-        require_finite(scale, "the trained step, as it is stored,", fix=DIVERGED)
+        require_finite(scale, "the trained step size, as stored,", fix=DIVERGED)
         position = self.granularity.split(self.weight) / scale.unsqueeze(-1)
         codes = _codes(position, self.qmin, self.qmax, shift)
         stored = scale.to(self.scale_dtype)
         grid: Affine | Codebook
         if shift == 0:
             grid = Affine(stored, self.bits, self.qmin, self.qmax, scale.dtype)
-        else:  # the same four, eight … values for every group, so nothing but the step is stored
+        else:  # the same four, eight … values for every group, so only the step size is stored
             values = torch.arange(self.qmin, self.qmax + 1, device=scale.device) + shift
             grid = Codebook(
                 values.to(scale.dtype), scale, self.bits, (Stream("scales", stored),), scale.dtype
@@ -288,21 +292,22 @@ def qat(
     """A trainable layer whose weight is rounded to b bits whenever it is used.
 
     weight       [out, in]; float32 or float64 is trained in its own precision, bfloat16 and float16
-                 in float32, because their own steps are larger than most updates
+                 in float32, because their own spacing is larger than most updates
     bits         2 to 8
-    group_size   inputs that share a step; None or −1: the whole row
+    group_size   inputs that share a step size; None or −1: the whole row
     step         "learned" (LSQ) or "fixed" (straight-through estimator alone)
-    levels       "integer": −2^(b−1) … 2^(b−1)−1 steps; "half": half a step above them; "auto":
+    levels       "integer": −2^(b−1) … 2^(b−1)−1 step sizes; "half": half a step size above them;
+                 "auto":
                  half for 2 bits, where one of four levels on 0 and one only on the negative side
                  would leave two for most weights, integer for more
-    init         "mse": of 64 steps up to absmax's the one with the smallest squared error;
+    init         "mse": of 64 step sizes up to absmax's, the one with the smallest squared error;
                  "absmax": the largest weight on the end of the outermost cell, as in symmetric
                  rounding to nearest; "lsq": the paper's 2·mean|w|/√qmax
-    scale_dtype  dtype in which steps are stored; the forward pass uses the stored value. None:
+    scale_dtype  dtype in which step sizes are stored; the forward pass uses the stored value. None:
                  the precision that is trained in
 
     Returns a QatLinear; `.quantized()` gives its codes. `info` counts all-zero groups. Raises
-    ValueError for NaN or Inf, a group size that does not divide the row, and steps that
+    ValueError for NaN or Inf, a group size that does not divide the row, and step sizes that
     scale_dtype cannot hold.
 
     >>> layer = qat(torch.randn(8, 256), bits=2)
@@ -364,7 +369,7 @@ def _initial_step(x: torch.Tensor, bits: int, shift: float, init: str) -> torch.
     for k in range(CANDIDATES, 0, -1):
         step = (widest * (k / CANDIDATES)).clamp(min=torch.finfo(x.dtype).smallest_normal)
         scale = step.unsqueeze(-1)
-        # In steps, not in weights: the squares of tiny weights would underflow to 0.
+        # In step sizes, not in weights: the squares of tiny weights would underflow to 0.
         position = x / scale
         error = (_codes(position, qmin, qmax, shift) + shift - position).square_().sum(-1)
         error = error * (k / CANDIDATES) ** 2  # back to one unit for all candidates
@@ -374,7 +379,7 @@ def _initial_step(x: torch.Tensor, bits: int, shift: float, init: str) -> torch.
 
 
 def _require_storable(step: torch.Tensor, dtype: torch.dtype) -> None:
-    """ValueError where a step is too large, or, not being 0, too small for its dtype."""
+    """Raise ValueError if a step size is too large for its dtype or, unless it is 0, too small."""
     limits = torch.finfo(dtype)
     bad = (step > limits.max) | step.isinf()
     if dtype != step.dtype:  # in its own, a step may be as small as the weights are
@@ -382,9 +387,9 @@ def _require_storable(step: torch.Tensor, dtype: torch.dtype) -> None:
     if bad.any():
         row, group = bad.nonzero()[0].tolist()
         raise ValueError(
-            f"the step of group [{row}, {group}] is {float(step[row, group]):.3g}, outside what "
-            f"{str(dtype).removeprefix('torch.')} holds without losing precision; leave "
-            f"scale_dtype out, or rescale the weight"
+            f"the step size of group [{row}, {group}] is {float(step[row, group]):.3g}, which "
+            f"{str(dtype).removeprefix('torch.')} cannot hold at full precision; omit "
+            "scale_dtype, or rescale the weight"
         )
 
 
@@ -393,7 +398,7 @@ METHOD = Method(
     kind="training",
     function=qat,
     needs=frozenset(),
-    title="Quantization-aware training: straight-through estimator, learned steps",
+    title="Quantization-aware training: straight-through estimator, learned step sizes",
     source=(
         "Bengio et al. 2013 (arXiv 1308.3432); Esser et al. 2020 (LSQ, arXiv 1902.08153); levels "
         "at 2 bits: Liu et al. 2025 (ParetoQ, arXiv 2502.02631)"
@@ -402,8 +407,8 @@ METHOD = Method(
     bits=BITS,
     choices={"step": ("learned", "fixed"), "levels": (*SHIFTS, "auto"), "init": INITS},
     origins={
-        "bits": "qviz: where training begins to matter",
-        "group_size": "GPTQ, AWQ, llm-compressor W4A16; LSQ has one step for each layer",
+        "bits": "qviz: where training starts to matter",
+        "group_size": "GPTQ, AWQ, llm-compressor W4A16; LSQ has one step size for each layer",
         "step": "LSQ",
         "levels": "ParetoQ: shifted at 2 bits, integers at 3 and 4",
         "init": "qviz: the nearest start; LSQ's is its formula, ParetoQ's absmax for 2 bits",

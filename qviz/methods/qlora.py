@@ -8,8 +8,8 @@ from exactly the quantized layer.
 Symbols: W [out, in] the weight, Ŵ its reconstruction, A [r, in], B [out, r], r rank, α a constant:
 y = x·Ŵᵀ + (α/r)·((x·Aᵀ)·Bᵀ). Source: Dettmers et al. 2023 (arXiv 2305.14314), equation 5; the
 branch and how it starts: Hu et al. 2022 (LoRA, arXiv 2106.09685), section 4.1, and its reference
-loralib/layers.py. Left out: paged optimizers, which move optimizer state between GPU and CPU memory
-and change no number, and dropout on the branch.
+loralib/layers.py. Not included: paged optimizers, which move optimizer state between GPU and CPU
+memory and change no number, and dropout on the branch.
 """
 
 import math
@@ -32,16 +32,16 @@ from qviz.methods.registry import Method
 EVENTS = (
     EventSpec(
         "qlora.adapter",
-        {"A": "[rank, in] how the branch starts", "B": "[out, rank] zero"},
+        {"A": "[rank, in] the branch's initial values", "B": "[out, rank] zero"},
         "A uniform in ±1/√in, B = 0, so B·A = 0",
         "LoRA loralib/layers.py:Linear.reset_parameters (Kaiming uniform with a = √5)",
     ),
     EventSpec(
         "qlora.output",
         {
-            "base": "[..., out] what the quantized weight gives",
-            "low": "[..., rank] the inputs seen through A",
-            "branch": "[..., out] what is added",
+            "base": "[..., out] the output of the quantized weight",
+            "low": "[..., rank] the inputs multiplied by A",
+            "branch": "[..., out] the output of the branch",
         },
         "y = x·Ŵᵀ + (α/r)·((x·Aᵀ)·Bᵀ)",
         "Dettmers et al. 2023, equation 5",
@@ -81,8 +81,8 @@ class LoraLinear(TrainableLinear):
 
     @torch.no_grad()
     def merged(self) -> torch.Tensor:
-        """Ŵ + (α/r)·B·A [out, in]: the layer as one matrix. It is not quantized any more, and
-        quantizing it again loses part of what was trained."""
+        """Ŵ + (α/r)·B·A [out, in]: the layer as one matrix. It is no longer quantized, and
+        quantizing it again loses part of the training."""
         return self.base.dequantize() + self.scaling * (self.B @ self.A)
 
     def frozen(self) -> nn.Module:
@@ -95,7 +95,7 @@ class LoraLinear(TrainableLinear):
 
     @property
     def ledger(self) -> Ledger:
-        """What the base costs, and the adapters in the dtype that they are kept in."""
+        """The cost of the base, and of the adapters in their stored dtype."""
         adapters = ledger_of([Stream("A", self.A), Stream("B", self.B)], self.base.ledger.weights)
         return Ledger(self.base.ledger.items + adapters.items, adapters.weights)
 
@@ -138,8 +138,8 @@ def qlora(
     double_quant  that option of the base, for bases that have it (nf4)
     seed          of A's random start: give every layer its own
 
-    Returns a LoraLinear. Raises ValueError for NaN or Inf, a base that is no such method or of
-    another shape, and what the base method refuses.
+    Returns a LoraLinear. Raises ValueError for NaN or Inf, a base that is not such a method or has
+    another shape, and whatever the base method refuses.
 
     >>> layer = qlora(torch.randn(8, 256), rank=4, base="affine", base_options={"bits": 2})
     >>> layer(torch.randn(3, 256)).shape

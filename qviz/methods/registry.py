@@ -1,4 +1,4 @@
-"""The registry: which methods there are, what each needs, and one function to call any of them.
+"""The registry: all methods, what each needs, and one function to call any of them.
 
 A method is one file with a `METHOD` and one line here; the sweep, the command line and the tests
 find it from then on.
@@ -38,13 +38,14 @@ _MODULES = {
 
 @dataclass(frozen=True)
 class Shared:
-    """Factors that all linears of one input have in common, as it can be divided only once.
+    """Factors that all linears of one input have in common, because the input can only be divided
+    once.
 
     The method takes them as its option `transform`.
 
     factors  (weights, calibration, **the method's options) → s [in]
-    into     what may be divided by them: "norm", a norm before the linears, or "linear", one whose
-             outputs are their inputs
+    into     the layer that may be divided by them: "norm", a norm before the linears, or "linear",
+             one whose outputs are their inputs
     """
 
     factors: Callable[..., torch.Tensor]
@@ -62,12 +63,12 @@ class Method:
              act_absmean; empty for a method that looks at weights alone
     title    what it is, in a few words
     source   the paper and the reference code it follows
-    events   the table of what it emits
-    origins  option → whose default it is: the system or paper that has the same one, or "qviz"
+    events   the table of the events that it emits
+    origins  option → where the default comes from: the system or paper with the same one, or "qviz"
              with the reason
-    choices  option → the names that it takes, for options that are one of a few
-    bits     the widths that its option `bits` takes; none where the format fixes the width
-    shared   for a method that scales inputs: how linears of one input come to the same factors
+    choices  option → the names that it accepts, for options with few choices
+    bits     the bit-widths that its option `bits` accepts; none where the format fixes the width
+    shared   for a method that scales inputs: how linears of one input get the same factors
     """
 
     name: str
@@ -95,11 +96,12 @@ class Method:
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """What an option is called in another library.
+    """The name of an option in another library.
 
-    name    there; option: here
+    name    the name there; option: the name here
     whose   the libraries
-    value   what True there is here, where it is not True; empty for other values than switches
+    value   the value here for True there, if it is not True; empty for options that are not
+            switches
     """
 
     name: str
@@ -108,8 +110,8 @@ class Elsewhere:
     value: str = ""
 
 
-# Whoever knows another library writes its names first. Of two lines with one name, the first whose
-# option the method has counts.
+# People who know another library try its names first. Of two lines with the same name, the first
+# whose option the method has counts.
 ELSEWHERE = (
     Elsewhere("num_bits", "bits", "compressed-tensors"),
     Elsewhere("w_bit", "bits", "llm-awq, AutoAWQ"),
@@ -200,11 +202,11 @@ def quantize(
 ) -> Any:
     """Quantize a weight [out, in] with the method of this name.
 
-    Returns what the method's kind says: a QuantizedTensor ("weight", and "cache" for keys or
+    The method's kind determines the result: a QuantizedTensor ("weight", and "cache" for keys or
     values [tokens, channels]), a QuantizedLinear ("linear") or a torch module ("training").
     `options` are the method's own (see `qviz methods`); an unknown one is a TypeError that lists
-    them. A method that needs calibration and gets none raises a ValueError that says how to
-    capture it. The weight is not changed.
+    them. A method that needs calibration and gets none raises a ValueError that says how to capture
+    it. The weight is not changed.
 
     >>> q = qviz.quantize(torch.randn(64, 256), "affine", bits=4, group_size=64)
     >>> q.dequantize()
@@ -221,7 +223,7 @@ def quantize(
 
 
 def require_data(method: str) -> None:
-    """ValueError for a method that needs calibration, for where there is none."""
+    """The ValueError for a method that needs calibration and got none."""
     needs = get(method).needs
     if needs:
         raise ValueError(
@@ -249,7 +251,7 @@ def require_options(method: str, options: Mapping[str, Any]) -> None:
 
 
 def _unknown_method(name: object) -> str:
-    """The message for a name that is no method: the format or the system that it may be."""
+    """The message for an unknown method name: the format or the system that it may be."""
     asked = str(name).lower()
     calls = [
         f'"{method.name}", {option}="{choice}"'
@@ -267,7 +269,8 @@ def _unknown_method(name: object) -> str:
 
 
 def _unknown_options(method: str, strange: Sequence[str], known: Mapping[str, Any]) -> str:
-    """The message for options that the method does not have: all of them, to be mended at once."""
+    """The message for options that the method does not have: all of them, so they can be fixed at
+    once."""
     said = [f"unknown option for {method} {name!r}.{_ours(name, known)}" for name in strange]
     return f"{' '.join(said)} Known: {', '.join(sorted(known))}"
 

@@ -1,7 +1,7 @@
 """Random rotation before rounding.
 
 A weight with a few large entries wastes its levels on them. Multiplied by a random rotation, each
-entry becomes a signed mean over a whole row, so that the entries look like draws from one Gaussian
+entry becomes a signed mean over a whole row. So the entries look like draws from one Gaussian,
 whose largest is only about √(2·ln(mn)) times the rest; that matrix is rounded, and multiplying by
 the transposed rotation gives the weight back. The rotation costs one bit per channel to store, and
 at run time one fast transform of the inputs, unless it is folded into the neighbouring layers
@@ -38,8 +38,9 @@ class Rotation:
     signs   [in] int8, ±1: the randomness of the input side
     output  [out] int8 or None: that of the output side, where it is rotated too
 
-    The signs themselves are stored, a bit each, and not the seed they were drawn from: 1/out bits
-    per weight, and what was stored can be read by code that has never seen this generator. (QuIP#
+    The signs themselves are stored, one bit each, instead of the seed: this costs 1/out bits per
+    weight, and code
+    without this generator can read them. (QuIP#
     stores them as vectors of 16-bit numbers; QuaRot, which folds Q into the model, stores nothing.)
     """
 
@@ -112,7 +113,7 @@ def kurtosis(x: torch.Tensor) -> torch.Tensor:
     d = _in_units_of_its_largest(x)  # a new tensor, so worked on in place
     squares = d.sub_(d.mean()).square_()
     variance = squares.mean()
-    spread = variance > 1e-30  # what the subtraction leaves of a constant is rounding
+    spread = variance > 1e-30  # for a constant the subtraction leaves only rounding error
     return torch.where(spread, squares.square_().mean() / variance.square(), 0.0)
 
 

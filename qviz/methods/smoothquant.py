@@ -2,7 +2,7 @@
 
 A few input channels are so large that they leave hardly any of the 255 integer levels to the
 others. Each input channel is divided by a factor and its weights multiplied by the same, which
-changes nothing before rounding but makes both easy enough. Then weights are rounded per output
+changes nothing before rounding but makes both easier to round. Then weights are rounded per output
 channel, activations per token, and the product is one of integers.
 
 Xiao et al. 2022 (arXiv 2211.10438), section 4; reference code mit-han-lab/smoothquant (smooth.py,

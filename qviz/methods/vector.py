@@ -1,10 +1,10 @@
 """Vector quantization: a few neighbouring weights share one code into a learned table.
 
 The weight is cut into short vectors; k-means finds a codebook of typical ones, and each vector is
-replaced by the number of its nearest entry. Cells of a plane or of space can be rounder and follow
-the weights' density better than the boxes that scalar levels cut it into, so the same bits cost
-less error. With several books an entry of each is added up, as in AQLM: found greedily at first,
-each book on what the others left over, then all of them in turns.
+replaced by the number of its nearest entry. Cells in several dimensions can be rounder and follow
+the weights' density better than the boxes of scalar levels, so the same bits give a smaller error.
+With several books, one entry of each is added up, as in AQLM: found greedily at first, each book on
+the residual of the others, then all of them in turn.
 
 Papers: Lloyd 1982; Linde, Buzo & Gray 1980 (vectors); Arthur & Vassilvitskii 2007 (k-means++);
 Babenko & Lempitsky 2014 and Egiazarian et al. 2024 (AQLM, arXiv 2401.06118; additive books). AQLM
@@ -56,7 +56,8 @@ EVENTS = (
     EventSpec(
         "vector.assign",
         {"codes": "[out, in/d, books] nearest entries", "loss": "[] with these codes"},
-        "code = argmin_k Σ h·(r − C_k)², r what the other books leave; a beam over several books",
+        "code = argmin_k Σ h·(r − C_k)², r the residual of the other books; a beam over several "
+        "books",
         "Lloyd 1982; Egiazarian et al. 2024, section 3.1 (beam search)",
     ),
     EventSpec(
@@ -104,7 +105,8 @@ def vector(
     bits         width of one code, 1 to 12; the codes cost bits·books/dim per weight
     dim          weights in a vector, 1 to 16; 1 gives the best scalar levels (Lloyd–Max)
     books        tables whose entries are added, 1 to 4
-    iters        at most so many rounds of assignment and update, for each book and then for all
+    iters        the maximum number of rounds of assignment and update, for each book and then for
+                 all
     beam         how many combinations the search over several books follows; 2^bits with two books
                  tries them all
     row_scale    divide each row by its root mean square first; its error then counts by s²
@@ -201,7 +203,7 @@ def _require_options(
     count = weight.numel() // dim
     if count < 2**bits:
         raise ValueError(
-            f"{count} vectors are fewer than the {2**bits} entries of a codebook: take fewer bits "
+            f"{count} vectors are fewer than the {2**bits} entries of a codebook: use fewer bits "
             f"(at most {count.bit_length() - 1}), a smaller dim, or a larger weight"
         )
 
@@ -262,7 +264,7 @@ def _given(start: torch.Tensor | None, table: torch.Tensor) -> torch.Tensor | No
 
 @dataclass(frozen=True)
 class Problem:
-    """Vectors to be coded, what their errors count, and the two moves of the alternation.
+    """Vectors to be coded, the weights of their errors, and the two moves of the alternation.
 
     x [n, d]; h [n, d], [n, 1] or None (all 1); energy [] float64 is Σ h·x². Codes are [n, books]
     int64, a table is [books, entries, d]; `free` are the books that a move may change. Neither
@@ -290,7 +292,7 @@ class Problem:
         return x if self.h is None else x * self.h
 
     def rest(self, table: torch.Tensor, codes: torch.Tensor, book: int | None) -> torch.Tensor:
-        """What all books but one (None: all) leave of x [n, d]."""
+        """The residual of x [n, d] after all books but one (None: all)."""
         rest = self.x
         for i, entries in enumerate(table):
             if i != book:
@@ -328,7 +330,7 @@ class Problem:
     def update(
         self, table: torch.Tensor, codes: torch.Tensor, free: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Entries moved to the mean of what they have to make up for, one book after the other.
+        """Entries moved to the mean of the residuals they stand for, one book after the other.
 
         Returns the table, the codes (changed where an empty entry got a vector) and how many did.
         """
@@ -450,7 +452,7 @@ class _Alternation:
         self.moved = 0
 
     def run(self, given: torch.Tensor | None, iters: int, beam: int, seed: int) -> None:
-        """One book after the other on what those before left over, then all of them in turns."""
+        """One book after the other on the residual of those before, then all of them in turn."""
         books, entries, _ = self.table.shape
         generator = torch.Generator().manual_seed(seed)
         for book in range(books):

@@ -1,8 +1,8 @@
 """What a model is, by its configuration: its class in transformers, and how it reads text.
 
-The one place that decides this. The class is the one that config.json names, so that a model with
-a head is loaded with it; where none is named, the model type's own. Importing this is cheap;
-asking it imports the model's class, which takes seconds the first time.
+This is the one place that decides it. The class is the one named in config.json, so a model with a
+head is loaded with its head; if none is named, it is the model type's own. Importing this module is
+cheap; using it imports the model's class, which takes seconds the first time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ KINDS = {
     "headless": "a decoder without the head that predicts tokens",
     "encoder": "an encoder: every token sees the whole text",
     "encoder–decoder": "an encoder–decoder: it reads one text and writes another",
-    "other": "a model that reads something else than text",
+    "other": "a model that reads something other than text",
 }
 
 
@@ -68,7 +68,7 @@ def _class(name: str, config: Mapping[str, Any]) -> Any:
 
     model_type = str(config.get("model_type", ""))
     if model_type not in auto.CONFIG_MAPPING:
-        own = " It needs code of its own, which qviz never runs." if "auto_map" in config else ""
+        own = " It needs remote code, which qviz never runs." if "auto_map" in config else ""
         raise ValueError(
             f"{name} is a {model_type or 'nameless'} model, which transformers "
             f"{transformers.__version__} does not have.{own} Its single weights can be read with "
@@ -152,7 +152,7 @@ def _kind(cls: Any, config: Mapping[str, Any]) -> str:
     model_type = cls.config_class.model_type
     causal = any(model_type in table for table in predicts)
     if "pixel_values" in inputs and not causal:
-        return "other"  # compares texts with images, and runs on neither alone
+        return "other"  # compares texts with images and cannot run on one of them alone
     masked = model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
     if causal and (config.get("is_decoder") or not masked):
         return "headless"
@@ -172,7 +172,8 @@ def empty_model(checkpoint: Checkpoint, architecture: Architecture) -> Any:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars and no loading report inside; the user's settings are as before outside."""
+    """Silence progress bars and the loading report inside; restore the user's settings
+    afterwards."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
     from transformers.utils import logging
 

@@ -63,8 +63,8 @@ def capture_attention(
 ) -> AttentionStates:
     """Queries, keys and values of one layer for the first `max_tokens` tokens of a text.
 
-    At most what fits in one window of the model. The model runs once, with a hook that is removed
-    whatever happens. Raises ValueError for models other than LLAMA_LIKE ones, for a layer that it
+    At most one window of the model is read. The model runs once, with a hook that is always
+    removed. Raises ValueError for models other than LLAMA_LIKE ones, for a layer that it
     does not have, and for more tokens than a layer with a sliding window looks back.
 
     >>> states = capture_attention(qviz.load_model(), "def f(x):\\n    return x\\n" * 8, 2)
@@ -73,8 +73,8 @@ def capture_attention(
     model = loaded(model)
     if getattr(model.config, "model_type", "") not in LLAMA_LIKE:
         raise ValueError(
-            f"{model.name} is a {model.config.model_type} model; attention is captured in "
-            f"{', '.join(LLAMA_LIKE)} models alone"
+            f"{model.name} is a {model.config.model_type} model; attention can only be captured "
+            f"in {', '.join(LLAMA_LIKE)} models"
         )
     blocks: Any = model.model.model.layers  # type: ignore[union-attr]
     require_int(layer, "layer", 0, len(blocks) - 1)
@@ -101,7 +101,7 @@ def _require_full_view(module: Any, tokens: int, layer: int) -> None:
     window = getattr(module, "sliding_window", getattr(module.config, "sliding_window", None))
     if window is not None and tokens > window:
         raise ValueError(
-            f"layer {layer} looks back {window} tokens, and these are {tokens}: take "
+            f"layer {layer} looks back only {window} tokens, but there are {tokens}: use "
             f"max_tokens={window}"
         )
 

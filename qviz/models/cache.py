@@ -2,8 +2,8 @@
 
 A file holds each distinct set of statistics once, however many layers share it, and in its header
 what run it came from and a checksum of every tensor. Files are written under another name and
-renamed, so that a reader never sees half a file and of two concurrent writers one wins whole. The
-files that nobody read for longest go when together they exceed LIMIT_BYTES.
+renamed, so that a reader never sees half a file and of two concurrent writers one wins completely.
+When the files exceed LIMIT_BYTES together, those unused for longest are deleted.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from qviz.models.checkpoint import match_name, no_layer
 
 log = logging.getLogger("qviz")
 
-LIMIT_BYTES = 2 << 30  # of all files: a class that tries its own texts must not fill the disk
+LIMIT_BYTES = 2 << 30  # of all files: a class that tries out its own texts must not fill the disk
 ABANDONED = 86400  # seconds after which a half-written file has no writer
-FORMAT = 3  # part of the key: raise it when what is stored changes its meaning
+FORMAT = 3  # part of the key: increase it when the meaning of the stored data changes
 TENSORS = ("inputs", "hessian", "act_absmax", "act_absmean")
 
 
@@ -59,7 +59,7 @@ def read(key: Mapping[str, Any], layer: str) -> Calibration | None:
     if not path.is_file():
         return None
     try:
-        with contextlib.suppress(OSError):  # a cache of somebody else is read all the same
+        with contextlib.suppress(OSError):  # a cache that belongs to another user is still read
             os.utime(path)
         with safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()["qviz"])

@@ -1,4 +1,4 @@
-"""Calibration data: run a model on text and watch what enters its linear layers.
+"""Calibration data: run a model on text and record what enters its linear layers.
 
 Forward hooks stream every layer's input rows X into the statistics that methods need (the Hessian
 2·XᵀX / tokens, channel maxima and means, a sample of rows), so memory does not grow with the
@@ -36,7 +36,7 @@ Progress = Callable[[int, int], None]  # called with (done, total)
 
 MAX_TOKENS, KEEP_INPUTS = 4096, 1024
 BUNDLED_TOKENS = 16384  # of the bundled model, which is small: 1024 channels want that many
-FIRST_TEXT = "python"  # what is captured where nobody names a text
+FIRST_TEXT = "python"  # the text to capture on if none is named
 STORE_ALL_BELOW = 2**30  # bytes of Hessians up to which a run keeps every layer, not only one
 
 
@@ -57,13 +57,14 @@ def capture(
     """Layer name → Calibration, from one pass of the model over the texts.
 
     The texts are cut into windows of `sequence_length` tokens (None: 512, or what the model can
-    take), one window from each text in turn, until `max_tokens` are together. Every token counts
+    take), one window from each text in turn, until there are `max_tokens`. Every token counts
     once, special tokens included; windows of different length never run together, so there is no
     padding. `keep_inputs` rows are drawn from all of them at random by `seed`, the same tokens for
     every layer, in the order of the text (all rows if there are fewer). Sums are kept in
     `hessian_dtype`, float32 or float64; results are on the model's device. layers=None takes all
     that the model runs; names may be patterns, "*.mlp.*". An expert of a mixture sees the tokens
-    routed to it, one without any has no entry. Each Calibration knows from which weights it is.
+    routed to it; an expert without tokens has no entry. Each Calibration records which weights it
+    was captured from.
 
     Raises ValueError for unknown layers, for empty texts, for inputs that are NaN or infinite and
     for whatever the model itself fails on.
@@ -98,9 +99,9 @@ def capture(
         )
     silent = [n for n, one in wanted.items() if n not in results and one.stack is None]
     if silent and layers is not None:
-        raise ValueError(f"{', '.join(silent)}: {NEVER_RAN}; leave it out")
+        raise ValueError(f"{', '.join(silent)}: {NEVER_RAN}; omit it")
     if not results:
-        raise ValueError(f"no token of these texts reached {', '.join(wanted)}; take longer texts")
+        raise ValueError(f"no token of these texts reached {', '.join(wanted)}; use longer texts")
     return results
 
 
@@ -111,7 +112,7 @@ NEVER_RAN = (
 
 
 def require_collecting(hessian_dtype: torch.dtype, keep_inputs: int, batch_size: int) -> None:
-    """TypeError or ValueError for what no statistics can be collected with."""
+    """Raise TypeError or ValueError for options with which no statistics can be collected."""
     if hessian_dtype not in (torch.float32, torch.float64):
         raise TypeError(f"hessian_dtype must be torch.float32 or float64, got {hessian_dtype}")
     require_int(keep_inputs, "keep_inputs", 1, 1_000_000)
@@ -121,7 +122,7 @@ def require_collecting(hessian_dtype: torch.dtype, keep_inputs: int, batch_size:
 def runner_of(
     model: LoadedModel, layers: Mapping[str, LinearLayer]
 ) -> Callable[[WindowBatch], None]:
-    """A function that runs the model on a batch, as much of it as has these layers."""
+    """A function that runs the model on a batch, as far as these layers need."""
     part = _smallest_part(model, layers)
 
     def run_on(batch: WindowBatch) -> None:
@@ -215,8 +216,8 @@ def load_calibration(
     bundled model, 4096 for others). The first call for a model and text runs the model once and
     stores all its layers (only this one where the Hessians together would exceed 1 GiB); later
     calls read one layer in milliseconds, without the model and without transformers. The cache is
-    the user's cache directory, or $QVIZ_CACHE. A damaged file in it is computed again, which the
-    logger "qviz" says.
+    the user's cache directory, or $QVIZ_CACHE. A damaged file is computed again, and the logger
+    "qviz" reports it.
 
     >>> qviz.load_calibration(None, "model.layers.0.mlp.down_proj").inputs.shape
     torch.Size([1024, 1024])
@@ -267,9 +268,9 @@ def load_calibration(
 
 
 def _silence(layer: LinearLayer) -> str:
-    """Why there is no calibration of a layer although the model ran."""
+    """Why a layer has no calibration although the model ran."""
     why = "no token of this text was routed to this expert" if layer.stack else NEVER_RAN
-    return f"{layer.name}: {why}; take another layer"
+    return f"{layer.name}: {why}; choose another layer"
 
 
 def _look_up(key: dict[str, Any], layer: str) -> Calibration | None:
@@ -281,11 +282,11 @@ def _look_up(key: dict[str, Any], layer: str) -> Calibration | None:
 
 
 def warm_cache(progress: Progress | None = None) -> Iterator[str]:
-    """Fill the cache for the lessons; a line of words whenever a stage of it is ready.
+    """Fill the cache for the lessons, yielding a line of text when each stage is ready.
 
-    First what lessons open on: the bundled model on the text they begin with and the one they
-    measure on. Then the bundled model on the other texts, and MiniLM, where it is installed, on
-    the first two alone, since its files are large. Takes seconds the first
+    First the data that lessons open on: the bundled model on the text they begin with and the one
+    they measure on. Then the bundled model on the other texts and, if installed, MiniLM on the
+    first two only, since its files are large. Takes seconds the first
     time and milliseconds afterwards. For the start of a server.
     """
     first, rest = [FIRST_TEXT, *evaluation_texts()], [*calibration_texts()]

@@ -33,7 +33,8 @@ FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 OTHER_BYTES = {"I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "U8": 1}
 OTHER_BYTES |= {"BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1}
 
-# GPT-2 and its kin use transformers' Conv1D, which stores [in, out]; only the model type tells.
+# GPT-2 and its relatives use transformers' Conv1D, which stores [in, out]; only the model type
+# tells.
 CONV1D_MODELS = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
 CONV1D_WEIGHT = re.compile(r"(^|\.)(c_attn|q_attn|c_proj|c_fc)\.weight$")
 
@@ -75,7 +76,7 @@ class Checkpoint:
 
     name: str
     origin: str
-    path: Path | None = None  # a directory, or the one file; None on the Hub
+    path: Path | None = None  # a directory, or the single file; None on the Hub
 
     def fetch(self, filename: str) -> Path | None:
         """The local path of one of the model's files, or None if the model has no such file.
@@ -129,12 +130,12 @@ class Checkpoint:
         """Like fetch, for a file that the index promised."""
         # The index is only data: a name like ../../secret must not lead out of the directory.
         if Path(filename).name != filename:
-            raise ValueError(f"{self.name}: {INDEX} names {filename!r}, which is no file name")
+            raise ValueError(f"{self.name}: {INDEX} names {filename!r}, which is not a file name")
         found = self.fetch(filename)
         if found is None:
             raise FileNotFoundError(
                 f"{self.name}: {INDEX} names {filename}, which is missing. The download is "
-                f"incomplete; fetch the model again"
+                "incomplete; download the model again"
             )
         return found
 
@@ -167,7 +168,8 @@ class Checkpoint:
     def read(self, tensor: str, row: int | None = None) -> torch.Tensor:
         """A tensor of the files, or one entry along its first axis, in the dtype it is stored in.
 
-        ValueError for one that is not of floats: it would need scales that are elsewhere.
+        Raises ValueError for a tensor that is not floating-point: it would need scales stored
+        elsewhere.
         """
         path = self.file(self.weight_map[tensor])
         info = read_header(path).get(tensor)
@@ -191,7 +193,8 @@ class Checkpoint:
             return str(path.parent if path else self.name)  # …/snapshots/<commit>
         if self.origin == "file":
             return _stamp(self.path)
-        # what a run on text depends on: weights, configuration, and every kind of tokenizer file
+        # everything a run on text depends on: weights, configuration, and every kind of tokenizer
+        # file
         suffixes = (".safetensors", ".json", ".txt", ".model")
         files = sorted(f for f in self.path.iterdir() if f.suffix in suffixes and f.is_file())
         if self.origin != "bundled":
@@ -221,7 +224,7 @@ class Checkpoint:
             names = ", ".join(f.name for f in files[:5])
             raise FileNotFoundError(
                 f"{self.name} has several safetensors files and no {INDEX}: {names}. "
-                f"Give the path of one of them"
+                f"Pass the path of one of them"
             )
         raise FileNotFoundError(_no_safetensors(self))
 
@@ -259,13 +262,14 @@ def load_layer(name_or_path: str | Path | None, layer: str) -> torch.Tensor:
     name_or_path: None for the bundled model, "minilm", a directory, a .safetensors file or a Hub
     id, of which only the files that hold the layer are downloaded. `layer` may end in ".weight"
     or not, and a unique tail of the name will do. GPT-2's Conv1D weights, stored as [in, out],
-    come back as [out, in]; config.json has to be beside them, since only it tells. An expert of a
+    are returned as [out, in]; config.json has to be in the same folder, because only it tells. An
+    expert of a
     mixture is named as list_layers does it, "…experts.gate_up_proj.3" or, as in Python,
     "…experts.gate_up_proj[3]", however the files store it.
 
     Raises ValueError for an unknown layer (naming close matches), a tensor that is not a matrix,
     an already quantized or a damaged file; FileNotFoundError, ConnectionError or ImportError
-    where the model cannot be had.
+    where the model is not available.
 
     >>> qviz.load_layer(None, "layers.0.mlp.down_proj").shape
     torch.Size([256, 1024])
@@ -301,7 +305,7 @@ def list_layers(name_or_path: str | Path | None = None) -> list[LayerInfo]:
     They are those of qviz.linear_layers of the loaded model, under the same names: from the file
     headers alone for the commonest kinds of model, for others by the modules of the model, whose
     class transformers has to import. Raises ValueError if there are none that load_layer could
-    read, saying what there is.
+    read, naming what there is.
     """
     checkpoint = find_checkpoint(name_or_path)
     translation = translation_of(checkpoint)
@@ -323,7 +327,7 @@ def list_layers(name_or_path: str | Path | None = None) -> list[LayerInfo]:
 
 
 def _layers_by_name(checkpoint: Checkpoint) -> dict[str, LayerInfo]:
-    """By the names and shapes in the files, which are the model's own."""
+    """By the names and shapes in the files, which match the model's."""
     headers = checkpoint.headers()
     config = dict(checkpoint.config)
     kind = str(config.get("model_type"))
@@ -406,7 +410,7 @@ def is_linear_weight(info: TensorInfo, config: Mapping[str, Any]) -> bool:
 
 
 def match_name(layer: str, names: Iterable[str]) -> str | None:
-    """The one of `names` that `layer` means: equal, or the only one with a common tail.
+    """The one of `names` that `layer` means: equal, or the only one with the same tail.
 
     Base models and models with a head differ by a prefix ("h.0…", "transformer.h.0…"), so either
     may be the longer one. None if no name fits or several do.
@@ -431,8 +435,8 @@ def no_layer(layer: object, names: Iterable[str]) -> str:
     if len(tails) > 1:
         more = f" and {len(tails) - 3} more" if len(tails) > 3 else ""
         return (
-            f"the layer {layer!r} is ambiguous: {', '.join(tails[:3])}{more} end like that. "
-            f"Give more of the name"
+            f"the layer {layer!r} is ambiguous: {', '.join(tails[:3])}{more} end like that. Give "
+            "more of the name"
         )
     return unknown("layer", layer, names)
 
@@ -498,7 +502,7 @@ def _match_tensor(checkpoint: Checkpoint, layer: str) -> str:
     raise ValueError(no_layer(layer, linear or tensors))
 
 
-# What lies beside weights that are quantized, and what then made them.
+# Tensors stored next to quantized weights, and the system that made them.
 LEFTOVERS = (
     (r"\.(weight_packed|weight_shape|weight_zero_point|weight_g_idx)$", "compressed-tensors"),
     (r"\.(qweight|qzeros)$", "GPTQ or AWQ"),
@@ -526,8 +530,8 @@ def leftovers(names: Iterable[str]) -> list[str]:
 
 
 def leftover(names: Iterable[str], module: str = "") -> tuple[str, str] | None:
-    """A tensor that only quantized weights have beside them, and what seems to have made it; of
-    one module, or of all."""
+    """A tensor that only accompanies quantized weights, and the system that seems to have made it;
+    of one module, or of all."""
     inside = [name for name in names if name.startswith(module)]
     for pattern, maker in LEFTOVERS:
         for name in inside:
@@ -541,7 +545,7 @@ def leftover(names: Iterable[str], module: str = "") -> tuple[str, str] | None:
 
 def require_floats(checkpoint: str, info: TensorInfo, names: Iterable[str]) -> None:
     """ValueError for a weight that is stored quantized: as integers or 8-bit floats, or as floats
-    with the scales beside it that it still has to be multiplied by."""
+    that still have to be multiplied by separately stored scales."""
     module = info.name.removesuffix("weight")
     beside = leftover(names, module if module.endswith(".") else info.name)
     if info.dtype in FLOAT_BYTES and beside is None:
@@ -555,17 +559,18 @@ def require_floats(checkpoint: str, info: TensorInfo, names: Iterable[str]) -> N
 
 
 def _refuse_packed(checkpoint: Checkpoint, layer: str) -> None:
-    """ValueError for a layer whose weight the files hold only in packed form."""
+    """Raise ValueError for a layer whose weight is only stored in packed form."""
     parts = {n.rpartition(".")[0].removesuffix(".weight") for n in checkpoint.weight_map}
     stack, _, last = plain_name(layer).rpartition(".")
     module = match_name(plain_name(layer), parts)
     whole = stack if last.isdigit() else plain_name(layer)
     for name in checkpoint.weight_map:
         inside = module is not None and name.startswith(f"{module}.")
-        if (inside or name.removesuffix("_blocks").endswith(whole)) and leftover([name]):
+        mine = inside or name.removesuffix("_blocks").endswith(whole)
+        if mine and (packed := leftover([name])):
             raise ValueError(
-                f"{layer} is stored in packed form ({name}: {leftover([name])[1]}, it seems): "  # type: ignore[index]
-                f"this checkpoint is already quantized. Give the original one, in "
+                f"{layer} is stored in packed form ({name}: {packed[1]}, it seems): "
+                "this checkpoint is already quantized. Give the original one, in "
                 f"{', '.join(FLOAT_BYTES)}"
             )
 
@@ -615,12 +620,15 @@ def _no_safetensors(checkpoint: Checkpoint) -> str:
     inside = [file for name in (SINGLE, INDEX) for file in checkpoint.path.glob(f"*/{name}")]
     if inside:
         return (
-            f"{checkpoint.name} has no {SINGLE}, but {min(inside).parent} has: give that directory"
+            f"{checkpoint.name} has no {SINGLE}, but {min(inside).parent} does: pass that directory"
         )
     broken = [f for f in checkpoint.path.glob("*.safetensors") if not f.is_file()]
     if broken:
-        return f"{broken[0]} is a link to a file that is not there any more. Download it again"
-    return f"{checkpoint.name} has no {SINGLE}. Expected a model directory as save_pretrained makes"
+        return f"{broken[0]} is a link to a file that no longer exists. Download it again"
+    return (
+        f"{checkpoint.name} has no {SINGLE}. Expected a model directory as written by "
+        "save_pretrained"
+    )
 
 
 def _damaged(path: Path, why: str) -> str:
@@ -628,8 +636,8 @@ def _damaged(path: Path, why: str) -> str:
         start = file.read(64)
     if not start:
         return f"{path} is empty: 0 bytes. Download or write it again"
-    # A zip archive (torch.save) or the protocol mark of a bare pickle. Only asked once the file
-    # has proved not to be safetensors: a sound header may start with the same bytes.
+    # A zip archive (torch.save) or the protocol mark of a bare pickle. Checked only once the file
+    # has proved not to be safetensors: a valid header may start with the same bytes.
     if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05"):
         return f"{path} is a pickled file under a safetensors name. {PICKLE_ADVICE}"
     if start[:4] == b"GGUF":
@@ -639,8 +647,9 @@ def _damaged(path: Path, why: str) -> str:
     text = _as_text(start)
     if text is not None:
         return (
-            f"{path} is a text file, which begins {text!r}: no weights. Give the model's "
-            f"safetensors file; if this was downloaded, the server sent a page or a message instead"
+            f"{path} is a text file that begins {text!r}, so it holds no weights. Pass the "
+            "model's safetensors file; if you downloaded this one, the server sent a page or a "
+            "message instead"
         )
     return f"{path} is damaged: {why}. Download or write it again"
 

@@ -1,7 +1,7 @@
 """Experts as layers: each matrix of a mixture of experts becomes a linear layer of its own.
 
 transformers keeps the matrices of all experts in one 3-D parameter, [experts, out, in] or (as
-GPT-OSS and Llama 4 do) [experts, in, out]. They are most of such a model's weights, and no module
+GPT-OSS and Llama 4 do) [experts, in, out]. They are most of such a model's weights, but not modules
 that could be hooked or quantized. `separate_experts` puts an ExpertStack in the parameter's place:
 the model's own code runs unchanged, and every matrix is a layer named like its place in the
 parameter, "…experts.gate_up_proj.3" for gate_up_proj[3], whose inputs are the tokens routed to it.
@@ -53,7 +53,7 @@ class _Factor:
 class ExpertStack(_Factor, nn.Module):
     """The matrices of all experts, each an nn.Linear, where the model expects one parameter.
 
-    What the model's code does with the parameter runs those layers: F.linear(x, stack[e]),
+    The model's own operations on the parameter run those layers: F.linear(x, stack[e]),
     x @ stack[e] and torch.bmm(x, stack). For anything else an expert's matrix is an ordinary
     tensor. state_dict() has the one tensor that was there before, so that a saved model is an
     ordinary checkpoint.
@@ -86,20 +86,20 @@ class ExpertStack(_Factor, nn.Module):
         return next(self.parameters()).device
 
     def view(self, *shape: Any) -> ExpertStack:
-        """Itself, seen as [experts, …, …], which is how it is indexed already."""
+        """The stack itself, viewed as [experts, …, …], which is how it is already indexed."""
         sizes = shape[0] if len(shape) == 1 else shape
         if len(sizes) != 3 or sizes[-1] != self.shape[-1]:
-            raise TypeError(f"a stack of {len(self)} experts cannot be seen as {tuple(sizes)}")
+            raise TypeError(f"a stack of {len(self)} experts cannot be viewed as {tuple(sizes)}")
         return self
 
     def transpose(self, first: int, second: int) -> _Turned:
         """What torch.bmm multiplies by; only the matrices can be turned, not the experts."""
         if {first % 3, second % 3} != {1, 2}:
-            raise TypeError("of a stack of experts only the last two axes can be exchanged")
+            raise TypeError("only the last two axes of a stack of experts can be exchanged")
         return _Turned(self)
 
     def stacked(self) -> torch.Tensor:
-        """The parameter that it stands for, with what the layers hold now."""
+        """The parameter that it replaces, with the layers' present values."""
         return torch.stack([matrix.tensor for matrix in self]).view(self.shape)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
@@ -194,7 +194,7 @@ class _Matrix:
 
 
 def separate_experts(model: nn.Module) -> None:
-    """Make every expert's matrix a layer, in place; the model computes what it did before."""
+    """Make every expert's matrix a layer, in place; the model computes the same as before."""
     for module in list(model.modules()):
         for name, parameter in list(module.named_parameters(recurse=False)):
             turned = _turned(module, name, parameter)
@@ -206,7 +206,8 @@ def separate_experts(model: nn.Module) -> None:
 
 
 def _turned(module: nn.Module, name: str, parameter: nn.Parameter) -> bool | None:
-    """Which way this parameter's matrices lie; None if it is no stack of experts' matrices."""
+    """The orientation of this parameter's matrices; None if it is not a stack of experts'
+    matrices."""
     known = TURNED.get(type(module).__name__, {})
     if name in known:
         return known[name]

@@ -1,8 +1,8 @@
-"""Folding: factors on a layer's inputs, taken up by the layer before, so that they cost nothing.
+"""Folding: factors on a layer's inputs, absorbed by the layer before, so that they cost nothing.
 
 AWQ and SmoothQuant multiply the input columns of a linear layer by factors s and divide its inputs
-by them. Those inputs come out of a norm, or out of another linear layer with nothing between that
-s could not pass through; divided there once and for all, the model computes what it computed
+by them. Those inputs come from a norm, or from another linear layer with nothing in between that s
+cannot pass through. If they are divided there once and for all, the model computes the same as
 before. All linears of one input have to share its factors. Which layer feeds which is data, one
 entry for each kind of block; a model whose blocks match none of them is refused, because a wrong
 guess would change what it computes.
@@ -42,9 +42,9 @@ class Block:
     """How one kind of block is wired, by the names inside it.
 
     feeds   (source, linears) of each input that can be divided
-    others  what else it may consist of; with a norm or a parameter more, anything in it may feed
-            something else, or no factor may pass
-    note    why no more feeds
+    others  the other parts it may have; with an extra norm or parameter, its parts may feed
+            something else, or a factor may not pass
+    note    why it has no other feeds
     """
 
     name: str
@@ -100,7 +100,7 @@ BLOCKS = (
                 "output.LayerNorm",
             }
         ),
-        "what its norms put out also goes around the next layer unscaled",
+        "the output of its norms also bypasses the next layer unscaled",
     ),
 )
 
@@ -111,7 +111,7 @@ def feeds(
     """Every input of the model's linears that can be divided in the layer before.
 
     `into` limits what that layer may be. Raises ValueError for a model whose blocks are not known,
-    and for one that offers nothing of the kind.
+    and for one without such inputs.
 
     >>> feeds(qviz.load_model())[0]
     Feed(source='model.layers.0.input_layernorm', into='norm',
@@ -134,13 +134,13 @@ def feeds(
     if not notes:
         raise ValueError(
             f"{model.name} ({type(model.model).__name__}) has no blocks whose wiring is known "
-            f"({known}), so no factors can be folded into it. Take fold=False, which divides the "
+            f"({known}), so no factors can be folded into it. Use fold=False, which divides the "
             f"inputs while the model runs"
         )
     if not found:
         raise ValueError(
-            f"nothing in {model.name} can take up factors: {notes[0] or 'no layer fits'}. Take "
-            f"fold=False, which divides the inputs while the model runs"
+            f"nothing in {model.name} can absorb factors: {notes[0] or 'no layer fits'}. Use "
+            "fold=False, which divides the inputs while the model runs"
         )
     return tuple(found)
 
@@ -187,9 +187,10 @@ def _require_same_function(original: LoadedModel, twin: LoadedModel) -> None:
     off = float((after - before).abs().max() / before.abs().max())
     if not off <= 1e-3:
         raise ValueError(
-            f"{original.name} ({type(original.model).__name__}) names its layers like a model that "
-            f"factors can be folded into, but computes something else with them ({off:.1%} of its "
-            f"largest output). Take fold=False, which divides the inputs while the model runs"
+            f"{original.name} ({type(original.model).__name__}) names its layers like a model "
+            "that factors can be folded into, but computes something else with them (off by "
+            f"{off:.1%} of its largest output). Use fold=False, which divides the inputs while "
+            "the model runs"
         )
 
 
@@ -209,7 +210,7 @@ def _apply(model: LoadedModel, scales: Mapping[Feed, torch.Tensor]) -> None:
 
 
 def transforms(model: LoadedModel, scales: Mapping[Feed, torch.Tensor]) -> dict[str, InputScale]:
-    """Layer → what folding these factors does to its weight, for every layer that it changes."""
+    """Layer → how folding these factors changes its weight, for every layer that changes."""
     columns: dict[str, torch.Tensor] = {}
     rows: dict[str, torch.Tensor] = {}
     for feed, scale in scales.items():
@@ -249,7 +250,7 @@ def _counts(module: nn.Module) -> bool:
 
 
 def _fits(layers: Mapping[str, LinearLayer], feed: Feed) -> bool:
-    """Whether each output of the source is one input of the linears, and not several."""
+    """Whether each output of the source is exactly one input of the linears."""
     if feed.into == "norm":
         return all(name in layers for name in feed.linears)
     if not {feed.source, *feed.linears} <= layers.keys():
@@ -261,7 +262,7 @@ def _fits(layers: Mapping[str, LinearLayer], feed: Feed) -> bool:
 def _check(layers: Mapping[str, LinearLayer], feed: Feed, scale: torch.Tensor) -> None:
     unknown = {*feed.linears} - layers.keys()
     if unknown:
-        raise ValueError(f"the model has no linear layer {min(unknown)}; take a feed of feeds()")
+        raise ValueError(f"the model has no linear layer {min(unknown)}; use a feed from feeds()")
     inputs = layers[feed.linears[0]].in_features
     if scale.shape != (inputs,):
         raise ValueError(
@@ -280,6 +281,7 @@ def _require_multiplier(name: str, norm: nn.Module) -> None:
     x = torch.linspace(-1, 1, len(weight)).to(weight)
     if not torch.allclose(double(x), 2 * norm(x), rtol=1e-2, atol=1e-6):
         raise ValueError(
-            f"{name} ({type(norm).__name__}) does not multiply by its weight alone, so it cannot "
-            f"take up factors. Take fold=False, which divides the inputs while the model runs"
+            f"{name} ({type(norm).__name__}) does not simply multiply by its weight, so it "
+            "cannot absorb factors. Use fold=False, which divides the inputs while the model "
+            "runs"
         )

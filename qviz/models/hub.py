@@ -72,13 +72,13 @@ def snapshot(repo: str) -> Path:
 
 
 def reachable() -> bool:
-    """Whether the Hub can be spoken to. Asked first, because its client retries for 25 seconds."""
+    """Whether the Hub can be reached. Checked first, because its client retries for 25 seconds."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         return False
     if urllib.request.getproxies():
-        return True  # the proxy resolves names, so nothing can be told from here
+        return True  # a proxy resolves names, so this cannot be checked from here
     address = urlsplit(constants.ENDPOINT)
     port = address.port or (80 if address.scheme == "http" else 443)
     try:
@@ -96,13 +96,13 @@ def require_network(repo: str) -> None:
 def unreachable(repo: str) -> ConnectionError:
     return ConnectionError(
         f"{repo!r} is not a local directory, not in the local Hub cache, and the Hub cannot be "
-        f"reached. Check the name and the network, or give a local directory; the bundled model "
-        f"(None) needs neither"
+        "reached. Check the name and the network, or pass a local directory; the bundled model "
+        "(None) needs neither"
     )
 
 
 def explain(repo: str, error: Exception) -> Exception:
-    """The error to raise for what went wrong between here and the Hub."""
+    """The error to raise when something went wrong between here and the Hub."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.HFValidationError):

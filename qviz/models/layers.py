@@ -1,7 +1,7 @@
 """A loaded model and its linear layers.
 
-Decoders, encoders, mixtures of experts and GPT-2 (whose Conv1D stores its weight as [in, out]) look
-alike from here on: a layer's weight is [out, in].
+Decoders, encoders, mixtures of experts and GPT-2 (whose Conv1D stores its weight as [in, out]) all
+look the same from here on: a layer's weight is [out, in].
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ class LoadedModel:
     tokenizer  its tokenizer, or None if the checkpoint has none
     name       "bundled", "minilm", the directory or the Hub id
     kind       "decoder" predicts the next token, "headless" is a decoder without that head,
-               "encoder" lets every token see the whole text, "other" reads something else than text
+               "encoder" lets every token see the whole text, "other" reads something other than
+               text
     missing    parameters that the checkpoint does not have (an encoder's unused pooler)
-    unused     tensors of the checkpoint for which the model has no place
+    unused     tensors of the checkpoint that the model does not use
     """
 
     model: nn.Module
@@ -69,9 +70,9 @@ class LoadedModel:
             f"them in {len(layers)} linear layers",
         ]
         if self.missing:
-            lines.append(f"random, as the checkpoint lacks them: {_some(self.missing)}")
+            lines.append(f"random, because the checkpoint lacks them: {_some(self.missing)}")
         if self.unused:
-            lines.append(f"in the checkpoint, without a place in the model: {_some(self.unused)}")
+            lines.append(f"in the checkpoint, but unused by the model: {_some(self.unused)}")
         return "\n".join(lines)
 
 
@@ -150,11 +151,12 @@ class LinearLayer:
 
 
 def require_own_weight(name: str, module: nn.Module) -> None:
-    """ValueError for a layer that multiplies quantized already: it would not see another weight."""
+    """Raise ValueError for a layer that already multiplies quantized: it would ignore another
+    weight."""
     if hasattr(module, "quantized"):
         raise ValueError(
-            f"{name} multiplies quantized already, so that another weight would change nothing in "
-            f"it: take the model as it was loaded, and quantize each layer once"
+            f"{name} already multiplies quantized, so another weight would change nothing: start "
+            "from the model as loaded, and quantize each layer once"
         )
 
 
@@ -162,8 +164,8 @@ def linear_layers(model: LoadedModel | nn.Module) -> dict[str, LinearLayer]:
     """Name → linear layer, in the order of the modules; skipped_layers names the others.
 
     Each expert of a mixture is one, "…experts.gate_up_proj.3". An output head that shares its
-    weight with the embeddings is left out, since changing it would change them; so are layers
-    whose weights the checkpoint does not have. Modules that share one weight are one layer.
+    weight with the embeddings is omitted, since changing it would change them. So are layers whose
+    weights the checkpoint does not have. Modules that share one weight are one layer.
     """
     module, missing = _parts(model)
     tied = _embedding_weights(module)
@@ -214,7 +216,7 @@ def choose_layers(
         for name in _matching(model, layer, known):
             chosen[name] = known[name]
     if not chosen:
-        raise ValueError("layers is empty; name at least one, or give None for all")
+        raise ValueError("layers is empty; name at least one, or pass None for all")
     return chosen
 
 
@@ -228,14 +230,14 @@ def _matching(
         found = [name for name in known if pattern.match(name)]
         if not found:
             raise ValueError(
-                f"no layer fits the pattern {layer!r}; the layers are named like "
+                f"no layer matches the pattern {layer!r}; the layers have names like "
                 f"{', '.join([*known][:3])}"
             )
         return found
     name = match_name(short, known)
     if name is None:
         why = skipped_layers(model).get(short)
-        raise ValueError(f"{layer} is left out: {why}" if why else no_layer(layer, known))
+        raise ValueError(f"{layer} cannot be used: {why}" if why else no_layer(layer, known))
     return [name]
 
 
@@ -249,7 +251,7 @@ def skipped_layers(model: LoadedModel | nn.Module) -> dict[str, str]:
         weight = getattr(child, "weight", None)
         if _is_linear(child):
             if name in shared:
-                skipped[name] = f"its weight is that of {shared[name]}, which stands for both"
+                skipped[name] = f"it shares its weight with {shared[name]}, which stands for both"
             elif f"{name}.weight" in missing:
                 skipped[name] = "the checkpoint has no weight for it, so it is random"
             elif id(weight) in tied:
@@ -273,7 +275,7 @@ def is_conv1d(module: nn.Module) -> bool:
     return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
 
 
-# Classes with a forward of their own that all the same is X·Wᵀ + b: Falcon's rounds between the
+# Classes with a forward of their own that nevertheless is X·Wᵀ + b: Falcon's rounds between the
 # two, and Product (qviz.models.quantize) multiplies quantized.
 _LINEAR = ("FalconLinear", "Product")
 
@@ -305,7 +307,7 @@ class Wrapped(Protocol):
 def loaded(model: object) -> LoadedModel:
     """The model itself, or the one inside what qviz made of one (a QuantizedModel, a RotatedModel).
 
-    TypeError for anything that is no model of qviz, such as a model's name.
+    TypeError for anything that is not a qviz model, such as a model's name.
     """
     if isinstance(model, LoadedModel):
         return model
@@ -327,7 +329,7 @@ def _embedding_weights(module: nn.Module) -> set[int]:
 
 
 def copy_of(model: LoadedModel) -> LoadedModel:
-    """The model again, with parameters of its own; MemoryError where they do not fit."""
+    """A copy of the model with parameters of its own; MemoryError if they do not fit."""
     size = sum(p.numel() * p.element_size() for p in model.model.parameters())
-    require_memory(size, f"a copy of {model.name}", "Take a smaller model, or single layers")
+    require_memory(size, f"a copy of {model.name}", "Use a smaller model, or single layers")
     return replace(model, model=copy.deepcopy(model.model))

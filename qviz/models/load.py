@@ -1,7 +1,7 @@
 """Loading a model: the class that its configuration names, with the weights of its checkpoint.
 
 Nothing is imported from transformers until a model has to run; reading a single weight
-(`load_layer`) needs it only where the files name things differently than the model.
+(`load_layer`) needs it only if the files use other names than the model.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def load_model(
     checkpoint = find_checkpoint(name_or_path)
     if checkpoint.origin == "file":
         raise ValueError(
-            f"{checkpoint.name} is a single file. A model needs its directory, with config.json; "
-            f"one weight of it can be read with load_layer"
+            f"{checkpoint.name} is a single file. A model needs its directory with config.json; "
+            "single weights can be read with load_layer"
         )
     if checkpoint.path is None:
         directory = hub.snapshot(checkpoint.name)
@@ -108,7 +108,7 @@ def _require_usual_name(checkpoint: Checkpoint) -> None:
 def _check_device(device: str | torch.device) -> torch.device:
     device = as_device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError('this machine has no CUDA device that torch can use; take device="cpu"')
+        raise ValueError('this machine has no CUDA device that torch can use; use device="cpu"')
     return device
 
 
@@ -123,20 +123,20 @@ def _check_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> None:
     if beside is not None:
         raise ValueError(
             f"{checkpoint.name} holds {beside[0]} ({beside[1]}, it seems), so its weights are "
-            f"quantized already. Give the original checkpoint"
+            "already quantized. Give the original checkpoint"
         )
     count = sum(torch.Size(t.shape).numel() for t in headers.values())
     require_memory(
         count * dtype.itemsize,
         f"{checkpoint.name} as {dtype}",
-        "Take a smaller model or dtype=torch.bfloat16, or read single layers with load_layer",
+        "Use a smaller model or dtype=torch.bfloat16, or read single layers with load_layer",
     )
 
 
 def _from_pretrained(
     checkpoint: Checkpoint, architecture: Architecture, dtype: torch.dtype
 ) -> tuple[nn.Module, frozenset[str], frozenset[str]]:
-    """The model, the parameters that the files lack, and the tensors that it has no place for."""
+    """The model, the parameters that the files lack, and the tensors that it does not use."""
     try:
         model, report = architecture.cls.from_pretrained(
             str(checkpoint.path),
@@ -152,8 +152,8 @@ def _from_pretrained(
         raise ValueError(f"transformers cannot load {checkpoint.name}: {error}") from error
     for name, stored, expected in sorted(report["mismatched_keys"]):
         raise ValueError(
-            f"{checkpoint.name} stores {name} as {list(stored)}, and by its config.json it is "
-            f"{list(expected)}: the configuration is another model's"
+            f"{checkpoint.name} stores {name} with shape {list(stored)}, but its config.json "
+            f"says {list(expected)}: the configuration belongs to another model"
         )
     _require_float_parameters(checkpoint, model)
     # transformers fills what is missing with random numbers and only logs it. An encoder's pooler
@@ -162,8 +162,9 @@ def _from_pretrained(
     fatal = sorted(name for name in missing if "pooler." not in name)
     if fatal:
         raise ValueError(
-            f"{checkpoint.name} lacks {len(fatal)} parameters of {type(model).__name__}, the first "
-            f"is {fatal[0]}. The checkpoint is incomplete or its config.json is another model's"
+            f"{checkpoint.name} lacks {len(fatal)} parameters of {type(model).__name__}, the "
+            f"first is {fatal[0]}. The checkpoint is incomplete, or its config.json belongs to "
+            "another model"
         )
     unused = frozenset(report["unexpected_keys"])
     _require_nothing_beside(checkpoint, model, unused)
@@ -171,8 +172,8 @@ def _from_pretrained(
 
 
 def _require_float_parameters(checkpoint: Checkpoint, model: nn.Module) -> None:
-    """ValueError for a parameter that is stored as integers, which transformers makes floats of
-    without a word (a mixture's fused experts do not end in "weight")."""
+    """ValueError for a parameter that is stored as integers, which transformers silently converts
+    to floats (a mixture's fused experts do not end in "weight")."""
     headers = checkpoint.headers()
     others = [name for name, info in headers.items() if info.dtype not in FLOAT_BYTES]
     parameters = dict(model.named_parameters())
@@ -183,8 +184,8 @@ def _require_float_parameters(checkpoint: Checkpoint, model: nn.Module) -> None:
 def _require_nothing_beside(
     checkpoint: Checkpoint, model: nn.Module, unused: frozenset[str]
 ) -> None:
-    """ValueError for tensors in a linear layer's place that the model has no use for: scales, an
-    adapter, a bias. The layer was meant to compute something else than its weight says."""
+    """ValueError for tensors in a linear layer's place that the model does not use: scales, an
+    adapter, a bias. The layer was meant to compute something other than its weight says."""
     layers = linear_layers(model)
     for name in sorted(unused):
         parts = name.split(".")
@@ -193,10 +194,10 @@ def _require_nothing_beside(
         )
         if owner and name != f"{owner}.weight" and _is_more_than_zeros(checkpoint, name):
             raise ValueError(
-                f"{checkpoint.name} stores {name} beside the weight of {owner}, for which "
-                f"{type(model).__name__} has no place, so the layer would compute something else "
-                f"than was meant. Scales belong to a quantized checkpoint (give the original one), "
-                f"an adapter has to be merged first, a bias needs a config.json that names it"
+                f"{checkpoint.name} stores {name} with the weight of {owner}, but "
+                f"{type(model).__name__} does not use it, so the layer would not compute what "
+                "was meant. Scales belong to a quantized checkpoint (give the original one), an "
+                "adapter has to be merged first, and a bias needs a config.json that names it"
             )
 
 
@@ -221,5 +222,5 @@ def _tokenizer(checkpoint: Checkpoint) -> Any:
     except Exception as error:
         raise ValueError(
             f"the tokenizer of {checkpoint.name} cannot be read: {error}. Download its files "
-            f"again, or take them away if only the weights matter"
+            "again, or remove them if you only need the weights"
         ) from error

@@ -1,8 +1,9 @@
 """From the names in a checkpoint's files to those of the model's own layers.
 
-Most files name a weight as the model does. Others do not: transformers renames, splits and merges
-tensors while it loads (a mixture's experts lie one by one in the files and in one parameter in the
-model), and which matrices are linear layers only the model's modules tell. For those models this
+Most files use the model's own names for its weights. Others do not: transformers renames, splits
+and merges tensors while it loads (a mixture's experts are single tensors in the files and one
+parameter in the model), and only the model's modules tell which matrices are linear layers. For
+those models this
 module builds the model without weights and asks transformers' own rules where each parameter comes
 from: once for all that lists layers or reads one.
 """
@@ -44,7 +45,7 @@ class Origin:
     """Where a parameter comes from.
 
     parts      (pattern, tensor in the files): for a parameter that is one tensor, just that one
-    converter  what transformers makes of several, or of a part of one; None: taken as it is
+    converter  how transformers combines several, or converts a part of one; None: used as it is
     """
 
     parts: tuple[tuple[str, str], ...]
@@ -68,7 +69,7 @@ class Translation:
 
     model    without weights, its experts separated
     origins  parameter → where it comes from, for every parameter that the files have
-    tied     parameter → the one that it is meant to be the same as
+    tied     parameter → the one that it is tied to
     """
 
     def __init__(self, model: Any, tensors: Iterable[str]) -> None:
@@ -116,8 +117,8 @@ class Translation:
 def translation_of(checkpoint: Checkpoint) -> Translation | None:
     """How this checkpoint's names are translated; None where its files have the model's names.
 
-    None too where there is no config.json to tell, or none for a model that transformers has: the
-    names in the files are all that is known then.
+    None too if there is no config.json, or if transformers does not know its model: then the names
+    in the files are all there is.
     """
     if checkpoint.origin in ("bundled", "minilm", "file"):
         return None
@@ -179,7 +180,7 @@ def origins_of(
 
 
 def _targets(name: str, converter: Any) -> list[str]:
-    """Every parameter that a tensor goes into: a fused one into several."""
+    """Every parameter that a tensor becomes part of; a fused tensor goes into several."""
     if converter is None or len(converter.target_patterns) == 1:
         return [name]
     first, *others = converter.target_patterns
@@ -212,7 +213,8 @@ def _require_all_experts(origin: Origin, parameter: str, experts: int) -> None:
         if count != experts:
             raise ValueError(
                 f"the files hold {count} tensors {pattern} for the {experts} experts of "
-                f"{parameter}. The checkpoint is incomplete, or its config.json is another model's"
+                f"{parameter}. The checkpoint is incomplete, or its config.json belongs to "
+                "another model"
             )
 
 

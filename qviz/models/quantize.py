@@ -47,7 +47,7 @@ class QuantizedModel:
              coordinates of the model given, whatever was folded into the copy
     skipped  layer → why it was left as it was
     method   the method's name
-    notes    what was taken from a checkpoint, and what of it was damaged and made again; experts
+    notes    what was read from a checkpoint, and which of it was damaged and recomputed; experts
              that few or no tokens reached, and what was done instead
     """
 
@@ -59,7 +59,7 @@ class QuantizedModel:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits per weight over all quantized weights, scales and all else included."""
+        """Bits per weight over all quantized weights, with scales and everything else included."""
         bits = sum(q.ledger.total_bits for q in self.tensors.values())
         return bits / sum(q.ledger.weights for q in self.tensors.values())
 
@@ -73,15 +73,16 @@ class QuantizedModel:
         return sum(p.numel() for p in self.model.model.parameters())  # tied ones once
 
     def __repr__(self) -> str:
-        """Method, true bits and share; bytes before and after; what was left, and why."""
+        """Method, true bits and share; bytes before and after; what was left unquantized, and
+        why."""
         before, after = 2 * self._parameters, self.nbytes()
         reasons = Counter(self.skipped.values())
         lines = [
             f"{self.model.name}, quantized with {self.method}: {self.bits_per_weight:.3f} bits per "
             f"weight in {len(self.tensors)} layers, {self.share:.1%} of all parameters",
-            f"{_megabytes(before)} in 16 bits, {_megabytes(after)} with the rest in 16 bits "
+            f"{_megabytes(before)} at 16 bits, {_megabytes(after)} with the rest at 16 bits "
             f"({before / after:.2f}× smaller)",
-            *(f"left as they were: {count} × {reason}" for reason, count in reasons.most_common()),
+            *(f"left unquantized: {count} × {reason}" for reason, count in reasons.most_common()),
             *self.notes,
         ]
         return "\n".join(lines)
@@ -113,19 +114,20 @@ def quantize_model(
 ) -> QuantizedModel:
     """Quantize a model's linear layers with one method; the model given stays as it is.
 
-    layers=None takes all linear layers except an output head, which practice leaves in 16 bits;
-    name it to have it quantized. Names may be patterns, "*.mlp.*". `calibration`, for methods that
-    need it, is what qviz.capture returned, all from this model with these weights (another one's is
-    refused); or qviz.Sequential(texts), and each layer is calibrated on what the layers quantized
-    before it give out. An expert of a mixture that no token reached is quantized as if its inputs
-    were of one size and uncorrelated, which for GPTQ is rounding to nearest; `.notes` says so, and
+    layers=None means all linear layers except an output head, which usually stays at 16 bits; name
+    it to have it quantized. Names may be patterns, "*.mlp.*". `calibration`, for methods that
+    need it, is the result of qviz.capture for this model with these weights (another model's is
+    refused), or qviz.Sequential(texts), with which each layer is calibrated on the outputs of the
+    layers quantized before it. An expert of a mixture that no token reached is quantized as if its
+    inputs had equal size and were uncorrelated, which for GPTQ is rounding to nearest; `.notes`
+    says so, and
     which experts saw fewer tokens than they have inputs. `options` are the method's own, and
-    `per_layer` has those of single layers, by name, which go before them: a GGUF file's mix of
+    `per_layer` has options of single layers, by name, which take precedence: a GGUF file's mix of
     types, or more bits where they matter.
 
     A method that scales inputs (AWQ, SmoothQuant) finds factors for all linears of one input
-    together, and the layer before is divided by them; linears whose inputs no layer can take up go
-    without factors. fold=False gives each linear factors of its own, stored beside its codes, and
+    together, and the layer before is divided by them; linears whose inputs no layer can absorb get
+    no factors. fold=False gives each linear factors of its own, stored beside its codes, and
     its inputs are divided while the model runs.
 
     A layer that does not fit the options (a group size that does not divide its inputs) is an
@@ -140,8 +142,8 @@ def quantize_model(
     kind = registry.get(method).kind
     if kind not in ("weight", "linear"):
         raise ValueError(
-            f"{method} is a {kind} method; quantize_model takes those that quantize the weight of "
-            f"a linear layer"
+            f"{method} is a {kind} method; quantize_model takes methods that quantize the weight "
+            "of a linear layer"
         )
     registry.require_options(method, options)
     if "transform" in options:
@@ -161,7 +163,9 @@ def quantize_model(
     failed: dict[str, str] = {}
     seen = _seen_stacks(model, given)
     for done, (name, layer) in enumerate(chosen.items()):
-        asked = layer.stack in seen or name in given  # else nobody looked whether tokens reach it
+        asked = (
+            layer.stack in seen or name in given
+        )  # otherwise nothing has checked whether tokens reach it
         one, instead = _calibrated(layer, given.get(name)) if asked else (None, {})
         if given and one is None:
             made: Quantized | str = recipe.left(name, NOT_GIVEN)
@@ -214,7 +218,7 @@ class _Recipe:
     def left(self, name: str, reason: str, error: Exception | None = None) -> str:
         """The reason why a layer is left as it is, unless that is an error."""
         if self.on_error == "raise":
-            advice = "" if error else '. Name the layers to quantize, or take on_error="skip"'
+            advice = "" if error else '. Name the layers to quantize, or use on_error="skip"'
             raise ValueError(f"{name}: {reason}{advice}") from error
         return reason
 
@@ -245,16 +249,16 @@ def _sequential(
     how: Sequential,
     progress: Progress | None,
 ) -> QuantizedModel:
-    """Each layer calibrated on what the layers quantized before it give out."""
+    """Calibrate each layer on the outputs of the layers quantized before it."""
     method = registry.get(recipe.method)
     if not method.needs:
-        raise ValueError(f"{method.name} looks at weights alone: leave calibration out")
+        raise ValueError(f"{method.name} only looks at weights: omit calibration")
     if method.shared and recipe.fold:
         raise ValueError(
             f"{method.name} finds factors for all linears of one input together and divides the "
-            f"layer before by them, all on the unquantized model as its reference does; a layer "
-            f"that is quantized by then cannot take them up. Take fold=False, which gives each "
-            f"linear factors of its own, or calibration=qviz.capture(model, texts)"
+            "layer before by them, all on the unquantized model as its reference does; a layer "
+            "that is already quantized cannot absorb them. Use fold=False, which gives each "
+            "linear factors of its own, or calibration=qviz.capture(model, texts)"
         )
     checkpoint = None
     if how.checkpoint is not None:
@@ -286,8 +290,8 @@ def _single_options(
     """`per_layer`, once its layers and options are known to exist."""
     if per_layer and registry.get(method).shared and fold:
         raise ValueError(
-            f"{method} finds factors for several layers together, which per_layer would set "
-            f"apart: pass fold=False, or leave per_layer out"
+            f"{method} finds factors for several layers together, which per_layer would "
+            "separate: pass fold=False, or omit per_layer"
         )
     single = {plain_name(name): options for name, options in per_layer.items()}
     for name, options in single.items():
@@ -323,8 +327,8 @@ def _for_this_model(
         if one.weights != ours:
             raise ValueError(
                 f"the calibration of {name} was captured from other weights than those of "
-                f"{model.name}: another model, or this one in another dtype, or before or after it "
-                f"was changed. Capture it again: qviz.capture(model, texts)"
+                f"{model.name}: they belong to another model, or to this one in another dtype or "
+                "before a change. Capture it again: qviz.capture(model, texts)"
             )
     return calibration
 
@@ -336,11 +340,11 @@ def _seen_stacks(model: LoadedModel, given: Mapping[str, Calibration]) -> set[st
     return {layers[name].stack or "" for name in given if name in layers} - {""}
 
 
-WHITE = "quantized as if its inputs were of one size and uncorrelated"
+WHITE = "quantized as if its inputs had equal size and were uncorrelated"
 
 
 def _white(layer: LinearLayer) -> Calibration:
-    """Statistics of inputs that favour no channel: each method does what it does without data."""
+    """Statistics of inputs that favour no channel: each method then behaves as without data."""
     n, device = layer.in_features, layer.weight.device
     ones, unit = torch.ones(n, device=device), torch.eye(n, device=device)
     return Calibration(unit, unit * 2, ones, ones, tokens=n, layer=layer.name, source=WHITE)
@@ -349,8 +353,8 @@ def _white(layer: LinearLayer) -> Calibration:
 def _calibrated(
     layer: LinearLayer, found: Calibration | None
 ) -> tuple[Calibration | None, dict[str, Any]]:
-    """What to quantize a layer with, and what its result has to say of that: an expert that no
-    token reached goes without data."""
+    """The data to quantize a layer with, and a note for its result: an expert that no token reached
+    gets none."""
     if found is not None or layer.stack is None:
         return found, {}
     return _white(layer), {"tokens": 0, "instead": WHITE}
@@ -450,7 +454,7 @@ def with_weights(
 
 
 def _put(model: LoadedModel, layer: LinearLayer, made: Quantized) -> None:
-    """Let a layer of the model compute with what became of it, in place."""
+    """Let a layer of the model compute with its quantized form, in place."""
     if isinstance(made, QuantizedLinear):
         for place in layer.modules:
             put_in_place(model.model, place, Product(made, layer))
@@ -474,8 +478,8 @@ def layers_to_quantize(
     chosen, skipped = choose_layers(model, layers), skipped_layers(model)
     if layers is None:
         heads = {n for n, one in chosen.items() if HEAD.search(n) or one.module is _head(model)}
-        reason = "the output head stays in 16 bits unless it is named in layers"
+        reason = "the output head stays at 16 bits unless it is named in layers"
         chosen = {name: layer for name, layer in chosen.items() if name not in heads}
         return chosen, skipped | dict.fromkeys(heads, reason)
     left = [name for name in linear_layers(model) if name not in chosen]
-    return chosen, skipped | dict.fromkeys(left, "not among the layers asked for")
+    return chosen, skipped | dict.fromkeys(left, "not among the requested layers")

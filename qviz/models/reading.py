@@ -1,9 +1,9 @@
 """How a model reads text: texts become windows of tokens, windows batches, and batches run.
 
-The one place that decides how long a window may be, which tokens a model knows, what is run
-together and with which options; capture, sequential calibration, perplexity and generation all ask
-it. Windows of different length never share a batch, so that there is no padding anywhere: layers
-see it in shapes of their own, in which it can no longer be told from text.
+This is the one place that decides how long a window may be, which tokens a model knows, what runs
+together and with which options. Capture, sequential calibration, perplexity and generation all use
+it. Windows of different length never share a batch, so there is no padding anywhere: inside layers,
+padding could no longer be told from text.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SEQUENCE_LENGTH = 512
 def as_texts(texts: str | Sequence[str]) -> list[str]:
     """One text or several as a list, each a non-empty string."""
     if isinstance(texts, Mapping):
-        raise TypeError("texts must be a string or several; of a mapping give its values()")
+        raise TypeError("texts must be a string or several; for a mapping, pass its values()")
     if not isinstance(texts, Iterable):
         raise TypeError(f"texts must be a string or several, got {type(texts).__name__}")
     listed = [texts] if isinstance(texts, str) else list(texts)
@@ -57,8 +57,8 @@ def require_encodable(text: str, what: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"{what} holds {text[error.start]!r} at character {error.start}, which is no character "
-            f"of Unicode by itself. Read its file again with the right encoding"
+            f"{what} holds {text[error.start]!r} at character {error.start}, which is not a "
+            "Unicode character by itself. Read its file again with the right encoding"
         ) from error
 
 
@@ -66,13 +66,13 @@ def require_tokenizer(model: LoadedModel) -> Any:
     """The tokenizer; ValueError for a model that does not read text, or has none."""
     if model.kind == "other":
         raise ValueError(
-            f"{model.name} ({type(model.model).__name__}) does not read text alone, so it cannot "
-            f"be run on text; methods that look at weights alone can quantize it"
+            f"{model.name} ({type(model.model).__name__}) does not read plain text, so it cannot "
+            "be run on text; methods that only look at weights can quantize it"
         )
     if model.tokenizer is None:
         raise ValueError(
-            f"{model.name} has no tokenizer, so it cannot read text; put its tokenizer.json "
-            f"beside the weights"
+            f"{model.name} has no tokenizer, so it cannot read text; put its tokenizer.json next "
+            "to the weights"
         )
     return model.tokenizer
 
@@ -84,8 +84,8 @@ def window_length(model: LoadedModel, sequence_length: int | None) -> int:
         return min(SEQUENCE_LENGTH, longest)
     if longest < sequence_length:
         raise ValueError(
-            f"sequence_length={sequence_length}, but {model.name} has positions for {longest} "
-            f"tokens; take at most that"
+            f"sequence_length={sequence_length}, but {model.name} has positions for only "
+            f"{longest} tokens; use at most that"
         )
     return require_int(sequence_length, "sequence_length", 4, longest)
 
@@ -140,10 +140,10 @@ def require_known_tokens(model: LoadedModel, ids: Sequence[int]) -> None:
         token = max(ids)
         text = require_tokenizer(model).convert_ids_to_tokens(token)
         raise ValueError(
-            f"the tokenizer of {model.name} gives token {token} ({text!r}), and the model has "
-            f"embeddings for {rows} tokens only. Take the tokenizer that the model was trained "
-            f"with, or resize the embeddings (resize_token_embeddings of transformers) and save "
-            f"the model again"
+            f"the tokenizer of {model.name} gives token {token} ({text!r}), but the model has "
+            f"embeddings for only {rows} tokens. Use the tokenizer that the model was trained "
+            "with, or resize the embeddings (resize_token_embeddings of transformers) and save "
+            "the model again"
         )
 
 
@@ -190,7 +190,7 @@ def equal_batches(
 def run(
     model: LoadedModel, ids: torch.Tensor, module: nn.Module | None = None, **options: Any
 ) -> Any:
-    """What the model (or `module`, a part of it that reads tokens) makes of ids [batch, tokens].
+    """Run the model (or `module`, a part of it that reads tokens) on ids [batch, tokens].
 
     Without a cache, unless `options` ask for one. Whatever the model raises becomes a ValueError
     (a MemoryError where memory ran out) with the model, the layer and a remedy; errors of qviz
@@ -198,7 +198,9 @@ def run(
     """
     module = model.model if module is None else module
     accepted = inspect.signature(module.forward).parameters
-    if "input_ids" not in accepted:  # Bart's decoder is wrapped in a module that hands all on
+    if (
+        "input_ids" not in accepted
+    ):  # Bart's decoder is wrapped in a module that passes everything on
         accepted = inspect.signature(model.model.forward).parameters
     inputs: dict[str, Any] = {"input_ids": ids}
     if "attention_mask" in accepted and "past_key_values" not in options:
@@ -218,7 +220,7 @@ def run(
 
 @contextmanager
 def _no_padding_inside(model: LoadedModel, ids: torch.Tensor) -> Iterator[None]:
-    """ValueError for a model that lengthens what it is given: padding would count as text."""
+    """Raise ValueError for a model that lengthens its input: padding would count as text."""
     owner, table = threading.get_ident(), _embeddings(model)
     if not isinstance(table, nn.Module):
         yield
@@ -233,8 +235,8 @@ def _no_padding_inside(model: LoadedModel, ids: torch.Tensor) -> Iterator[None]:
             raise ValueError(
                 f"{model.name} ({type(model.model).__name__}) pads {ids.shape[1]} tokens to "
                 f"{seen.shape[1]} inside, and the padding would count as text. If it pads to a "
-                f"multiple, take windows that need none: sequence_length={seen.shape[1]}, and "
-                f"max_tokens a multiple of it"
+                f"multiple, use windows that need no padding: sequence_length={seen.shape[1]}, "
+                "and max_tokens a multiple of it"
             )
 
     handle = table.register_forward_pre_hook(look)
@@ -246,7 +248,7 @@ def _no_padding_inside(model: LoadedModel, ids: torch.Tensor) -> Iterator[None]:
 
 @contextmanager
 def _as_it_was(model: LoadedModel) -> Iterator[None]:
-    """What is run inside leaves no trace and does not depend on earlier runs.
+    """Whatever runs inside leaves no trace and does not depend on earlier runs.
 
     BigBird draws from NumPy's global generator which tokens see which, Reformer from torch's; and
     after one short window BigBird never looks sparsely again.
@@ -286,14 +288,14 @@ def _in_words(model: LoadedModel, ids: torch.Tensor, error: Exception) -> Except
     shape = f"{ids.shape[0]} × {ids.shape[1]} tokens"
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return MemoryError(
-            f"{model.name} ran out of memory{where} on {shape}: take a smaller batch_size or "
-            f"sequence_length, or load it with dtype=torch.bfloat16"
+            f"{model.name} ran out of memory{where} on {shape}: use a smaller batch_size or "
+            "sequence_length, or load it with dtype=torch.bfloat16"
         )
-    text = (str(error).strip().splitlines() or ["without a word"])[0]
+    text = (str(error).strip().splitlines() or ["no message"])[0]
     return ValueError(
         f"{model.name} ({type(model.model).__name__}) fails{where} on {shape}: "
-        f"{type(error).__name__}: {text}. Check that its configuration fits its weights, or take "
-        f"a shorter sequence_length"
+        f"{type(error).__name__}: {text}. Check that its configuration fits its weights, or use "
+        "a shorter sequence_length"
     )
 
 
@@ -329,8 +331,8 @@ def require_next_tokens(model: LoadedModel, what: str) -> None:
     if model.kind != "decoder":
         raise ValueError(
             f"{what} needs a model that predicts the next token, and {model.name} "
-            f"({type(model.model).__name__}) is {KINDS[model.kind]}. Take qviz.load_model() for "
-            f"the bundled decoder"
+            f"({type(model.model).__name__}) is {KINDS[model.kind]}. Use qviz.load_model() for "
+            "the bundled decoder"
         )
 
 
@@ -343,7 +345,7 @@ def some_tokens(model: LoadedModel, count: int) -> torch.Tensor:
 def sees_after(model: LoadedModel) -> bool:
     """Whether another last token changes predictions before it: then it is no decoder.
 
-    False for a model that fails on these tokens, which its first real run says in words.
+    False for a model that fails on these tokens; its first real run will report that.
     """
     ids = some_tokens(model, 8)
     other = ids.clone()

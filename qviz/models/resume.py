@@ -2,7 +2,7 @@
 
 A file's header says what run it belongs to, by everything that determines the result, and holds
 checksums of its tensors and of itself. Files are written under another name and renamed. A damaged
-one is no loss but of time: its layer is made again.
+file only costs time: its layer is computed again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from qviz.models.layers import LoadedModel
 log = logging.getLogger("qviz")
 
 LONG = 40  # characters of a value up to which a message shows it
-FORMAT = 1  # raise it when what is stored changes its meaning
+FORMAT = 1  # increase it when the meaning of the stored data changes
 
 
 class Checkpoint:
@@ -76,10 +76,12 @@ class Checkpoint:
         except (SafetensorError, ValueError, TypeError, KeyError, OSError) as error:
             if layer is None:
                 raise ValueError(
-                    f"{path} is no part of this run ({error}); give the checkpoint a directory of "
-                    f"its own"
+                    f"{path} is not part of this run ({error}); give the checkpoint a directory "
+                    "of its own"
                 ) from error
-            self.damaged[layer] = f"{path.name} was damaged ({error}); {layer} was made again"
+            self.damaged[layer] = (
+                f"{path.name} was damaged ({error}), so {layer} was computed again"
+            )
             log.warning("%s", self.damaged[layer])
             return
         self._require_same(header["key"])
@@ -99,15 +101,15 @@ class Checkpoint:
             if there.get(name) != here.get(name)
         ]
         raise ValueError(
-            f"{self.directory} belongs to another run: {'; '.join(differ)}. Ask for the same, or "
-            f"give another directory"
+            f"{self.directory} belongs to another run: {'; '.join(differ)}. Use the same "
+            "options, or give another directory"
         )
 
     def notes(self, layers: int) -> list[str]:
-        """What was found, in words, of so many layers."""
+        """How many layers were found, in words."""
         if not self.stored and not self.damaged:
             return []
-        found = f"{len(self.stored)} of {layers} layers were taken from {self.directory}"
+        found = f"{len(self.stored)} of {layers} layers were read from {self.directory}"
         return [found, *self.damaged.values()]
 
     def write(self, layer: str, result: object) -> None:
@@ -124,7 +126,8 @@ class Checkpoint:
         except (OSError, SafetensorError) as error:
             raise OSError(
                 f"{layer} cannot be stored in {self.directory} ({error}). The layers before it "
-                f"are; once there is room, and leave to write, the same call goes on from there"
+                "are stored; once there is space and write permission, the same call continues "
+                "from there"
             ) from error
 
 
@@ -199,7 +202,7 @@ def _stored_buffers(model: LoadedModel) -> Iterator[tuple[str, torch.Tensor]]:
 def describe(value: Any) -> Any:
     """An option's value as JSON holds it, equal for equal values; tensors by their checksum.
 
-    TypeError for what has no such description, such as a function.
+    Raises TypeError for a value without such a description, such as a function.
     """
     if isinstance(value, np.generic):
         return value.item()

@@ -10,8 +10,8 @@ rotation has to run with the model. Any method then quantizes weights without ou
 Symbols: Q = S·Hᵀ/√n the rotation of qviz.methods.rotation, W [out, in], γ a norm's weight. Paper:
 QuaRot (Ashkboos et al. 2024, arXiv 2404.00456), section 4. Code: QuaRot
 fake_quant/rotation_utils.py:fuse_layer_norms, rotate_model. That code also subtracts each
-embedding's mean, which LayerNorm would not notice but RMSNorm does; here it is left out, so that
-the model computes what it computed.
+embedding's mean, which LayerNorm would not notice but RMSNorm does; here it is omitted, so that the
+model computes the same as before.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
 class RotatedModel:
     """A model in rotated coordinates.
 
-    model     the copy; it computes what the original does
+    model     the copy; it computes the same as the original
     rotation  Q of the hidden state
-    steps     parameter → what became of it
+    steps     parameter → what was done to it
     online    layer → the rotation that its inputs go through whenever the model runs. It belongs
               to the modules (as their child `online`): a saved checkpoint does not contain it
     """

@@ -1,8 +1,9 @@
-"""Sequential calibration: each layer is calibrated on what the layers quantized before give out.
+"""Sequential calibration: each layer is calibrated on the outputs of the layers quantized before
+it.
 
 The blocks of a model run one after another, each once on all windows of text: hidden states enter,
-the block's layers are calibrated and quantized, and what the quantized block gives out enters the
-next. So the model never runs as a whole for a single layer, and an error made early can still be
+the block's layers are calibrated and quantized, and the outputs of the quantized block enter the
+next. So the model never runs as a whole for a single layer, and an early error can still be
 compensated later. Frantar et al. 2022, section 4; llama.py:llama_sequential, where the option
 `true_sequential` is what order="subset" means here. Layers outside the blocks are calibrated on
 runs of the whole model, at their place in the order.
@@ -66,11 +67,12 @@ class Sequential:
                      block together, which takes fewer passes
     source           what text it is, for `info`
     checkpoint       a directory of its own in which every finished layer is stored, so that the
-                     same call, after an interruption, goes on where it was. The result is then
+                     same call, after an interruption, continues where it stopped. The result is
+                     then
                      bit for bit that of a run without interruption (on the same machine and with
                      as many threads)
 
-    ValueError or TypeError for what cannot be meant.
+    Raises ValueError or TypeError for options that make no sense.
 
     >>> text = "def f(x):\\n    return x"
     >>> how = qviz.Sequential(text, max_tokens=64)
@@ -132,7 +134,7 @@ def _sha256(value: object) -> str:
 
 @dataclass
 class Outcome:
-    """What became of the layers, and what the reader of the result should know of the run."""
+    """The results of the layers, and notes about the run."""
 
     tensors: dict[str, Quantized] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
@@ -152,7 +154,8 @@ def follow(
     """Quantize these layers of a model one after another, in place, in the order of execution.
 
     Layers that never run on the texts come last, and `make` gets no calibration for them. Raises
-    ValueError for a model whose blocks are no chain, MemoryError where hidden states and Hessians
+    ValueError for a model whose blocks do not form a chain, MemoryError where hidden states and
+    Hessians
     do not fit.
     """
     model = loaded(model)
@@ -383,7 +386,7 @@ class _Block:
 
 
 def _hidden(output: Any) -> torch.Tensor:
-    """Hidden states among what a block gives out: some give a tuple or a list."""
+    """The hidden states in a block's output, which may be a tuple or a list."""
     states: torch.Tensor = output[0] if isinstance(output, tuple | list) else output
     return states
 
@@ -480,7 +483,7 @@ def _find_blocks(model: LoadedModel) -> list[_Block]:
 
 
 INSTEAD = (
-    "Sequential needs blocks that run one after another; take calibration=qviz.capture(model, "
+    "Sequential needs blocks that run one after another; use calibration=qviz.capture(model, "
     "texts), which calibrates on the unquantized model"
 )
 
@@ -498,7 +501,7 @@ class _Chain:
         self.factor = factor  # of the hidden states that enter the first
 
     def watch(self, whole: Callable[[WindowBatch], None], batch: WindowBatch) -> None:
-        """Run the model on a batch; ValueError where the blocks are no chain."""
+        """Run the model on a batch; raises ValueError if the blocks do not form a chain."""
         handles = []
         try:
             for i, block in enumerate(self.blocks):
@@ -518,8 +521,8 @@ class _Chain:
             if kept or any(map(_is_cache, args)):
                 # Each run of the block would read the keys of the runs before.
                 raise ValueError(
-                    f"{self.name} hands {self.blocks[i].name} a cache "
-                    f"({', '.join(kept) or 'by position'}) although none was asked for. {INSTEAD}"
+                    f"{self.name} passes {self.blocks[i].name} a cache "
+                    f"({', '.join(kept) or 'by position'}) although none was requested. {INSTEAD}"
                 )
             hidden, call = _Call.taken(args, kwargs)
             if len(self.calls) != i:
@@ -528,8 +531,8 @@ class _Chain:
                 )
             if i and not (hidden is self.hidden or torch.equal(hidden, self.hidden)):
                 raise ValueError(
-                    f"in {self.name}, {self.blocks[i].name} receives something else than what the "
-                    f"block before gives out. {INSTEAD}"
+                    f"in {self.name}, {self.blocks[i].name} receives something other than the "
+                    f"output of the block before. {INSTEAD}"
                 )
             self.calls.append(call)
             return None if i or self.factor == 1 else call.given(hidden * self.factor)
@@ -542,8 +545,8 @@ class _Chain:
     def require_all_through_hidden_states(
         self, whole: Callable[[WindowBatch], None], batch: WindowBatch
     ) -> None:
-        """ValueError where a block is called with something that depends on the blocks before in
-        another way: it would have to change with every layer that is quantized."""
+        """Raise ValueError if a block is called with anything else that depends on the blocks
+        before: it would change with every layer that is quantized."""
         other = _Chain(self.name, self.blocks, factor=0.5)
         other.watch(whole, batch)
         for block, here, there in zip(self.blocks, self.calls, other.calls, strict=True):
@@ -610,5 +613,5 @@ def _require_memory(
     require_memory(
         int((sum(calls.values()) + states) * batches_like_it) + hessians,
         f"sequential calibration (hidden states of {len(batches)} batches, and Hessians)",
-        'Take fewer max_tokens, or order="subset"',
+        'Use fewer max_tokens, or order="subset"',
     )

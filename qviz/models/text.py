@@ -1,4 +1,4 @@
-"""What a decoder makes of text: perplexity, and text of its own."""
+"""A decoder and text: perplexity, and generation."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Perplexity:
     nll_per_token  mean negative log-likelihood of a scored token, in nats
     tokens         how many tokens were scored
     bits_per_byte  the same information per byte of UTF-8: comparable between tokenizers, and with
-                   a compressor; NaN where the tokenizer does not tell which text a token stands for
+                   a compressor; NaN if the tokenizer does not tell which text a token stands for
     bytes          how many bytes of text the scored tokens stand for, in whole characters; 0 there
     """
 
@@ -158,7 +158,7 @@ def _decoded(model: LoadedModel, ids: list[int]) -> str:
     except Exception as error:
         raise ValueError(
             f"{model.name} wrote a token that its tokenizer cannot turn into text "
-            f"({type(error).__name__}: {error}). Take the tokenizer that the model was trained with"
+            f"({type(error).__name__}: {error}). Use the tokenizer that the model was trained with"
         ) from error
     return text
 
@@ -242,7 +242,7 @@ def _windows(
         left -= len(ids) - 1
         sizes.append(_bytes_after_first(require_tokenizer(model), text, every, len(ids), offsets))
     if not windows:
-        raise ValueError("the texts have less than two tokens, so there is nothing to predict")
+        raise ValueError("the texts have fewer than two tokens, so there is nothing to predict")
     return windows, 0 if 0 in sizes else sum(sizes)
 
 
@@ -261,7 +261,7 @@ def _bytes_after_first(
     count: int,
     offsets: list[tuple[int, int]] | None,
 ) -> int:
-    """Bytes of UTF-8 that tokens 1 to `count` stand for; 0 where nobody can tell."""
+    """Bytes of UTF-8 that tokens 1 to `count` stand for; 0 where this is unknown."""
     if offsets is not None:
         # From the end of the first token, as tokenizers leave leading spaces out of offsets; but a
         # character of which the first token holds only some bytes counts with the rest.

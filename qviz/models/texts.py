@@ -44,7 +44,8 @@ def evaluation_texts() -> dict[str, Text]:
 def find_text(text: str) -> tuple[str, str]:
     """(caption, content) of a text of the package by its name, or of the learner's own text.
 
-    Anything with white space in it is a text, anything else a name. ValueError if unknown.
+    A string with white space in it is a text, any other a name. Raises ValueError for an unknown
+    name.
     """
     if not isinstance(text, str):
         raise TypeError(f"text must be a name or one string, got {type(text).__name__}")

@@ -37,7 +37,7 @@ from qviz.server.warm import REFILL_DELAY_SECONDS, WarmKernels
 from qviz.server.words import Started, welcome
 from qviz.ui import extension
 
-# What the pages' Pythons are started with, unless the user's environment says otherwise. Threads of
+# Settings for the pages' Python processes, unless the user's environment sets them. Threads of
 # several kernels that wait for each other on two cores cost five times the processor time of one
 # thread each; the allocator's default of many arenas doubles a kernel's memory.
 KERNEL_ENVIRONMENT = {
@@ -48,7 +48,7 @@ KERNEL_ENVIRONMENT = {
 }
 JUPYTER_FILES = Path(__file__).parents[1] / "ui" / "jupyter"  # our template, found as Jupyter data
 
-# Pages stay usable while a laptop sleeps; a closed tab says goodbye itself and waits for no timer.
+# Pages stay usable while a laptop sleeps. A closed tab ends its kernel itself, without a timer.
 IDLE_KERNEL_SECONDS = 900
 CULL_EVERY_SECONDS = 60
 
@@ -122,7 +122,7 @@ class LessonServer(Voila):  # type: ignore[misc]
 
     @property
     def started(self) -> Started:
-        """What is said of it in the terminal."""
+        """What the terminal says about the server."""
         options = self.options
         return Started(
             pages=len(lesson_pages(options.notebooks)),
@@ -154,18 +154,18 @@ class LessonServer(Voila):  # type: ignore[misc]
             self.stop()
 
     def stop(self) -> None:
-        self._listening.close()  # nobody new comes in while kernels end
+        self._listening.close()  # no new visitors while kernels end
         run_sync(self.kernel_manager.shutdown_all)()
         shutil.rmtree(self.connection_dir, ignore_errors=True)
 
 
 def kernel_environment(given: Mapping[str, str]) -> dict[str, str]:
-    """What the pages' Pythons are started with: ours, where the user's has nothing to say."""
+    """The environment of the pages' Python processes: ours where the user's sets nothing."""
     return {**KERNEL_ENVIRONMENT, **given}
 
 
 def serve(options: ServeOptions, say: Say) -> None:
-    """Serve the lessons until Ctrl-C. Raises ServeError when it cannot begin."""
+    """Serve the lessons until Ctrl-C. Raises ServeError when it cannot start."""
     os.environ.update(kernel_environment(os.environ))
     app = LessonServer(config=voila_config(options))
     app.options = options
@@ -185,7 +185,7 @@ def serve(options: ServeOptions, say: Say) -> None:
             loop.add_callback(app.kernel_manager.warm_up)
 
         if options.fill_cache:
-            # Lessons wait for it: begun now, each would capture the same data by itself. The
+            # Lessons wait for it: started now, each would capture the same data by itself. The
             # gallery needs none, and is the page that is opened first.
             app.kernel_manager.warm_up(START_PAGE)
             filler = CacheFiller(say, warm_up)
@@ -206,6 +206,6 @@ def serve(options: ServeOptions, say: Say) -> None:
 
 
 def open_browser(link: str) -> None:
-    # No browser is no failure: the link has been printed.
+    # A missing browser is not an error: the link has been printed.
     with contextlib.suppress(webbrowser.Error, OSError):
         webbrowser.open(link, new=2)

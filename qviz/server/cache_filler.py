@@ -10,8 +10,8 @@ from qviz.server.options import Say
 
 
 class CacheFiller:
-    """Captures the models' calibration data once, in a process of its own; `done` is called when
-    those are there which lessons open on.
+    """Captures the models' calibration data once, in a process of its own. `done` is called when
+    the data that lessons open on is ready.
 
     It needs transformers, which would add 150 MB to the server for as long as that runs.
     """
@@ -32,7 +32,7 @@ class CacheFiller:
         self._process = subprocess.Popen(
             [sys.executable, "-c", self.CODE],
             stdout=subprocess.PIPE,
-            stderr=self._complaints,  # a file: nobody empties a pipe while stdout is read
+            stderr=self._complaints,  # a file: nothing reads a pipe while stdout is being read
             text=True,
             start_new_session=True,  # Ctrl-C in the terminal is for the server, which stops this
         )

@@ -1,4 +1,4 @@
-"""What answers the browser: Voilà's own handlers, more careful, and two pages of ours."""
+"""The request handlers: Voilà's own, made more careful, and two pages of ours."""
 
 from html import escape
 from typing import Any
@@ -22,16 +22,16 @@ CONNECT_SECONDS = 60.0
 
 
 class InFrame(JupyterHandler):  # type: ignore[misc]
-    """Inside the page of a site that was not named with --embed there is a link, and no kernel.
+    """Inside the frame of a site that was not named with --embed, show a link and start no kernel.
 
-    Its browser would show neither the page nor why, and keep the token's cookie to itself.
+    The browser would show neither the page nor the reason, and would withhold the token's cookie.
     """
 
     async def prepare(self, *args: Any, **kwargs: Any) -> None:
         sent = self.request.headers
         framed = sent.get("Sec-Fetch-Dest") in ("iframe", "frame", "embed", "object")
         around = urlsplit(sent.get("Referer", ""))
-        # A site may keep its name to itself; the browser holds pages to frame-ancestors anyway.
+        # A site may hide its name; the browser enforces frame-ancestors anyway.
         names = self.settings["embed"]
         named = bool(names) and f"{around.scheme}://{around.netloc}" in ("://", *names)
         if framed and sent.get("Sec-Fetch-Site") == "cross-site" and not named:
@@ -54,7 +54,7 @@ class StartPageHandler(InFrame):
 
 
 class PageHandler(InFrame, TornadoVoilaHandler):  # type: ignore[misc]
-    """A notebook as a page; what goes wrong half-way is said on the page, in words.
+    """A notebook as a page. An error half-way is reported on the page, in words.
 
     A page that is left while it is being prepared ends its kernel; so does one that has not
     connected a minute after it was sent.
@@ -79,13 +79,13 @@ class PageHandler(InFrame, TornadoVoilaHandler):  # type: ignore[misc]
                 self.flush()
         except HTTPError:
             raise
-        except Exception as error:  # whatever it was, the visitor is told
+        except Exception as error:  # whatever it was, the visitor must be told
             self.log.error("%s could not be shown", path, exc_info=error)
             if not self._headers_written:
                 raise HTTPError(500, "the page could not be built") from error
             self.write(
-                "<script>qvizPage.alarm('This page could not be built. The terminal in which the "
-                "server runs says why.')</script>"
+                "<script>qvizPage.alarm('This page could not be built. The terminal of "
+                "the server says why.')</script>"
             )
         finally:
             IOLoop.current().call_later(0 if self._left() else CONNECT_SECONDS, self._end_kernels)
@@ -111,8 +111,8 @@ class TemplateFileHandler(TemplateStaticFileHandler):  # type: ignore[misc]
 
 
 class SocketHandler(VoilaKernelWebsocketHandler):  # type: ignore[misc]
-    """A page that is closed while its socket is being opened is no error, and Jupyter alone asks
-    pages for signs of life."""
+    """A page that is closed while its socket is being opened is not an error, and only Jupyter, not
+    tornado, sends pings."""
 
     def get_websocket_protocol(self) -> Any:
         protocol = super().get_websocket_protocol()
@@ -133,10 +133,10 @@ class SocketHandler(VoilaKernelWebsocketHandler):  # type: ignore[misc]
 
 
 class TokenPageHandler(LoginFormHandler):  # type: ignore[misc]
-    """Asks for the token in words, for a visitor who came without the link."""
+    """Asks for the token in words when a visitor comes without the link."""
 
     def _render(self, message: dict[str, str] | None = None) -> None:
-        wrong = "<p class='qv-notice'>This is not the token.</p>" if message else ""
+        wrong = "<p class='qv-notice'>That is not the right token.</p>" if message else ""
         target = escape(self.get_argument("next", default=self.base_url), quote=True)
         action = url_path_join(self.base_url, "login")
         page = self.settings["voila_jinja2_env"].from_string(

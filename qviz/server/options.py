@@ -1,4 +1,4 @@
-"""What the server was asked for, and what of it can be had: pages, token, address."""
+"""The server's options, and how they are resolved: pages, token, address."""
 
 import errno
 import os
@@ -26,8 +26,8 @@ class ServeError(ValueError):
 class ServeOptions:
     """What `qviz serve` was asked for.
 
-    `port=None` means 8866 or, where that is in use, the next free one; a port that is named is
-    taken or refused. `pool` is the number of warm kernels for each page. `embed` are origins of
+    `port=None` means 8866 or, if that is in use, the next free one. A port that is named is used or
+    refused. `pool` is the number of warm kernels for each page. `embed` are origins of
     sites that may show the pages inside their own ("https://lms.example").
     """
 
@@ -57,7 +57,8 @@ def check_origin(text: str) -> None:
 
 
 def find_notebooks(directory: str | Path | None = None) -> Path:
-    """The folder with the lessons: the one named, else the checkout's, else the package's own.
+    """The folder with the lessons: the one named, otherwise the checkout's, otherwise the package's
+    own.
 
     Raises FileNotFoundError when it is missing or has no start page.
     """
@@ -84,7 +85,8 @@ def lesson_pages(notebooks: Path) -> list[str]:
 
 
 def new_token() -> str:
-    """`QVIZ_TOKEN` where it is set (a class needs a link that outlives a restart), else random."""
+    """`QVIZ_TOKEN` if it is set (a class needs a link that survives a restart), otherwise
+    random."""
     return os.environ.get("QVIZ_TOKEN") or secrets.token_urlsafe(24)
 
 
@@ -100,7 +102,7 @@ def is_loopback(host: str) -> bool:
 def bind(port: int | None, host: str, say: Say) -> socket.socket:
     """A socket that listens on `host`.
 
-    Raises ServeError when the named port, or the address, cannot be had.
+    Raises ServeError when the named port or the address is not available.
     """
     wanted = [port] if port is not None else range(DEFAULT_PORT, DEFAULT_PORT + 100)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -128,6 +130,6 @@ def bind(port: int | None, host: str, say: Say) -> socket.socket:
             f"ports {DEFAULT_PORT} to {DEFAULT_PORT + 99} are all in use; name another with --port"
         )
     raise ServeError(
-        f"port {port} is in use; stop what uses it, or choose another with --port, "
-        "or omit --port to get a free one"
+        f"port {port} is in use; stop the program that uses it, choose another with --port, or "
+        "omit --port to get a free one"
     )

@@ -42,7 +42,7 @@ def voila_config(options: ServeOptions) -> Config:
                 "ip": options.host,
                 "token": options.token or "",
                 "open_browser": False,  # done here, after the link has been printed
-                "config_file_paths": [],  # a stray voila.json must not loosen what follows
+                "config_file_paths": [],  # a stray voila.json must not loosen these settings
                 "log_level": logging.WARNING,
                 "tornado_settings": tornado_settings(options.host, options.embed),
             },
@@ -97,7 +97,7 @@ def tornado_settings(host: str, embed: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def log_failures(handler: RequestHandler) -> None:
-    """Only what went wrong, and without the query, which may hold the token."""
+    """Log only errors, and without the query, which may hold the token."""
     if handler.get_status() >= 500:
         logging.getLogger("qviz").error(
             "%d %s %s", handler.get_status(), handler.request.method, handler.request.path

@@ -24,7 +24,7 @@ _PreheatedKernels: Any = voila_kernel_manager_factory(AsyncMappingKernelManager,
 
 
 class WarmKernels(_PreheatedKernels):  # type: ignore[misc]
-    """Voilà's pool of kernels that have already run their notebook, filled with more care.
+    """Voilà's pool of kernels that have already run their notebook, filled more carefully.
 
     Voilà warms every notebook that it finds, all at the same moment, and lets a visitor wait for a
     kernel that has not even been started. Here one kernel starts at a time, in the order of
@@ -122,7 +122,7 @@ class WarmKernels(_PreheatedKernels):  # type: ignore[misc]
         super().remove_kernel(kernel_id)
 
     async def end_unless_met(self, kernel_id: str) -> None:
-        """End a kernel whose page nobody has connected: it was left while it came."""
+        """End a kernel whose page never connected: the visitor left while it was being prepared."""
         if kernel_id in self and kernel_id not in self._met:
             await self.shutdown_kernel(kernel_id, now=True)
 
@@ -134,15 +134,15 @@ class WarmKernels(_PreheatedKernels):  # type: ignore[misc]
                 if not entry.done() and entry is not self._starting:
                     entry.cancel()
             pool[:] = [entry for entry in pool if entry.done() or entry is self._starting]
-        # Kernels hold nothing worth an orderly end, and one interrupted while it starts prints a
-        # traceback into the terminal.
+        # Kernels hold nothing worth saving, and one interrupted while it starts prints a traceback
+        # into the terminal.
         await super().shutdown_all(now=True)
 
     async def _async_shutdown_kernel(self, kernel_id: str, **kwargs: Any) -> None:
         try:
             await super()._async_shutdown_kernel(kernel_id, **kwargs)
         except HTTPError as error:
-            # All are ended at once: one that was just ending by itself is gone as it should be.
+            # All are ended at once; one that was already ending is gone, as it should be.
             if not (self._closing and error.status_code == 404):
                 raise
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Started:
-    """What is true of a server that listens.
+    """The facts about a running server.
 
     pages      how many there are, in the folder `notebooks`
     link       the address to open, token included
     token      whether one is asked for
-    loopback   whether it listens to this machine alone
+    loopback   whether it listens only to this machine
     capturing  whether calibration data is being captured meanwhile
     embed      origins of the sites that may show the pages inside their own
     """
@@ -26,19 +26,19 @@ class Started:
 
 
 def welcome(started: Started) -> list[str]:
-    """The lines, the link on one of its own; a warning where anyone can come in."""
+    """The lines, the link on a line of its own, and a warning if anyone can get in."""
     lines = [
         f"{started.pages} pages from {started.notebooks}",
-        "Open this link in a browser:" if started.token else "No token is asked for. Open:",
+        "Open this link in a browser:" if started.token else "No token is needed. Open:",
         started.link,
         "Stop with Ctrl-C.",
     ]
     if not started.token and not started.loopback:
-        lines.append("Take care: anyone who can reach this machine can now use its processor.")
+        lines.append("Warning: anyone who can reach this machine can now run computations on it.")
     if started.embed:
         lines.append(
-            f"Pages may be shown inside {', '.join(started.embed)}; browsers keep the cookies that "
-            "this needs only where this server is reached over https."
+            f"Pages may be shown inside {', '.join(started.embed)}; browsers keep the cookies "
+            "needed for this only if the server is reached over https."
         )
     if started.capturing:
         lines.append("Preparing calibration data: the model's activations on sample text.")

@@ -1,10 +1,10 @@
-"""How much of a group's range its levels should span: what rounding costs, and what cutting off.
+"""How much of a group's range its levels should span: rounding error against clipping error.
 
-A narrower range puts the same levels closer together, which helps every value inside it, and cuts
-off the values outside. Both costs are squared errors and add up, so their sum has a minimum.
+A narrower range puts the same levels closer together, which helps every value inside it, and clips
+the values outside. Both are squared errors and add up, so their sum has a minimum.
 GPTQ's optional search (quant.py, `Quantizer.find_params` with mse=True) multiplies both ends of the
-range by 1, 0.99 … 0.21 and lets the convention make scale and zero point of what is left; AWQ
-(auto_clip.py) does so in steps of 5 %. The steps here are GPTQ's.
+range by 1, 0.99 … 0.21 and lets the convention make scale and zero point from the remaining range.
+AWQ (auto_clip.py) does the same in steps of 5 %. The steps here are GPTQ's.
 
 Symbols: x values that share a scale, lo and hi their range, κ the part of it that is kept, s, z and
 q as in `qviz.methods.affine`, whose rules and arithmetic are used throughout.
@@ -29,7 +29,7 @@ from qviz.models.checkpoint import load_layer
 #: The parts of a range that GPTQ's search tries, ascending: 21 % … 100 %.
 KEPT = tuple(percent / 100 for percent in range(21, 101))
 _AT_ONCE = 1 << 21  # numbers in one pass: 8 MB of float32, which a cache still helps
-_LAST_BITS = 1e-4  # of a spacing: what rounding in float32 may move the last of 256 levels by
+_LAST_BITS = 1e-4  # of a spacing: how far float32 rounding may move the last of 256 levels
 
 
 class Values:
@@ -71,7 +71,7 @@ class Values:
         return float((self.x.double().square() * self.count).sum())
 
     def share(self, error: float) -> float:
-        """A mean squared error as a share of the mean square; 0 for nothing lost of nothing."""
+        """A mean squared error as a share of the mean square; 0 if both are 0."""
         return ratio(error * self.n, self.energy)
 
 
@@ -91,14 +91,14 @@ def shrink(low: float, high: float, kept: torch.Tensor) -> tuple[torch.Tensor, t
 
 @dataclass(frozen=True, eq=False)
 class Tried:
-    """Some ranges, the levels that a convention gives to each, and what each costs.
+    """Some ranges, the levels that a convention gives to each, and the error of each.
 
     low, high    [n] float32, the ranges
     levels       scales and zero points [n, 1]
     rounding     [n] float64, mean squared error of the values between the outermost levels
     clipping     [n] float64, mean squared error of the values beyond them; the two add up
     beyond       [n] int64, how many values lie beyond the outermost levels
-    used         [n] int64, how many levels at least one value is rounded to
+    used         [n] int64, how many levels have at least one value rounded to them
     """
 
     low: torch.Tensor
@@ -115,7 +115,7 @@ class Tried:
 
     @property
     def best(self) -> int:
-        """The range of the smallest error; of several equal ones the last."""
+        """The range with the smallest error; of equal ones the last."""
         total = self.total
         return int((total == total.min()).nonzero()[-1])
 
@@ -130,7 +130,7 @@ class Tried:
         return grid.decode(codes).squeeze(1).double()
 
     def follow(self, x: torch.Tensor) -> "Followed":
-        """The way of numbers [m] through every range."""
+        """The path of numbers [m] through every range."""
         position = self.levels.position(x.float().expand(len(self.low), 1, -1))
         rounded = self.levels.round_(position.clone())
         grid = self.levels.grid
@@ -141,10 +141,10 @@ class Tried:
 
 @dataclass(frozen=True, eq=False)
 class Followed:
-    """Numbers on their way through ranges, all [n, m] float32.
+    """The path of numbers through ranges, all [n, m] float32.
 
     position  x / s, plus z where the convention adds it before rounding
-    rounded   the nearest code, which may be outside the codes that there are
+    rounded   the nearest code, which may lie outside the available codes
     code      the code that is stored
     value     what it stands for
     """
@@ -164,10 +164,10 @@ def try_ranges(
     symmetric: bool,
     convention: str,
 ) -> Tried:
-    """What the ranges low … high, both [n] float32, cost these values.
+    """The errors that the ranges low … high, both [n] float32, cause for these values.
 
-    Options and errors are those of `affine`: ValueError for a convention that has no such form, or
-    none for a range such as this.
+    Options and errors are those of `affine`: ValueError for a convention without this form, or
+    without a rule for such a range.
 
     >>> values = Values(torch.linspace(-1, 1, 200) ** 3)
     >>> low, high = shrink(values.low, values.high, torch.tensor(KEPT))
@@ -199,7 +199,8 @@ def _costs(values: Values, levels: Levels, rows: slice) -> tuple[torch.Tensor, .
     low, high = (end.unsqueeze(-1) for end in grid.extremes())
     outside = (x < low) | (x > high)
     clipping = (square * outside).sum((1, 2))
-    # A largest number that is the last level itself may be off it by a last bit of the scale.
+    # The largest number may be the last level itself and still miss it by the last bit of the
+    # scale.
     slack = _LAST_BITS * grid.scale.unsqueeze(-1)
     beyond = (x < low - slack) | (x > high + slack)
     there = torch.zeros(len(codes), grid.qmax - grid.qmin + 1, dtype=torch.bool)
@@ -223,7 +224,7 @@ def quantize_within(
 ) -> QuantizedTensor:
     """`numbers` [n] on the levels that the convention gives to the range low … high: a row [1, n].
 
-    With their smallest and largest number this is what `affine` makes of the row.
+    With the row's own smallest and largest number this equals `affine`.
 
     >>> q = quantize_within(torch.randn(128), -2, 2, bits=4, symmetric=True, convention="gptq")
     >>> q.codes.shape
@@ -245,7 +246,7 @@ def quantize_within(
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What one system makes of some values, over their whole range and over a part of it.
+    """How one system quantizes some values, over their whole range and over a part of it.
 
     quantized  [1, d] the distinct values as `affine` quantizes them; None where the system has no
                rule for such values, which `refused` then says
@@ -285,13 +286,13 @@ def _outcome(values: Values, **scheme: Any) -> Outcome:
 
 
 def rules(*, symmetric: bool) -> int:
-    """How many different rules the conventions of one form have between them."""
+    """How many different rules the conventions of one form have."""
     found = {c.symmetric if symmetric else c.asymmetric for c in CONVENTIONS.values()}
     return len(found - {None})
 
 
 def same_results(outcomes: Sequence[Outcome]) -> list[list[Outcome]]:
-    """Outcomes put together where every value comes back the same, in the order of the first.
+    """Outcomes grouped where every value gets the same result, in the order of the first.
 
     The same: to within a thousandth of the spacing, so that a last bit of a scale does not count,
     and one value that goes to another level does.
@@ -315,7 +316,7 @@ def same_results(outcomes: Sequence[Outcome]) -> list[list[Outcome]]:
 
 
 def find_groups(weight: torch.Tensor, granularity: Granularity) -> dict[str, tuple[int, int]]:
-    """Groups [row, group] of a weight that are worth a look, by what they are an example of.
+    """Interesting groups [row, group] of a weight, by what they are an example of.
 
     typical    the middle one when all are ordered by (largest size) ÷ (root mean square)
     outlier    where that ratio is the largest
@@ -349,7 +350,9 @@ def gate_activations(layer: str) -> torch.Tensor:
     """
     block, found, _ = layer.rpartition(".mlp.")
     if not found:
-        raise ValueError(f"{layer} belongs to no MLP with a gate; take one with .mlp. in its name")
+        raise ValueError(
+            f"{layer} does not belong to an MLP with a gate; choose a layer with .mlp. in its name"
+        )
     gate = f"{block}.mlp.gate_proj"
     weight = load_layer(None, gate).float()
     return silu(load_calibration(None, gate).inputs.float() @ weight.T)

@@ -1,12 +1,12 @@
-"""GPTQ by hand: one row of a few weights, small whole-number inputs, every number in sight.
+"""GPTQ by hand: one row of a few weights, small whole-number inputs, every number visible.
 
 The numbers are those of `qviz.methods.gptq` itself, in float64, as its Trace records them; here
 they are put into the order in which a reader does the arithmetic. With three weights all
-combinations of levels can be tried, so that the best one is known too.
+combinations of levels can be tried, so the best one is known too.
 
 Symbols as in `qviz.methods.gptq`: w weights, ŵ what a weight is rounded to, x one token's inputs,
 H = mean of 2·x·xᵀ over the tokens, U the upper factor of H⁻¹ = UᵀU, e = (w − ŵ) / U_jj. Nothing is
-added to the diagonal of H, so that Σe²/2 is the mean squared output error exactly.
+added to the diagonal of H, so Σe²/2 is exactly the mean squared output error.
 """
 
 import itertools
@@ -25,25 +25,26 @@ from qviz.core.trace import Trace
 from qviz.methods.affine import affine
 from qviz.methods.gptq import gptq
 
-# Chosen so that every number has at most two decimals and U too is rational: the two weights that
-# rounding to nearest moves the same way have inputs that come together, so their errors add up.
+# Chosen so that every number has at most two decimals and U is rational too. Rounding to nearest
+# moves the first two weights in the same direction, and their inputs never differ in sign, so their
+# errors add up.
 WEIGHTS = (-2.6, -2.7, 3.0)
 INPUTS = ((0, 2, 0), (0, 2, 1), (3, 2, 0), (4, 2, 1))
 BITS = 3
 
 CONVENTION = "absmax"  # the levels −3 … 3 times s: the easiest to follow by hand
 KINDS = ("inputs", "factor", "levels", "round", "divide", "compensate", "end")
-COMBINATIONS = 10**5  # more are not tried one by one
-SAME = 1e-9  # relative: two sums that differ by less are equal but for rounding
+COMBINATIONS = 10**5  # more combinations than this are not tried
+SAME = 1e-9  # relative: two sums that differ by less differ only by rounding
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A row of weights and what it does to the layer's output.
+    """A row of weights and its effect on the layer's output.
 
     weights       the row; codes of its levels, empty for the row as it was given
     outputs       x·w of each token
-    misses        what each output is off by: output − the output of the original row
+    misses        the error of each output: output − the output of the original row
     weight_error  Σ(w − ŵ)²
     output_error  the mean over tokens of misses²
     """
@@ -58,7 +59,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Moment:
-    """One stop of the walk.
+    """One stage of the walk.
 
     kind        one of `KINDS`
     step        the column that the moment is about; None before the first step and after the last
@@ -70,7 +71,7 @@ class Moment:
 
     What each kind has among its facts (j the step, k a later column):
     inputs      tokens; H_ik of all i ≤ k; first, second: the two inputs whose H_ik has the largest
-                size; shared: that H_ik
+                magnitude; shared: that H_ik
     factor      U_ik of all i ≤ k
     levels      largest, top, scale: the largest |w|, the last level's number, s = largest / top;
                 nearest_k: the level nearest to each weight as it was given
@@ -138,7 +139,7 @@ def by_hand(
     bits     2 to 4: the levels are −(2^(bits−1) − 1) … 2^(bits−1) − 1 times s
 
     ValueError for shapes that do not fit, for a row of zeros, and for inputs that do not span all
-    columns: without damping such a Hessian has no inverse, and by hand nothing is added to it.
+    columns: without damping such a Hessian has no inverse, and here nothing is added to it.
 
     >>> walk = by_hand()
     >>> walk.nearest.weights, walk.gptq.weights
@@ -155,7 +156,7 @@ def by_hand(
     if made.info["damp"] or np.linalg.matrix_rank(x.numpy()) < len(weights):
         raise ValueError(
             f"the {len(x)} tokens do not span all {len(weights)} inputs, so H has no inverse: "
-            f"add a token that is no combination of the others"
+            f"add a token that is not a combination of the others"
         )
     score = _Score(w[0].numpy(), x.numpy())
     top = 2 ** (bits - 1) - 1
@@ -222,7 +223,7 @@ def _calibration(x: torch.Tensor) -> Calibration:
 
 
 class _Score:
-    """What a row does to the outputs, against what the original row does."""
+    """A row's effect on the outputs, compared with the original row's."""
 
     def __init__(self, w: np.ndarray, x: np.ndarray) -> None:
         self.w, self.x = w, x
@@ -258,7 +259,7 @@ class _Score:
 
 @dataclass(frozen=True)
 class _Parts:
-    """What the moments are made of."""
+    """The facts that the stages are made of."""
 
     w: np.ndarray
     trace: Trace
@@ -429,7 +430,7 @@ def _entries(name: str, matrix: np.ndarray) -> dict[str, float]:
 
 
 def _way(change: float) -> str:
-    """The direction of a change; what is zero but for rounding error has none."""
+    """The direction of a change; a change of rounding error only has none."""
     if abs(change) <= SAME:
         return "same"
     return "up" if change > 0 else "down"

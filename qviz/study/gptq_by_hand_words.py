@@ -1,11 +1,12 @@
-"""GPTQ by hand in words: one sentence or two for each moment, made of its facts and directions."""
+"""GPTQ by hand in words: one or two sentences for each stage, made from its facts and
+directions."""
 
 from collections.abc import Callable, Mapping
 
 from qviz.core.words import counted, number, signed
 from qviz.study.gptq_by_hand import ByHand, Moment
 
-DIGITS = 10  # decimals beyond which a difference of float64 is rounding, and 0.4 reads as 0.4
+DIGITS = 10  # decimals; float64 rounding noise beyond them is dropped, so that 0.4 reads as 0.4
 
 
 def sentence(walk: ByHand, moment: Moment) -> str:
@@ -34,7 +35,7 @@ def _inputs(walk: ByHand, moment: Moment) -> str:
     together = {
         "up": f"inputs {first} and {second} are large in the same tokens, with the same sign",
         "down": f"inputs {first} and {second} are large in the same tokens, with opposite signs",
-        "same": "no two inputs have anything to do with each other",
+        "same": "no two inputs are correlated",
     }[moment.directions["together"]]
     return (
         f"{counted(int(facts['tokens']), 'token')} with {len(walk.weights)} inputs each. H is the "
@@ -54,9 +55,9 @@ def _levels(walk: ByHand, moment: Moment) -> str:
     facts = moment.facts
     top = int(facts["top"])
     return (
-        f"The largest weight has size {_n(facts['largest'])}, and {walk.bits} bits give the levels "
+        f"The largest magnitude is {_n(facts['largest'])}, and {walk.bits} bits give the levels "
         f"{_n(-top)} to {top} times s. So s = {_n(facts['largest'])} / {top} = "
-        f"{_n(facts['scale'])}. Rounding each weight to its nearest level alone would give "
+        f"{_n(facts['scale'])}. Rounding each weight to its nearest level would give "
         f"{_list(walk.nearest.weights)}."
     )
 
@@ -68,7 +69,7 @@ def _round(walk: ByHand, moment: Moment) -> str:
     if facts["clipped"]:
         text += f". That lies beyond the last level, so it becomes ŵ = {_n(facts['value'])}"
     elif moment.directions["rounded"] == "same":
-        text += f". That is a level already, ŵ = {_n(facts['value'])}"
+        text += f". That is already a level, ŵ = {_n(facts['value'])}"
     else:
         text += (
             f". It is rounded {moment.directions['rounded']} to code {_n(facts['code'])}, which "
@@ -86,8 +87,8 @@ def _divide(walk: ByHand, moment: Moment) -> str:
     power = f"({e})²" if facts["e"] < 0 else f"{e}²"
     return (
         f"e = {lost} / U_{{{j}{j}}} = {lost} / {_n(facts['diagonal'])} = {e}. Once the later "
-        f"columns have moved, this step costs {power}/2 = {_n(facts['cost'])} of mean squared "
-        f"output error."
+        f"columns have moved, this step adds {power}/2 = {_n(facts['cost'])} to the mean squared "
+        "output error."
     )
 
 
@@ -137,20 +138,21 @@ def _end(walk: ByHand, moment: Moment) -> str:
             f"{_outputs(facts, is_['output_error'])} {_token(facts)}"
         )
     best = (
-        f"No other of the {_n(facts['combinations'])} combinations of levels has a smaller output "
+        f"None of the {_n(facts['combinations'])} combinations of levels has a smaller output "
         f"error."
         if is_["beside_best"] == "same"
         else f"The best of all {_n(facts['combinations'])} combinations of levels, "
-        f"{_list(walk.best.weights)}, has an output error of {_n(facts['best_output_error'])}: one "
-        f"pass over the columns does not always find it."
+        f"{_list(walk.best.weights)}, has an output error of "
+        f"{_n(facts['best_output_error'])}. One pass over the columns does not always find "
+        "it."
     )
     if (is_["weight_error"], is_["output_error"]) == ("larger", "smaller"):
-        best += " The next layer sees the outputs and never the weights."
+        best += " The next layer only sees the outputs, never the weights."
     return f"{opening} {best}"
 
 
 def _token(facts: Mapping[str, float]) -> str:
-    """Where rounding to nearest is off the most."""
+    """The token on which rounding to nearest has the largest error."""
     return (
         f"On token {int(facts['token'])} rounding to nearest is off by "
         f"{_n(abs(facts['nearest_miss']))} and GPTQ by {_n(abs(facts['miss']))}."

@@ -1,4 +1,4 @@
-"""Two GPTQ runs in numbers: which is better, and what tells them apart.
+"""Two GPTQ runs in numbers: which is better, and how they differ.
 
 Nothing here is words: each function returns a number, or a record of them, that the verdicts
 (`gptq_verdicts`) are made of.
@@ -11,7 +11,7 @@ import torch
 from qviz.core.metrics import output_energy, output_error, ratio
 from qviz.study.gptq_walk import Walk
 
-SAME = 0.01  # relative difference between two errors that is called none: three digits show more
+SAME = 0.01  # relative: errors that differ by less are called equal, as three digits would show
 
 
 def end(walk: Walk) -> float:
@@ -58,7 +58,7 @@ def changed_scales(first: Walk, second: Walk) -> float:
 def account(walk: Walk) -> float:
     """Σe² over the damped output error that it is equal to in a correct run."""
     lost = walk.original.double() - walk.result.dequantize().double()
-    lost[:, walk.result.info["dead_columns"]] = 0  # they were zero before the run began
+    lost[:, walk.result.info["dead_columns"]] = 0  # they were set to zero before the run began
     damped = replace(walk.calibration, hessian=walk.hessian.double())
     total = float(walk.recording.errors.double().square().sum())
     return ratio(total, output_energy(lost[:, walk.perm], damped))

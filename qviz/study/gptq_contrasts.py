@@ -1,8 +1,8 @@
 """Contrasts: a second GPTQ run beside a first one, with one thing changed, and what it shows.
 
 Settings a user may choose, honest comparisons (no correlation, few tokens, another text), and ways
-in which GPTQ fails in practice. This is the catalogue: how a plan is changed stands in `gptq_plan`,
-what is computed of the two runs in `gptq_compared`, what is said of them in `gptq_verdicts`.
+in which GPTQ fails in practice. This is the catalogue. `gptq_plan` changes a plan, `gptq_compared`
+compares the two runs, and `gptq_verdicts` puts the comparison into words.
 """
 
 from collections.abc import Callable
@@ -24,10 +24,10 @@ class Contrast:
     name, title  for code and for readers; family: "setting", "honest" or "failure"
     why          what is changed, in words
     change       (plan, texts) → the changed plan
-    fits         plan → whether the change means anything there
-    say          (first, second) → what to see, how to tell it, what to do
-    second       plan → the second run's name, which says what it has that the first has not;
-                 None: the title does
+    fits         plan → whether the change applies there
+    say          (first, second) → what to see, how to recognise it, what to do
+    second       plan → the second run's name, which says what is different in it; None: the title
+                 does
 
     >>> plan = Plan(weight, calibration, options={"bits": 3})
     >>> contrast = contrasts_for(plan)[0]
@@ -47,14 +47,14 @@ class Contrast:
     def apply(self, plan: Plan, texts: Texts) -> Plan:
         """The plan of the second run; texts("numbers") gives this layer's calibration on that text.
 
-        ValueError for a plan that this contrast changes nothing in.
+        Raises ValueError for a plan that this contrast does not change.
         """
         if not self.fits(plan):
             raise ValueError(f"{self.title!r} does not apply here; see contrasts_for(plan)")
         return self.change(plan, texts)
 
     def named(self, plan: Plan) -> str:
-        """What the second run beside this plan is called: what it has that the first has not.
+        """The name of the second run beside this plan: what is different in it.
 
         >>> CONTRASTS[0].named(Plan(weight, calibration, options={"act_order": True}))
         'Left to right'
@@ -68,12 +68,12 @@ class Contrast:
 
 
 def contrasts_for(plan: Plan) -> tuple[Contrast, ...]:
-    """The contrasts that make sense for this plan, in the order of `CONTRASTS`."""
+    """The contrasts that apply to this plan, in the order of `CONTRASTS`."""
     return tuple(c for c in CONTRASTS if c.fits(plan))
 
 
 def _switched(name: str, on: str, off: str) -> Callable[[Plan], str]:
-    """The name of a run in which this option is switched, by where it is now."""
+    """The name of a run in which this option is switched, by its present state."""
     return lambda plan: off if plan.setting(name) else on
 
 
@@ -93,13 +93,13 @@ CONTRASTS: tuple[Contrast, ...] = (
     ),
     Contrast(
         "group_size", "Other groups", "setting",
-        "Another number of inputs shares a scale.",
+        "A different number of inputs shares a scale.",
         change.regroup, change.regroup_fits, say.groups,
         lambda plan: f"Groups of {change.other_size(plan)}",
     ),
     Contrast(
         "symmetric", "Symmetric and asymmetric", "setting",
-        "Symmetric levels lie around 0, asymmetric ones between the smallest and the largest "
+        "Symmetric levels lie around 0; asymmetric ones lie between the smallest and the largest "
         "weight.",
         change.toggle("symmetric"), change.other_mode_fits, say.symmetry,
         _switched("symmetric", "Symmetric levels", "Asymmetric levels"),
@@ -109,11 +109,12 @@ CONTRASTS: tuple[Contrast, ...] = (
         "Static groups take their scales from the original weights, before compensation has moved "
         "them.",
         change.toggle("static_groups"), change.static_fits, say.static,
-        _switched("static_groups", "Static groups", "Levels found when a group is reached"),
+        _switched("static_groups", "Static groups", "Scales set when a group is reached"),
     ),
     Contrast(
         "mse", "Range search", "setting",
-        "A range search cuts each range to what rounds its weights best.",
+        "A range search shrinks each range to the part with the smallest rounding and clipping "
+        "error.",
         change.toggle("mse"), change.always, say.mse,
         _switched("mse", "Range search", "Whole range"),
     ),
@@ -125,19 +126,20 @@ CONTRASTS: tuple[Contrast, ...] = (
     ),
     Contrast(
         "block_size", "Another block size", "setting",
-        "The block size says after how many columns compensation reaches the rest of the matrix.",
+        "The block size says after how many columns the compensation is applied to the rest of "
+        "the matrix.",
         change.reblock, change.always, say.block,
         lambda plan: f"Blocks of {counted(change.other_block(plan), 'column')}",
     ),
     Contrast(
         "stale_groups", "Stale groups", "setting",
-        "Stale groups take their ranges without what the same block has added.",
+        "Stale groups compute their ranges without the compensation of their own block.",
         change.toggle("stale_groups"), change.stale_fits, say.stale,
-        _switched("stale_groups", "Stale groups", "Groups that are up to date"),
+        _switched("stale_groups", "Stale groups", "Up-to-date groups"),
     ),
     Contrast(
         "no_correlation", "Inputs without correlation", "honest",
-        "Only the diagonal of H is kept, as if no two inputs had anything to do with each other.",
+        "Only the diagonal of H is kept, as if no two inputs were correlated.",
         change.uncorrelated, change.correct_fits, say.uncorrelated,
     ),
     Contrast(
@@ -147,29 +149,31 @@ CONTRASTS: tuple[Contrast, ...] = (
     ),
     Contrast(
         "other_text", "Calibrated on numbers", "honest",
-        "The calibration is that of a text of numbers; the judge stays.",
+        "The calibration text is a text of numbers. The text that errors are measured on stays "
+        "the same.",
         change.other_text, change.always, say.other_text,
     ),
     Contrast(
         "no_damping", "A singular Hessian, no damping", "failure",
-        "The calibration is cut to a quarter as many tokens as there are channels, and nothing is "
-        "added to the diagonal.",
+        "The calibration has only a quarter as many tokens as there are channels, and nothing "
+        "is added to the diagonal.",
         change.no_damping, change.singular_fits, say.no_damping,
     ),
     Contrast(
         "weak_damping", "A singular Hessian, hardly any damping", "failure",
-        "The calibration is cut to a quarter as many tokens as there are channels, and the damping "
-        "to the smallest power of ten with which Cholesky succeeds.",
+        "The calibration has only a quarter as many tokens as there are channels, and the "
+        "damping is the smallest power of ten with which Cholesky succeeds.",
         change.weak_damping, change.singular_fits, say.weak_damping,
     ),
     Contrast(
         "dead_channel", "A channel that calibration never saw", "failure",
-        "The loudest input channel is silent during calibration, and not for the judge.",
+        "The input channel with the largest values is 0 during calibration, but not in the text "
+        "that errors are measured on.",
         change.dead_channel, change.dead_channel_fits, say.dead_channel,
     ),
     Contrast(
         "double_division", "Divided twice", "failure",
-        "The error is divided by U_{jj}, and the row of U again.",
+        "The error is divided by U_{jj}, and then the row of U is divided by it again.",
         change.misprint("double_division"), change.correct_fits, say.misprint,
     ),
     Contrast(

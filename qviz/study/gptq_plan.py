@@ -1,7 +1,7 @@
-"""What a GPTQ run is made of, and how one thing of it is changed.
+"""What determines a GPTQ run, and how one thing in it is changed.
 
-A Plan says what a run gets; a change makes another plan of it, with one thing different; what the
-change means nothing in, `…_fits` says.
+A Plan holds the inputs of a run. A change makes another plan from it, with one thing different.
+`…_fits` says whether a change applies.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,16 +22,16 @@ from qviz.study.gptq_walk import Walk
 Texts = Callable[[str], Calibration]
 
 FEW, OTHER_TEXT = 16, "numbers"
-SHARE = 4  # a singular Hessian is made of one token for so many channels
+SHARE = 4  # a singular Hessian is made from one token per this many channels
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is made of.
+    """The inputs of a run.
 
     weight       [out, in]
     calibration  what the run knows of the inputs
-    judge        what errors are measured on; None: the calibration
+    judge        the inputs that errors are measured on; None: the calibration
     options      those of `gptq`
 
     >>> plan = Plan(weight, calibration, options={"bits": 3})
@@ -152,7 +152,7 @@ def reblock(plan: Plan, texts: Texts) -> Plan:
 
 
 def correct_fits(plan: Plan) -> bool:
-    """Whether the run is GPTQ, and not a misprint of it."""
+    """Whether the run is GPTQ and not a misprint of it."""
     return plan.setting("variant") is None
 
 
@@ -212,7 +212,7 @@ def weak_damping(plan: Plan, texts: Texts) -> Plan:
 
 
 def dead_channel(plan: Plan, texts: Texts) -> Plan:
-    """The loudest input is silent in the calibration."""
+    """Set the input with the largest values to 0 in the calibration."""
     c = plan.calibration
     loudest = int(c.act_absmax.argmax())
     h, x = c.hessian.clone(), c.inputs.clone()

@@ -1,7 +1,7 @@
 """What two GPTQ runs show, in words: one verdict for each contrast.
 
 Every number and every direction word comes from the two runs (`gptq_compared`): what is better on
-one layer is worse on the next.
+one layer may be worse on the next.
 """
 
 from qviz.core.agreement import agreement
@@ -111,7 +111,9 @@ def groups(first: Walk, second: Walk) -> str:
     spent = bits(second) - bits(first)
     which = verdict(first, second)
     if (which > 0) == (spent > 0) and which and spent:
-        advice = "error and size trade against each other, so compare with one bit more or fewer"
+        advice = (
+            "there is a trade-off between error and size, so compare with one bit more or fewer"
+        )
     elif which >= 0 and spent <= 0:
         advice = "there is no reason to keep the old groups"
     else:
@@ -161,18 +163,18 @@ def static(first: Walk, second: Walk) -> str:
 
 
 def mse(first: Walk, second: Walk) -> str:
-    how = "cut to what rounds best" if second.options["mse"] else "taken whole"
+    how = "shrunk by a search" if second.options["mse"] else "not shrunk"
     plain = _choose(
-        better(nearest_end(second), nearest_end(first)), "gains from it", "does not notice it",
-        "loses by it",
+        better(nearest_end(second), nearest_end(first)), "gains from it", "is not affected by it",
+        "loses from it",
     )  # fmt: skip
     advice = _choose(
         verdict(first, second), "this is better", "it makes no difference", "this is worse"
     )
     return (
         f"Ranges are {how}. {_errors(first, second)}. Rounding to nearest {plain}: "
-        f"{_shares(nearest_end(second), nearest_end(first))}. The search looks at the weights "
-        f"alone and not at the inputs, so it can help or harm: on this layer {advice}."
+        f"{_shares(nearest_end(second), nearest_end(first))}. The search looks only at the "
+        f"weights, not at the inputs, so it can help or harm. On this layer {advice}."
     )
 
 
@@ -187,21 +189,21 @@ def block(first: Walk, second: Walk) -> str:
     opening = f"With blocks of {counted(new, 'column')}, not {old}, {_changed(first, second)}."
     if not found.differences:
         return (
-            f"{opening} {_errors(first, second)}: the block size decides how fast the run is, not "
-            f"what comes of it."
+            f"{opening} {_errors(first, second)}: the block size decides how fast the run is, "
+            "not its result."
         )
     rows = f"{len(found.differences)} of {found.rows} rows"
     if not found.unexplained:
         return (
-            f"{opening} {rows} part, each at a weight within a thousandth of a spacing of the "
-            f"middle between two levels. There the order of float32 sums decides, and what follows "
-            f"in the row differs too. {_errors(first, second)}: the block size is a matter of "
-            f"speed."
+            f"{opening} {rows} differ, each at a weight within a thousandth of a spacing of the "
+            "midpoint between two levels. There the order of float32 sums decides, and the rest "
+            f"of the row differs as a result. {_errors(first, second)}: the block size is a "
+            "matter of speed."
         )
     return (
-        f"{opening} {rows} part, {len(found.unexplained)} of them at weights that were on no tie. "
-        f"{_errors(first, second)}. Only an implementation whose ranges miss the current block's "
-        f"compensation (stale groups) depends on the block size like that."
+        f"{opening} {rows} differ, {len(found.unexplained)} of them at weights that were not at "
+        f"a tie. {_errors(first, second)}. Only an implementation whose ranges lack the current "
+        "block's compensation (stale groups) depends on the block size like that."
     )
 
 
@@ -211,10 +213,10 @@ def stale(first: Walk, second: Walk) -> str:
     share = changed_scales(first, second)
     differ = f"{percent(share)} of all scales differ" if share else "No scale differs by it here"
     return (
-        f"The {which} run takes ranges as the reference code does, without what the same block of "
-        f"{counted(walk.options['block_size'], 'column')} has added. {differ}. "
+        f"The {which} run computes ranges as the reference code does, without the compensation "
+        f"of the same block of {counted(walk.options['block_size'], 'column')}. {differ}. "
         f"{_errors(first, second)}. You can tell stale groups by results that change with the "
-        f"block size; a group that is not smaller than a block is never stale."
+        "block size; a group that is not smaller than a block is never stale."
     )
 
 
@@ -233,8 +235,8 @@ def damping(first: Walk, second: Walk) -> str:
     )  # fmt: skip
     return (
         f"{raised}The damping is {_shares(used, before)}. {_errors(first, second)}. On the run's "
-        f"own calibration inputs it is {own}. Damping keeps compensation small where the "
-        f"calibration knows little: {advice}."
+        f"own calibration inputs it is {own}. Damping keeps the compensation small where the "
+        f"calibration says little: {advice}."
     )
 
 
@@ -252,7 +254,7 @@ def uncorrelated(first: Walk, second: Walk) -> str:
             reasons.append("act-order puts other columns into a group")
         if second.result.info["dead_columns"]:
             reasons.append("columns without inputs were set to zero")
-        reasons = reasons or ["ranges are taken by another rule"]
+        reasons = reasons or ["ranges are computed by another rule"]
         what = f"{of - differ} of {of} codes are those of rounding to nearest; {reasons[0]}"
     advice = _choose(
         verdict(second, first), "the difference is what compensation gains on this layer",
@@ -265,7 +267,7 @@ def uncorrelated(first: Walk, second: Walk) -> str:
 
 
 def _flatters(second: Walk) -> str:
-    """The error on a run's own calibration beside that on the judge's inputs."""
+    """The error on a run's own calibration, next to that on the judge's inputs."""
     own, judged = on_own(second), end(second)
     low = own < (1 - SAME) * judged
     word = "only " if low else ""
@@ -280,25 +282,26 @@ def _one_channel(walk: Walk) -> str:
     tail = ", so its weights were set to zero" if found.dead else ""
     return (
         f" Most of that is input {found.channel} alone, without which it would be "
-        f"{percent(found.rest)}: it reaches {number(found.loudest, 3)} for the judge and "
-        f"{number(found.seen, 3)} in this calibration{tail}."
+        f"{percent(found.rest)}: it reaches {number(found.loudest, 3)} in the text that errors "
+        f"are measured on and {number(found.seen, 3)} in this calibration{tail}."
     )
 
 
 def few_tokens(first: Walk, second: Walk) -> str:
     tokens = second.calibration.tokens
     return (
-        f"{counted(tokens, 'token')} know at most {tokens} directions of {second.n}. "
+        f"{counted(tokens, 'token')} span at most {tokens} of {second.n} directions. "
         f"{_errors(first, second)}. {_against_rounding(second)}.{_one_channel(second)} "
-        f"{_flatters(second)}. Take more tokens than the layer has inputs, and measure on others."
+        f"{_flatters(second)}. Use more tokens than the layer has inputs, and measure on other "
+        "text."
     )
 
 
 def other_text(first: Walk, second: Walk) -> str:
     advice = _choose(
-        verdict(first, second), "This text serves the layer even better",
-        "The layer does not mind the text",
-        "Calibrate on what the model will read",
+        verdict(first, second), "This text suits the layer even better",
+        "The text makes no difference to this layer",
+        "Calibrate on text like what the model will read",
     )  # fmt: skip
     return (
         f"{_errors(first, second)}. {_against_rounding(second)}.{_one_channel(second)} "
@@ -320,15 +323,15 @@ def no_damping(first: Walk, second: Walk) -> str:
         )
     elif used > 0:
         what += (
-            f": H has no inverse, and without damping its Cholesky factorization fails. The run "
+            ": H has no inverse, and without damping its Cholesky factorization fails. The run "
             f"raised the damping to {percent(used)} by itself, as info['damp'] says; other "
-            f"programs do that too, or round to nearest, or stop"
+            "programs do the same, round to nearest, or stop"
         )
     else:
-        what += ", yet rounding error let the factorization through: what U holds there is noise"
+        what += ", yet rounding error let the factorization succeed: that part of U is noise"
     return (
         f"{what}. {_errors(first, second)}. {_against_rounding(second)}. "
-        f"Keep some damping, and take more tokens."
+        f"Keep some damping, and use more tokens."
     )
 
 
@@ -340,11 +343,11 @@ def weak_damping(first: Walk, second: Walk) -> str:
         "the usual damping would not have mattered", "the usual damping would have been worse",
     )  # fmt: skip
     return (
-        f"With {counted(second.calibration.tokens, 'token')} for {second.n} channels, a damping of "
-        f"{percent(damp)} is enough for Cholesky, and compensation leans on directions that were "
-        f"never seen. {_errors(first, second)}. {_against_rounding(second)}. With the same tokens "
-        f"and a damping of {percent(usual)} it is {percent(end(cautious))}: {advice}. "
-        f"{_flatters(second)}."
+        f"With {counted(second.calibration.tokens, 'token')} for {second.n} channels, a damping "
+        f"of {percent(damp)} is enough for Cholesky, but the compensation relies on directions "
+        f"that were never seen. {_errors(first, second)}. {_against_rounding(second)}. With the "
+        f"same tokens and a damping of {percent(usual)} it is {percent(end(cautious))}: "
+        f"{advice}. {_flatters(second)}."
     )
 
 
@@ -354,17 +357,17 @@ def dead_channel(first: Walk, second: Walk) -> str:
     lost = _shares(float(second.error[0]), float(first.error[0]))
     return (
         f"Calibration never saw input {', '.join(map(str, new))}, so GPTQ set the weights that "
-        f"read it to zero. Before a single column is rounded the error is {lost}. "
+        f"read it to zero. Before any column is rounded the error is already {lost}. "
         f"{_errors(first, second)}. {_against_rounding(second)}. You can tell by "
         f"info['dead_columns']: calibrate on texts that use every channel."
     )
 
 
 _MISPRINTS = {
-    "double_division": "Divide by U_{jj} once; dividing twice also makes the codes depend on the "
-    "scale of H, which a correct run does not notice",
-    "no_update": "Use row j of U, or update H⁻¹ after every column: those that are rounded can no "
-    "longer compensate anything",
+    "double_division": "Divide by U_{jj} once; dividing twice also makes the codes depend on "
+    "the scale of H, while a correct run does not",
+    "no_update": "Use row j of U, or update H⁻¹ after every column: rounded columns can no longer "
+    "compensate for anything",
     "as_printed": "Divide once, and use row j of U",
 }
 
@@ -378,6 +381,6 @@ def misprint(first: Walk, second: Walk) -> str:
         else "in a correct run Σe² equals the damped output error, which is 0 in the first run"
     )
     return (
-        f"{_errors(first, second)}. {_against_rounding(second)}. You can tell by the run's own "
-        f"account: {sign}. {_MISPRINTS[second.options['variant']]}."
+        f"{_errors(first, second)}. {_against_rounding(second)}. You can tell from the run's own "
+        f"sums: {sign}. {_MISPRINTS[second.options['variant']]}."
     )

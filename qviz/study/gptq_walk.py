@@ -1,4 +1,4 @@
-"""A walk through a GPTQ run: its matrices after any step, its error so far, one weight's story.
+"""A walk through a GPTQ run: its matrices after any step, its error so far, one weight's history.
 
 The run itself is a `Recording`; here its numbers are put together for a reader who goes forwards
 and backwards in it. Symbols as in `qviz.methods.gptq`: W weights [out, in], E errors, U the factor
@@ -25,7 +25,7 @@ from qviz.study.running_sums import Sandwich, leading_sums
 
 ROUNDING = 1e-6  # share of what is summed up to which a negative sum is rounding error
 TOP = 8  # contributors and receivers that a story names
-EDGE = 1e-6  # steps: a weight this close to half a step beyond the last level still lies on a tie
+EDGE = 1e-6  # spacings: this close to half a spacing beyond the last level is still a tie
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class Column:
     group         the group, among the columns of the result's scales
     original      w before the first step (dead columns: as given)
     live          w when its turn came
-    position      live in steps, x/s + z: the code is the nearest integer within qmin … qmax
+    position      live in spacings, x/s + z: the code is the nearest integer within qmin … qmax
     codes, value  what it was rounded to
     error         e = (live − value) / U_jj
     scale, zero, offset   the levels: value = scale·(code − zero) + offset
@@ -60,7 +60,7 @@ class Column:
 
 @dataclass(frozen=True, eq=False)
 class Story:
-    """One weight from beginning to end. Numbers are float64 copies of the run's own.
+    """One weight from the first step to the last. Numbers are float64 copies of the run's own.
 
     row, column   of the weight; step: when its turn came; group: whose scale it has
     original      the weight as it was given
@@ -70,14 +70,14 @@ class Story:
     incoming      [step] −e_j·U_j,step of every earlier step j, whose sum is `compensation`
     incoming_columns  [step] the columns of the weight that these came from
     scale, zero, offset   its levels: value = scale·(code − zero) + offset
-    position      live in steps, x/s + z
+    position      live in spacings, x/s + z
     code, value   what it was rounded to, a code from qmin to qmax
-    clipped       it lay more than half a step beyond the last level
+    clipped       it lay more than half a spacing beyond the last level
     rounding_error  live − value
     diagonal      U_jj; error: e = rounding_error / U_jj
     outgoing      [in − step − 1] −e·U_jk, what each later column of this row is moved by
     outgoing_columns  [in − step − 1] the columns of the weight that these are
-    nearest_code, nearest_value   what round-to-nearest alone makes of `original`
+    nearest_code, nearest_value   `original` rounded to nearest
     """
 
     row: int
@@ -123,7 +123,8 @@ def _largest(columns: np.ndarray, amounts: np.ndarray, most: int) -> list[tuple[
 
 
 class Walk:
-    """A GPTQ run to be looked at anywhere: its matrices, its error so far, one weight's story.
+    """A GPTQ run that can be examined at any step: its matrices, its error so far, one weight's
+    history.
 
     weight       [out, in]
     calibration  what the run knows of the layer's inputs
@@ -194,7 +195,7 @@ class Walk:
 
     @property
     def factor(self) -> torch.Tensor:
-        """[in, in] U, of which row j is what step j hands its error on by."""
+        """[in, in] U; step j passes its error on by row j."""
         return self.recording.hinv_chol
 
     # ------------------------------------------------------------------------------- the matrices
@@ -264,7 +265,7 @@ class Walk:
     def _require(self, step: int, last: int) -> None:
         require_int(step, "step", -(10**9), 10**9)
         if not 0 <= step <= last:
-            raise IndexError(f"there is no step {step}: they go from 0 to {last}")
+            raise IndexError(f"there is no step {step}: steps go from 0 to {last}")
 
     # ---------------------------------------------------------------------------------- the errors
 
@@ -339,8 +340,8 @@ class Walk:
         slack = sizes + trace * norm.square()
         if bool((sums < -ROUNDING * slack).any()):
             raise ValueError(
-                "the judge's Hessian has negative eigenvalues: it is no sum of x·xᵀ. Capture the "
-                "calibration again with qviz.capture"
+                "the judge's Hessian has negative eigenvalues, so it is not a sum of x·xᵀ. "
+                "Capture the calibration again with qviz.capture"
             )
 
     # ------------------------------------------------------------------------------------- one step
@@ -363,7 +364,7 @@ class Walk:
         """Steps at which something begins.
 
         group   the first step of each group, where groups are reached one after another; empty
-                where act_order goes to and fro between groups that were fixed beforehand
+                where act_order switches back and forth between groups that were fixed beforehand
         levels  steps before which scales are found: the groups' first ones; with stale groups the
                 first of their blocks; 0 alone where they come from the original weights
         block   the first step of each lazy block
@@ -381,7 +382,8 @@ class Walk:
         }
 
     def column(self, step: int) -> Column:
-        """Everything about one step, for all rows; IndexError for a step not below n."""
+        """Everything about one step, for all rows. Raises IndexError for a step that is not below
+        n."""
         self._require(step, self.n - 1)
         column = int(self._columns[step])
         group = self.group_of(step)
@@ -416,7 +418,8 @@ class Walk:
     # ----------------------------------------------------------------------------------- one weight
 
     def story(self, row: int, column: int) -> Story:
-        """One weight's story; `column` counts in the weight's own order. IndexError outside it."""
+        """One weight's history; `column` counts in the weight's own order. IndexError outside
+        it."""
         if not (0 <= row < self.rows and 0 <= column < self.n):
             raise IndexError(f"the weight is {self.rows} × {self.n}; there is no [{row}, {column}]")
         step = int(self.turn[column])

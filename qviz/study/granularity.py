@@ -1,12 +1,12 @@
-"""Who pays for one large value, and what sharing less costs: experiments on one matrix.
+"""Who pays for one large value, and what smaller groups cost: experiments on one matrix.
 
 A scale is shared by the members of a group, and it follows the largest of them. So one value that
-grows takes levels away from the others of its group and from nobody else. `grow` lets one value
-grow under one granularity and measures its neighbours; `equal_bits` sets the error of many
-granularities and bit-widths beside the bits that they truly cost.
+grows takes levels away from the others in its group, and from no other values. `grow` lets one
+value grow under one granularity and measures its neighbours. `equal_bits` compares the error of
+many granularities and bit-widths with the bits that they really cost.
 
-All sums run in float64, and the outlier itself is left out of every error: the question is what
-it does to others.
+All sums run in float64, and the outlier itself is left out of every error: the question is its
+effect on the others.
 """
 
 import itertools
@@ -75,7 +75,7 @@ def sharers(
 
 
 def _run(first: int, end: int, columns: int) -> Iterator[Rectangle]:
-    """Consecutive cells of the flattened matrix: a beginning, whole rows, an end."""
+    """Consecutive cells of the flattened matrix: part of a row, whole rows, part of a row."""
     top, left = divmod(first, columns)
     last, right = divmod(end, columns)
     if left and top < last:
@@ -142,15 +142,15 @@ class Window:
 
 @dataclass(frozen=True, eq=False)
 class Fate:
-    """What one size of the outlier does.
+    """The effect of one size of the outlier.
 
     value        of the outlier; low, high: what its group then spans
     grid         the levels of its group, with parameters [1, 1]
     error        of the others who share its scale: ‖x − x̂‖ / ‖x‖ over them
     whole_error  the same over all values of the matrix but the outlier
-    lost         how many of those who share come back as 0 and were not
+    lost         how many of those who share were not 0 and are rounded to 0
     used         how many different levels those who share use
-    codes, back  [rows, columns] of the window: codes and what comes back
+    codes, back  [rows, columns] of the window: codes and reconstructed values
     """
 
     value: float
@@ -167,12 +167,12 @@ class Fate:
 
 @dataclass(frozen=True, eq=False)
 class Shared:
-    """One granularity, and what a growing value does under it.
+    """One granularity, and the effect of a growing value under it.
 
     trained  the matrix as it was trained, quantized
     sharers  the rectangles of those who share the outlier's scale, itself among them
     inside   [rows, columns] bool: which cells of the window they are
-    peak     the largest size among the others who share
+    peak     the largest magnitude among the others who share
     fates    one for each size of the outlier
     """
 
@@ -250,7 +250,7 @@ def grow(
 
 @dataclass(frozen=True)
 class _Others:
-    """What became of a group, one member apart."""
+    """The result for a group, without one member."""
 
     sums: "_Sums"
     lost: int
@@ -296,7 +296,7 @@ class _Sums:
         return _Sums(self.noise + other.noise, self.signal + other.signal)
 
     def __sub__(self, other: "_Sums") -> "_Sums":
-        """What a part of a sum leaves; rounding can push a remainder of nothing below zero."""
+        """A sum minus a part of it; rounding can push a remainder of zero below zero."""
         noise, signal = self.noise - other.noise, self.signal - other.signal
         tiny = 1e-13  # relative, of the larger sum
         return _Sums(
@@ -313,14 +313,14 @@ class _Sums:
 
 
 def typical(matrix: torch.Tensor) -> float:
-    """The root mean square of all values: what a value is large beside."""
+    """The root mean square of all values, to which a value's size is compared."""
     pieces = torch.split(matrix.flatten(), PIECE)
     total = sum(float(piece.double().square().sum()) for piece in pieces)
     return math.sqrt(total / matrix.numel())
 
 
 def largest(matrix: torch.Tensor) -> tuple[int, int]:
-    """Row and column of the value of largest size."""
+    """Row and column of the value with the largest magnitude."""
     sizes = torch.maximum(matrix.amax(1), -matrix.amin(1))
     row = int(sizes.argmax())
     return row, int(matrix[row].abs().argmax())
@@ -360,7 +360,7 @@ NF4_BLOCKS = "NF4 blocks"
 
 @dataclass(frozen=True)
 class Point:
-    """One way to spend bits: who shares a scale, the width of a code, and what comes of it.
+    """One way to spend bits: who shares a scale, the width of a code, and the result.
 
     label    the granularity's; `NF4_BLOCKS` for all sizes of the flat blocks of NF4
     size     of a group or block; None where there are none
@@ -420,7 +420,7 @@ def best_within(
 ) -> dict[str, Point]:
     """Label → its best point that costs no more than the budget, the best label first.
 
-    Labels that have none are left out.
+    Labels that have none are omitted.
     """
     found: dict[str, Point] = {}
     for point in points:
@@ -451,10 +451,10 @@ def shares_won(
 
 @dataclass(frozen=True)
 class OutlierClaims:
-    """What a popular picture of outliers says, worked out on a real matrix.
+    """What a popular picture of outliers claims, computed on a real matrix.
 
-    peak        the largest size, as a multiple of the root mean square
-    second      the largest size but one, likewise
+    peak        the largest magnitude, as a multiple of the root mean square
+    second      the second largest magnitude, likewise
     widest_row  the root mean square of the widest row, as a multiple of the median row's
     used        different 8-bit levels in use with one scale for the matrix, by all values but the
                 largest

@@ -1,10 +1,12 @@
-"""Sixteen levels against sixteen others, on real weights: errors at once, for any levels.
+"""Sixteen levels against sixteen others, on real weights: instant errors for any levels.
 
 A codebook sends x = w/a, a weight over the largest magnitude of its block, to the nearest level v,
-and w comes back as v·a. The squared error of all weights with one level is Σw² − 2v·Σa·w + v²·Σa².
+and w is reconstructed as v·a. The squared error of all weights with one level is Σw² − 2v·Σa·w +
+v²·Σa².
 In the order of x the weights of a level are neighbours, so with running sums of a·w and a² the
 error of any sixteen levels costs sixteen look-ups, and is exact. The same sums give the best level
-of a bin, Σa·w / Σa², and with it Lloyd's rounds, which end where moving no single level helps.
+of a bin, Σa·w / Σa², and with it Lloyd's rounds, which end when moving any single level no longer
+helps.
 
 Sources: QLoRA (arXiv 2305.14314), section 3, for the blocks; Lloyd 1982, Max 1960. The rivals are
 those of `qviz.methods`; INT4's groups are the same blocks.
@@ -30,7 +32,7 @@ from qviz.methods.affine import affine
 from qviz.methods.nf4 import nf4
 
 LEVELS = 16
-ROUNDS = 2000  # of Lloyd's method; on trained layers it rests after some hundred
+ROUNDS = 2000  # of Lloyd's method; on trained layers it converges after some hundred
 CELLS = 256
 EVEN = tuple(-1 + 2 * i / (LEVELS - 1) for i in range(LEVELS))
 NF4_NAME, NF4_DOUBLE, FP4_NAME = "NF4", "NF4, double quantization", "FP4"
@@ -45,7 +47,8 @@ Floats = npt.NDArray[np.floating[Any]]
 def distinct(levels: Sequence[float] | torch.Tensor) -> torch.Tensor:
     """Sixteen levels as `nf4` takes them, [16] float32: sorted, within −1 … 1, no two equal.
 
-    Equal ones are moved apart by the least that float32 can. ValueError unless they are sixteen
+    Equal ones are moved apart by the least amount that float32 allows. ValueError unless they are
+    sixteen
     finite numbers.
     """
     given = torch.as_tensor(levels, dtype=torch.float32).detach().flatten()
@@ -127,8 +130,9 @@ class Blocks:
         return math.sqrt(metrics.ratio(float(self.squared_errors(levels).sum()), self.energy))
 
     def moved(self, levels: torch.Tensor) -> torch.Tensor:
-        """One round of Lloyd's method: each level to the best place for its weights, some of which
-        may then prefer another. A level without weights stays. The error never rises."""
+        """One round of Lloyd's method: move each level to the best place for its weights. Some
+        weights may then be nearer to another level. A level without weights stays. The error never
+        rises."""
         cuts = self.cuts(levels)
         aw, aa = np.diff(self.products[cuts]), np.diff(self.squares[cuts])
         best = np.divide(aw, aa, out=levels.double().numpy(), where=aa > 0)
@@ -137,7 +141,8 @@ class Blocks:
     def best(self) -> torch.Tensor:
         """Lloyd–Max levels [16] float32 for these weights: rounds until no level moves.
 
-        Such an end is not always the best there is. So the rounds begin at the best levels whose
+        Such an end point is not always the global optimum. So the rounds begin at the best levels
+        whose
         bins consist of whole cells, of which there are `CELLS` with about equally many weights.
         """
         return self.rested(self._coarse())
@@ -165,7 +170,7 @@ class Blocks:
         return distinct(np.append(found, np.ones(LEVELS - len(found))).tolist())
 
     def rested(self, levels: torch.Tensor) -> torch.Tensor:
-        """Where Lloyd's rounds end that begin at these levels."""
+        """The levels at which Lloyd's rounds end when started from these."""
         for _ in range(ROUNDS):
             before, levels = levels, self.moved(levels)
             if torch.equal(before, levels):
@@ -203,13 +208,13 @@ class Entry:
         return divmod(row * self.shape[1] + column, self.tensor.shape[1])
 
     def value(self, row: int, column: int) -> float:
-        """One weight as it comes back."""
+        """One reconstructed weight."""
         r, c = self.place(row, column)
         return float(self.tensor.window(slice(r, r + 1), slice(c, c + 1)))
 
 
 class Duel:
-    """A weight, its inputs if they are known, and all who code it in four bits.
+    """A weight, its inputs if known, and all contenders that code it in four bits.
 
     weight [out, in]; calibration as `metrics.output_error` takes it.
     """

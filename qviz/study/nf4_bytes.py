@@ -1,10 +1,10 @@
-"""One weight's way into NF4's bytes and back, every number of it.
+"""One weight's path into NF4's bytes and back, with every number.
 
 Two codes share a byte, the first of them in its high half. Each block's absmax is a float32; with
 double quantization it is one byte, a code of the dynamic table, and 256 blocks share a second
 float32, all blocks one mean. Symbols as in `qviz.methods.nf4`: w, a, x = w·(1/a), q, v; o the mean
 of all a, A the largest |a − o| of 256 blocks, c the code of (a − o)/A, d the dynamic levels, â the
-magnitude that comes back. Source: bitsandbytes functional.py:quantize_4bit.
+reconstructed magnitude. Source: bitsandbytes functional.py:quantize_4bit.
 """
 
 from dataclasses import dataclass
@@ -70,7 +70,7 @@ class Second:
 
 
 def stored(weight: torch.Tensor, packed: np.ndarray, size: int, row: int, column: int) -> Stored:
-    """The way of weight [row, column] of `weight` [out, in] in blocks of `size`.
+    """The path of weight [row, column] of `weight` [out, in] in blocks of `size`.
 
     packed  the bytes of its codes, `nf4(weight, group_size=size).pack()["codes"]`
     """

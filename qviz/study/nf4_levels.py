@@ -1,4 +1,4 @@
-"""How NF4's sixteen levels come about, one number after the other, and how full their bins are.
+"""How NF4's sixteen levels are made, one number after the other, and how full their bins are.
 
 The levels are quantiles of the normal distribution divided by the largest of them. Sixteen equally
 likely bins was the aim, but two things come between: weights go to the nearest level, so that the

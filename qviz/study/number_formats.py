@@ -1,13 +1,13 @@
 """One number in every number format, and where each format's own numbers lie.
 
 A format here is one of `qviz.core.formats`, or NF4, whose sixteen codes point into a table of
-levels. `land` sends a number into a format and says what happened to it on the way: whether it
-stayed itself, was rounded, was a tie, left the range or vanished. `runs` writes all finite numbers
+levels. `land` converts a number to a format and says what happened to it: whether it stayed the
+same, was rounded, was a tie, left the range or vanished. `runs` writes all finite numbers
 of a format, four billion or four, as a few hundred rows of equally spaced ones; counting them in
 any interval is then a few divisions.
 
-Everything is exact: numbers are float64, which holds every number of every format here; what is
-compared or subtracted is a fraction of whole numbers.
+Everything is exact: numbers are float64, which holds every number of every format here; comparisons
+and differences use exact fractions.
 Sources: as in `qviz.core.formats` and `qviz.methods.nf4`.
 """
 
@@ -52,7 +52,7 @@ FATES = ("exact", "rounded", "saturated", "infinite", "nan", "zero", "none")
 
 @dataclass(frozen=True)
 class Landing:
-    """What a number became in a format.
+    """A number's result in a format.
 
     number     the number, float64
     code       the bit pattern; None where the format has nothing for it (fate "none")
@@ -142,7 +142,7 @@ subnormal=False, below=1.5, above=3.0)
         code,
         value,
         fate,
-        # where a tie decides nothing it is none
+        # a tie that decides nothing is not counted as one
         _is_tie(number, name) and rounding != "toward_zero" and fate != "saturated",
         name != "nf4" and value != 0 and abs(value) < _format(name).min_normal,
         below,
@@ -280,8 +280,8 @@ def _fate(number: float, value: float, name: str) -> str:
 
 
 def _rounds_to(value: float, number: float, name: str) -> bool:
-    """Whether a number beyond the last one goes there by rounding alone: in formats where the next
-    would be Inf or NaN, what is nearer to the last has not been cut off."""
+    """Whether a number beyond the last one becomes it by rounding alone: in formats where the next
+    would be Inf or NaN, a number nearer to the last is rounded, not saturated."""
     if name == "nf4" or not (_format(name).signed and _format(name).has_nan):
         return False
     return value_of(name, _code(number, name, "nearest_even", False) or 0) == value
@@ -393,7 +393,7 @@ def read_number(text: str) -> Followed:
     except (ValueError, ArithmeticError) as error:
         why = "" if str(error).startswith(("invalid literal", "could not")) else f" ({error})"
         raise ValueError(
-            f"“{text.strip()[:60]}” is no number here{why}: type one such as 0.1, -3e-8, 1/3, "
+            f"“{text.strip()[:60]}” is not a number here{why}: type one such as 0.1, -3e-8, 1/3, "
             f"2^-24, inf or nan, or the bits of a format, such as fp16:0x3c00"
         ) from None
 
@@ -414,7 +414,7 @@ def _read(plain: str) -> float:
 
 
 def _in_range(value: float, nonzero: bool) -> float:
-    """The value, unless float64 has lost the number altogether."""
+    """The value, unless float64 cannot hold the number at all."""
     if math.isinf(value) or (value == 0 and nonzero):
         raise ValueError("beyond the float64 in which numbers are followed")
     return value

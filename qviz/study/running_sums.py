@@ -6,7 +6,7 @@ WIDTH = 256  # columns that are summed together: wide enough for fast products
 
 
 class Sandwich:
-    """M = U·H·Uᵀ for upper triangular U, of which only the part above the diagonal is asked for.
+    """M = U·H·Uᵀ for upper triangular U; only the part on and above the diagonal is needed.
 
     Rows of U·H are kept from the diagonal on: nothing to the left of it is ever used.
     """

@@ -1,4 +1,4 @@
-"""One block of weights with a shared scale: what MX and NVFP4 make of each weight in it.
+"""One block of weights with a shared scale: how MX and NVFP4 quantize each weight in it.
 
 Every number is what `qviz.methods.microscaling` computed or stored; nothing is quantized again
 here. Symbols as there: v weight, a largest magnitude of the block, s scale, P element format.
@@ -39,7 +39,8 @@ class Member:
     """One weight of a block.
 
     weight   as trained; scaled: v / s as the convention computes it
-    code     bit pattern of the element format; element: what it stands for; value: what comes back
+    code     bit pattern of the element format; element: the number it stands for; value: the
+             reconstructed weight
     clipped  beyond the largest element
     """
 
@@ -62,7 +63,7 @@ class SharedScale:
 
     row, start  where it is in the matrix
     amax        its largest magnitude
-    stored      the scale's byte; scale: what an element is multiplied by
+    stored      the scale's byte; scale: the factor of every element
     tensor      the tensor's own scale as it is stored, None where there is none
     """
 
@@ -149,7 +150,7 @@ def shared_scale(run: Traced, row: int, column: int) -> SharedScale:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a block format costs a matrix, and what it does to it.
+    """What a block format costs for a matrix, and how it changes it.
 
     bits     per weight, scales included
     off      ‖W − Ŵ‖ / ‖W‖

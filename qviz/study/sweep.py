@@ -17,7 +17,7 @@ from qviz.core.tensor import QuantizedTensor
 from qviz.methods import registry
 
 Progress = Callable[[int, int, str], None]
-WIDTHS = range(2, 9)  # what a sweep takes of each method when no widths are named
+WIDTHS = range(2, 9)  # the bit-widths of a sweep when none are named
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ def sweep(
 
     Returns a row for each run: label, method, bits, bits_per_weight, mse, sqnr_db, max_error,
     relative_error and, with calibration, output_error (both relative, Frobenius).
-    Raises ValueError, before anything is computed, for a bit-width that was asked for and that one
-    of the methods lacks, and for whatever a method refuses, with the label where there are several.
+    Raises ValueError, before anything is computed, for a requested bit-width that one of the
+    methods lacks, and for whatever a method refuses, with the label if there are several.
 
     >>> table = qviz.sweep(weight, "affine", bits=[2, 4, 8], group_size=64)
     >>> table.column("mse")
@@ -130,7 +130,7 @@ def _widths(who: str, method: str, bits: Sequence[int] | None) -> list[dict[str,
     if lacking:
         raise ValueError(
             f"{who}{method} has no {' or '.join(map(str, lacking))}-bit codes: bits must be "
-            f"{in_words(known)}. Leave bits out to sweep the widths that each method has"
+            f"{in_words(known)}. Omit bits to sweep the widths that each method has"
         )
     return [{"bits": int(b)} for b in bits]
 

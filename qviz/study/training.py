@@ -3,7 +3,7 @@
 The student starts as a copy of the model and learns to predict what the unquantized model predicts
 (distillation: the Kullback–Leibler divergence between their next-token distributions), or the text
 itself; nothing but the replaced layers is trained. It reads calibration texts, or modules of the
-standard library on which the bundled model was trained, and never the evaluation texts.
+standard library that the bundled model was trained on, but never the evaluation texts.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ SPLIT = Path(__file__).parents[1] / "data" / "model" / "split.json"
 WARM_UP = 0.05  # share of the steps in which the learning rate rises; then it falls to 0 linearly
 GRADIENT_NORM = 1.0
 SEEDS = 1_000_000  # more than a model has layers: each has its own seed, whatever the run's
-PHRASE = 200  # characters; what is shorter may stand in an evaluation text by chance
+PHRASE = 200  # characters; a shorter text may occur in an evaluation text by chance
 
 # Learning rates by the lowest loss on the bundled model, among a few; text is not repeated within a
 # run, so that its loss is as good a judge as held-out text.
-QAT_RATE = 4e-3  # for one bit; halved with each, as the distance is that a weight has to a new code
+QAT_RATE = 4e-3  # for one bit; halved for each further bit, like the spacing of the levels
 QLORA_RATE = 1e-2
 STEP_RATE = 0.1  # of the rate of weights
 
@@ -121,7 +121,7 @@ def train_quantized(
     registry.require_options(method, options)
     model = loaded(model)
     if model.kind != "decoder":
-        raise ValueError(f"{model.name} does not predict the next token; take a decoder")
+        raise ValueError(f"{model.name} does not predict the next token; use a decoder")
     for name, value in (("steps", steps), ("batch_size", batch_size)):
         require_int(value, name, 1, 1_000_000)
     length = window_length(model, sequence_length)
@@ -197,8 +197,8 @@ def training_texts(seed: int = 0) -> Iterator[str]:
 def _library() -> tuple[str, list[Path]]:
     """What there is to train on, in words, and its files; none where Python came without sources.
 
-    Left out is every file of a held-out module, and every other that has the name of one in its
-    own (a test, a helper), so that nothing is let in by another Python's layout.
+    Every file of a held-out module is excluded, and every other file with such a module's name in
+    its own (a test, a helper), so that another Python's layout lets nothing in.
     """
     split = json.loads(SPLIT.read_text(encoding="utf-8"))
     closed = {name.strip("_") for name in split["held_out"]}
@@ -248,7 +248,9 @@ def _named(texts: str | Sequence[str]) -> list[str]:
         if text in closed or any(
             one in part or (len(part) >= PHRASE and part in one) for one in held
         ):
-            raise ValueError("an evaluation text is not for training: its loss would mean nothing")
+            raise ValueError(
+                "an evaluation text must not be used for training: its loss would mean nothing"
+            )
         if not any(c.isspace() for c in part) and text not in known:
             raise ValueError(unknown("text", text, known))
         found.append(known[text].text if text in known else text)
@@ -294,7 +296,7 @@ def _train(
             loss = _loss(student, teacher, ids.to(teacher.device), distill)
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]):
-            raise ValueError(f"the loss is {losses[-1]} at step {done}; take a smaller lr")
+            raise ValueError(f"the loss is {losses[-1]} at step {done}; use a smaller lr")
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(trained, GRADIENT_NORM)
@@ -306,7 +308,7 @@ def _train(
     for name, module in modules.items():  # no loss was computed after the last update
         for part, parameter in module.named_parameters():
             if not parameter.isfinite().all():
-                raise ValueError(f"{part} of {name} is no longer finite; take a smaller lr")
+                raise ValueError(f"{part} of {name} is no longer finite; use a smaller lr")
     return tuple(losses)
 
 
@@ -339,10 +341,10 @@ def _rate(method: str, options: Mapping[str, Any]) -> float:
 def _optimizer(
     modules: Mapping[str, TrainableLinear], lr: float, steps: int
 ) -> tuple[torch.optim.Adam, torch.optim.lr_scheduler.LambdaLR]:
-    """Adam on everything trainable; steps between levels at a tenth of the rate.
+    """Adam on everything trainable; the step sizes of the levels at a tenth of the rate.
 
-    Adam moves every parameter by about lr at a time, whatever its gradient: a step carries all
-    weights of its group along, and must not jump as a single weight may.
+    Adam moves every parameter by about lr at a time, whatever its gradient. A step size moves all
+    levels of its group at once, so it must not jump as a single weight may.
     """
     named = [
         (name, p) for m in modules.values() for name, p in m.named_parameters() if p.requires_grad

@@ -1,11 +1,12 @@
-"""What our pages need from any Jupyter server that shows them: plotly.js, and a way to say goodbye.
+"""What our pages need from any Jupyter server that shows them: plotly.js, and a way to end a
+kernel.
 
 - plotly.js over HTTP is the copy inside the installed plotly package, compressed and cacheable. A
   widget could bring it over the websocket, 4.8 MB on every page; over HTTP it is 1.4 MB once per
   browser. The address carries plotly's version, so the browser may keep it for ever.
 - A page ends its kernel when it is closed, which needs the XSRF cookie; Voilà's pages do not set
-  it. Without it every page ever opened would keep its kernel, and Binder's memory be full after a
-  few lessons.
+  it. Without it every page ever opened would keep its kernel, and Binder's memory would be full
+  after a few lessons.
 
 `qviz serve` has the same addresses. Neither plotly (0.3 s) nor Voilà is imported here.
 """

@@ -1,4 +1,4 @@
-"""plotly.js, the copy inside the installed plotly package: where it is and where it is served."""
+"""plotly.js, the copy inside the installed plotly package: its location and its address."""
 
 from functools import cache
 from importlib.metadata import version

@@ -1,7 +1,8 @@
 """A real server and a real Chromium for the browser tests.
 
 `running` starts a server as a process of its own; `Tab` is a page that remembers what went wrong in
-it: errors of the console, exceptions, requests that left the machine.
+it: errors of the console, exceptions, requests that left the machine; `cuttable_proxy` is a network
+that fails.
 """
 
 import base64
@@ -9,17 +10,19 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -195,6 +198,93 @@ def canvas_pixels(tab: Tab, selector: str, which: int = 0) -> np.ndarray:
         [selector, which],
     )
     return np.frombuffer(base64.b64decode(data), np.uint8).reshape(height, width, 3)
+
+
+def kernel_of(tab: Tab) -> str:
+    """The id of the kernel behind a page."""
+    text = tab.page.locator("#jupyter-config-data").text_content()
+    return str(json.loads(text)["kernelId"])
+
+
+def kernels() -> dict[str, psutil.Process]:
+    """The kernels that run here now, by their ids."""
+    found = {}
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            line = " ".join(process.cmdline())
+            match = re.search(r"kernel-([0-9a-f-]{36})\.json", line)
+            if match and process.status() != psutil.STATUS_ZOMBIE:
+                found[match[1]] = process
+    return found
+
+
+class CuttableProxy:
+    """Passes bytes on between a port of its own and another one, until it is cut; or only what is
+    no WebSocket, as a proxy does that does not know of them."""
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self.listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listening.getsockname()[1]
+        self.open: list[socket.socket] = []
+        self.is_cut = False
+        self.is_plain = False
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self.listening.accept()
+            except OSError:  # closed
+                return
+            if self.is_cut:
+                near.close()
+                continue
+            try:
+                far = socket.create_connection(("127.0.0.1", self.target))
+            except ConnectionRefusedError:  # the server behind it has been stopped
+                near.close()
+                continue
+            self.open += [near, far]
+            for one, other in ((near, far), (far, near)):
+                threading.Thread(target=self._pump, args=(one, other), daemon=True).start()
+
+    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):  # cut, or closed by either side
+            while data := source.recv(1 << 16):
+                if self.is_plain and b"upgrade: websocket" in data.lower():
+                    break
+                target.sendall(data)
+        for end in (source, target):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def cut(self) -> None:
+        self.is_cut = True
+        for end in self.open:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+        self.open = []
+
+    def refuse_sockets(self) -> None:
+        """Those that are open end, and no other is let through."""
+        self.cut()
+        self.is_cut, self.is_plain = False, True
+
+    def restore(self) -> None:
+        self.is_cut = self.is_plain = False
+
+
+@contextmanager
+def cuttable_proxy(target: int) -> Iterator[CuttableProxy]:
+    proxy = CuttableProxy(target)
+    try:
+        yield proxy
+    finally:
+        proxy.cut()
+        proxy.listening.shutdown(socket.SHUT_RDWR)
+        proxy.listening.close()
 
 
 @contextmanager

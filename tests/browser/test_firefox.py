@@ -1,9 +1,7 @@
 """Every lesson in the system's Firefox: it opens, its main control works, nothing is thrown."""
 
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 from firefox import Firefox, running_firefox
@@ -11,7 +9,6 @@ from firefox import Firefox, running_firefox
 from qviz.ui.views.lessons import LESSONS, Lesson
 
 pytestmark = pytest.mark.browser
-NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 CONTROL = ".qv-lead .qv-range, .qv-foot .qv-transport .qv-range"
 
 
@@ -19,12 +16,6 @@ CONTROL = ".qv-lead .qv-range, .qv-foot .qv-transport .qv-range"
 def firefox() -> Iterator[Firefox]:
     with running_firefox() as one:
         yield one
-
-
-@pytest.fixture(scope="module")
-def base(firefox: Firefox, serve_notebooks: Callable[..., Any]) -> Iterator[str]:
-    with serve_notebooks(NOTEBOOKS) as url:
-        yield url
 
 
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.slug)

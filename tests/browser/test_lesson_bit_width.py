@@ -1,6 +1,5 @@
 """Lesson 1 in a real Chromium: the slider by keyboard and by mouse, held against the library."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from driver import Tab, canvas_pixels, eventually, jupyterlab, run_first_cell
+from driver import Tab, canvas_pixels, eventually, run_first_cell
 
 import qviz
 from qviz.ui.views.bit_width import BITS, BitWidthLesson
@@ -19,12 +18,6 @@ from qviz.ui.widgets import codec, colors
 pytestmark = pytest.mark.browser
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 READY = ".qv-chart .js-plotly-plot .scatterlayer"
-
-
-@pytest.fixture(scope="module")
-def base(serve_notebooks: Callable[[Path], Any], browser: Any) -> Iterator[str]:
-    with serve_notebooks(NOTEBOOKS) as url:
-        yield url
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +131,7 @@ def test_what_the_kernel_computes_when_a_control_changes(tab, weight):
     q = quantized(weight, 2, symmetric=False)
     eventually(lambda: rows(tab).get("bits per weight") == f"{q.bits_per_weight:.4g}", 30)
     assert "zero points" in rows(tab)
-    slider = tab.page.get_by_role("slider", name="Scale per")
+    slider = tab.page.get_by_role("slider", name="One scale per")
     slider.focus()
     tab.page.keyboard.press("Home")  # one scale for the matrix
     q = quantized(weight, 2, symmetric=False, granularity="tensor", group_size=None)
@@ -203,25 +196,24 @@ def test_the_gallery_leads_to_the_lesson(base, open_tab):
     tab.page.keyboard.press("Home")
     eventually(lambda: "2 bits" in str(tab.page.text_content(".qv-caption")))
     tab.assert_clean()
-    tab.page.get_by_role("link", name="Begin with 1 · Bit width").click()
+    tab.page.get_by_role("link", name="Start with 1 · Bit width").click()
     tab.page.wait_for_selector(".qv-chart .js-plotly-plot", timeout=60_000, state="attached")
     tab.assert_clean()
 
 
-def test_in_jupyterlab(open_tab, tmp_path, weight):
+def test_in_jupyterlab(open_tab, lab, weight):
     """There the kernel answers on another thread."""
-    shutil.copy(NOTEBOOKS / "01_bit_width.ipynb", tmp_path)
-    with jupyterlab(tmp_path, tmp_path / "home") as url:
-        tab = open_tab(width=1600, height=1000)
-        run_first_cell(tab, f"{url}/lab/tree/01_bit_width.ipynb")
-        tab.page.wait_for_selector(READY, timeout=60_000, state="attached")
-        slider = tab.page.get_by_role("slider", name="Bits per code")
-        slider.focus()
-        tab.page.keyboard.press("Home")
-        wait_for_bits(tab, 2)
-        assert rows(tab)["codes"] == "2"
-        tab.page.get_by_role("radio", name="asymmetric", exact=True).click()
-        want = f"{quantized(weight, 2, symmetric=False).bits_per_weight:.4g}"
-        eventually(lambda: rows(tab).get("bits per weight") == want, 30)
-        tab.assert_clean()
-        tab.close()
+    url, _ = lab()
+    tab = open_tab(width=1600, height=1000)
+    run_first_cell(tab, f"{url}/lab/tree/01_bit_width.ipynb")
+    tab.page.wait_for_selector(READY, timeout=60_000, state="attached")
+    slider = tab.page.get_by_role("slider", name="Bits per code")
+    slider.focus()
+    tab.page.keyboard.press("Home")
+    wait_for_bits(tab, 2)
+    assert rows(tab)["codes"] == "2"
+    tab.page.get_by_role("radio", name="asymmetric", exact=True).click()
+    want = f"{quantized(weight, 2, symmetric=False).bits_per_weight:.4g}"
+    eventually(lambda: rows(tab).get("bits per weight") == want, 30)
+    tab.assert_clean()
+    tab.close()

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,12 +17,6 @@ NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 READY = ".qv-line-stage canvas"
 NAMES = list(TITLES)
 WHERE = "voila/render/02_formats.ipynb"
-
-
-@pytest.fixture(scope="module")
-def base(serve_notebooks: Callable[[Path], Any], browser: Any) -> Iterator[str]:
-    with serve_notebooks(NOTEBOOKS) as url:
-        yield url
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +165,7 @@ def test_a_wrong_number_is_said_and_a_right_one_follows(tab):
     field = tab.page.get_by_label("A number to follow")
     field.fill("one half")
     field.press("Enter")
-    alert = tab.page.get_by_role("alert").filter(has_text="no number here")
+    alert = tab.page.get_by_role("alert").filter(has_text="not a number here")
     alert.wait_for(timeout=20_000)
     field.fill("1/2")
     field.press("Enter")

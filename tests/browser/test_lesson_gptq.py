@@ -1,6 +1,5 @@
 """Lesson 7 in a real Chromium: steps by keyboard, mouse and jump, held against the library."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from driver import Tab, canvas_pixels, eventually, jupyterlab, run_first_cell
+from driver import Tab, canvas_pixels, eventually, run_first_cell
 
 import qviz
 from qviz.models.capture import load_calibration
@@ -22,12 +21,6 @@ NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 READY = ".qv-chart .js-plotly-plot .scatterlayer"
 LAYER = GptqLesson.first_layer
 NOW, PASSED, FIRST, SECOND, BETWEEN = 0, 1, 3, 4, 5  # the pictures in their order on the page
-
-
-@pytest.fixture(scope="module")
-def base(serve_notebooks: Callable[[Path], Any], browser: Any) -> Iterator[str]:
-    with serve_notebooks(NOTEBOOKS) as url:
-        yield url
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +167,7 @@ def test_moments_light_their_terms(tab):
             ".some((e) => e.getClientRects().length)",
             term,
         )
-    eventually(lambda: "weights that wait move" in caption(tab))
+    eventually(lambda: "waiting weights move" in caption(tab))
 
 
 def test_a_clicked_weight_keeps_its_story_while_steps_go_on(tab, walk):
@@ -191,7 +184,7 @@ def test_a_clicked_weight_keeps_its_story_while_steps_go_on(tab, walk):
     eventually(lambda: rows(tab)["its turn"] == f"step {column}, done")
     assert rows(tab)["row, column"] == held
     story = walk.story(row, column)
-    moved = rows(tab)["moved in all by"].replace("−", "-")
+    moved = rows(tab)["moved in total by"].replace("−", "-")
     assert float(moved) == pytest.approx(story.compensation, rel=1e-2, abs=1e-9)
     stage.click(position=where)  # and let go
 
@@ -296,19 +289,18 @@ def test_on_a_phone(base, open_tab):
     tab.assert_clean()
 
 
-def test_in_jupyterlab(open_tab, tmp_path, walk):
+def test_in_jupyterlab(open_tab, lab, walk):
     """There the kernel answers on another thread."""
-    shutil.copy(NOTEBOOKS / "07_gptq.ipynb", tmp_path)
-    with jupyterlab(tmp_path, tmp_path / "home") as url:
-        tab = open_tab(width=1600, height=1000)
-        run_first_cell(tab, f"{url}/lab/tree/07_gptq.ipynb")
-        tab.page.get_by_role("radio", name="a real layer").check(force=True)
-        tab.page.wait_for_selector(READY, timeout=60_000, state="attached")
-        tab.page.locator(".qv-stage:visible").first.scroll_into_view_if_needed()
-        bar = tab.page.locator(".qv-transport").bounding_box()  # in sight with the pictures
-        assert bar["y"] > 0 and bar["y"] + bar["height"] <= 1000
-        steps_bar(tab).focus()
-        tab.page.keyboard.press("]")
-        wait_for_step(tab, 128)
-        eventually(lambda: "Step 128" in caption(tab))
-        tab.assert_clean()
+    url, _ = lab()
+    tab = open_tab(width=1600, height=1000)
+    run_first_cell(tab, f"{url}/lab/tree/07_gptq.ipynb")
+    tab.page.get_by_role("radio", name="a real layer").check(force=True)
+    tab.page.wait_for_selector(READY, timeout=60_000, state="attached")
+    tab.page.locator(".qv-stage:visible").first.scroll_into_view_if_needed()
+    bar = tab.page.locator(".qv-transport").bounding_box()  # in sight with the pictures
+    assert bar["y"] > 0 and bar["y"] + bar["height"] <= 1000
+    steps_bar(tab).focus()
+    tab.page.keyboard.press("]")
+    wait_for_step(tab, 128)
+    eventually(lambda: "Step 128" in caption(tab))
+    tab.assert_clean()

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,15 +18,12 @@ SAID = ".qv-main .qv-caption-row"
 
 
 @pytest.fixture(scope="module")
-def tab(
-    serve_notebooks: Callable[[Path], Any], browser: Any, open_tab: Callable[..., Tab]
-) -> Iterator[Tab]:
-    with serve_notebooks(NOTEBOOKS) as url:
-        tab = open_tab(device_scale_factor=2)
-        tab.open(f"{url}/voila/render/04_granularity.ipynb#layer={LAYER}", READY, 120)
-        tab.until("l => document.body.dataset.qvAddress === l", f"layer={LAYER}", seconds=60)
-        yield tab
-        tab.assert_clean()
+def tab(base: str, open_tab: Callable[..., Tab]) -> Iterator[Tab]:
+    tab = open_tab(device_scale_factor=2)
+    tab.open(f"{base}/voila/render/04_granularity.ipynb#layer={LAYER}", READY, 120)
+    tab.until("l => document.body.dataset.qvAddress === l", f"layer={LAYER}", seconds=60)
+    yield tab
+    tab.assert_clean()
 
 
 @pytest.fixture(scope="module")

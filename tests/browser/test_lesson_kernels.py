@@ -1,13 +1,11 @@
 """Lesson 11 in a real Chromium: drag the batch, measure this machine, step through a kernel, let a
 model write."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from driver import Tab, canvas_pixels, eventually, jupyterlab, run_first_cell
+from driver import Tab, canvas_pixels, eventually, run_first_cell
 
 from qviz.kernels.records import recorded
 from qviz.kernels.registry import BASELINE
@@ -18,12 +16,6 @@ pytestmark = pytest.mark.browser
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 READY = ".qv-chart .js-plotly-plot .barlayer"
 PAGE = "voila/render/11_memory_and_speed.ipynb"
-
-
-@pytest.fixture(scope="module")
-def base(serve_notebooks: Callable[[Path], Any]) -> Iterator[str]:
-    with serve_notebooks(NOTEBOOKS) as url:
-        yield url
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +63,7 @@ def test_dragging_the_batch_shows_each_batchs_figures(tab):
         point = points_of(race.shown, race.kernel)[batch]
         speed = race.shown.speedup(point)
         near = pytest.approx(speed, rel=0.006)
-        eventually(lambda near=near: float(rows(tab)["as fast as 16 bits"].rstrip("×")) == near)
+        eventually(lambda near=near: float(rows(tab)["speed, × 16 bits"].rstrip("×")) == near)
         tab.page.keyboard.press("ArrowRight")
     where = slider.bounding_box()
     y = where["y"] + where["height"] / 2
@@ -103,7 +95,7 @@ def test_the_bars_are_drawn_for_the_batch(tab):
 def test_measuring_this_machine(tab):
     tab.page.get_by_role("button", name="Shape and machine").click()
     choose = tab.page.get_by_label("Shape, from a model")
-    tab.page.get_by_label("Figures of").select_option(index=0)
+    tab.page.get_by_label("Figures from").select_option(index=0)
     tab.page.wait_for_function(
         "[...document.querySelectorAll('p')].some((p) => p.textContent.includes('Not measured'))"
     )
@@ -114,8 +106,8 @@ def test_measuring_this_machine(tab):
     eventually(lambda: "Measured on" in tab.page.inner_text(".qv-main"), 120)
     tab.page.get_by_role("button", name="Measure it here").wait_for()
     # The words come first; table and charts are messages of their own.
-    eventually(lambda: "as fast as 16 bits" in rows(tab))
-    assert float(rows(tab)["as fast as 16 bits"].rstrip("×")) > 0
+    eventually(lambda: "speed, × 16 bits" in rows(tab))
+    assert float(rows(tab)["speed, × 16 bits"].rstrip("×")) > 0
     eventually(lambda: BASELINE in tab.page.inner_text(".qv-main"))
     assert tab.page.locator(".qv-status [role=alert]").count() == 0
 
@@ -168,7 +160,7 @@ def test_another_kernel_and_program(tab):
 def test_a_model_writes_with_packed_weights(tab):
     part(tab, "model")
     tab.page.get_by_role("button", name="Let both write").click()
-    eventually(lambda: "times fewer bytes" in caption(tab), 150)
+    eventually(lambda: "× smaller" in caption(tab), 150)
     assert tab.page.locator(".qv-status [role=alert]").count() == 0
     texts = [t for t in tab.page.locator(".qv-code pre").all_inner_texts() if t.strip()]
     assert len(texts) >= 2
@@ -201,20 +193,19 @@ def test_on_a_phone(base, open_tab):
     tab.assert_clean()
 
 
-def test_in_jupyterlab(open_tab, tmp_path):
+def test_in_jupyterlab(open_tab, lab):
     """There controls are answered on another thread, and measuring runs on a third."""
-    shutil.copy(NOTEBOOKS / "11_memory_and_speed.ipynb", tmp_path)
-    with jupyterlab(tmp_path, tmp_path / "home") as url:
-        tab = open_tab(width=1600, height=1000)
-        run_first_cell(tab, f"{url}/lab/tree/11_memory_and_speed.ipynb")
-        tab.page.wait_for_selector(READY, timeout=60_000, state="attached")
-        tab.page.get_by_role("button", name="Shape and machine").click()
-        tab.page.get_by_label("Figures of").select_option(index=0)
-        choose = tab.page.get_by_label("Shape, from a model")
-        eventually(lambda: "bundled" in choose.inner_text(), 20)
-        labels = choose.locator("option").all_inner_texts()
-        choose.select_option(label=next(text for text in labels if "bundled" in text))
-        tab.page.get_by_role("button", name="Measure it here").click()
-        eventually(lambda: "Measured on" in tab.page.inner_text(".qv-main"), 120)
-        tab.assert_clean()
-        tab.close()
+    url, _ = lab()
+    tab = open_tab(width=1600, height=1000)
+    run_first_cell(tab, f"{url}/lab/tree/11_memory_and_speed.ipynb")
+    tab.page.wait_for_selector(READY, timeout=60_000, state="attached")
+    tab.page.get_by_role("button", name="Shape and machine").click()
+    tab.page.get_by_label("Figures from").select_option(index=0)
+    choose = tab.page.get_by_label("Shape, from a model")
+    eventually(lambda: "bundled" in choose.inner_text(), 20)
+    labels = choose.locator("option").all_inner_texts()
+    choose.select_option(label=next(text for text in labels if "bundled" in text))
+    tab.page.get_by_role("button", name="Measure it here").click()
+    eventually(lambda: "Measured on" in tab.page.inner_text(".qv-main"), 120)
+    tab.assert_clean()
+    tab.close()

@@ -21,14 +21,11 @@ LAYER = "model.layers.0.self_attn.k_proj"
 
 
 @pytest.fixture(scope="module")
-def tab(
-    serve_notebooks: Callable[[Path], Any], browser: Any, open_tab: Callable[..., Tab]
-) -> Iterator[Tab]:
-    with serve_notebooks(NOTEBOOKS) as url:
-        tab = open_tab()
-        tab.open(f"{url}/voila/render/05_nf4.ipynb", READY)
-        yield tab
-        tab.assert_clean()
+def tab(base: str, open_tab: Callable[..., Tab]) -> Iterator[Tab]:
+    tab = open_tab()
+    tab.open(f"{base}/voila/render/05_nf4.ipynb", READY)
+    yield tab
+    tab.assert_clean()
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +83,7 @@ def test_the_block_size_by_keyboard_changes_bill_and_words(tab, weight):
         q = qviz.quantize(weight, "nf4", group_size=size)
         double = qviz.quantize(weight, "nf4", group_size=size, double_quant=True)
         want = [f"{q.bits_per_weight:.3f}", f"{double.bits_per_weight:.3f}"]
-        eventually(lambda want=want: table(tab, "The bill of this layer")["together"][2::2] == want)
+        eventually(lambda want=want: table(tab, "What this layer costs")["together"][2::2] == want)
         words = page.locator(".qv-caption-row:visible").inner_text()
         assert f"Blocks of {size}: {want[0]} bits" in words
         page.keyboard.press("ArrowRight")
@@ -114,7 +111,7 @@ def test_pointing_at_a_weight_shows_its_byte(tab, weight):
 
 def test_dragging_a_level_with_the_mouse_answers_with_the_exact_error(tab, weight):
     page = go(tab, f"layer={LAYER}&part=duel")
-    board = "How far off, and at how many bits per weight"
+    board = "How large the error is, at how many bits per weight"
     before = table(tab, board)["your levels"][0]
     knob = page.get_by_role("slider", name="level 4", exact=True)
     knob.scroll_into_view_if_needed()
@@ -152,7 +149,7 @@ def test_dragging_a_level_with_the_mouse_answers_with_the_exact_error(tab, weigh
 
 def test_a_guess_opens_the_score_board(tab):
     page = go(tab, f"layer={LAYER}&part=duel")
-    board = "How far off, and at how many bits per weight"
+    board = "How large the error is, at how many bits per weight"
     assert set(table(tab, board)) == {"your levels", "NF4"}
     page.locator("select").filter(has_text="your guess").select_option("INT4 asymmetric")
     eventually(lambda: len(table(tab, board)) == 7)

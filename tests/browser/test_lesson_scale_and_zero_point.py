@@ -5,7 +5,6 @@ what then stands on the page is the library's.
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,12 +20,6 @@ WHERE = "voila/render/03_scale_and_zero_point.ipynb"
 READY = ".qv-chart .js-plotly-plot .scatterlayer"
 ERRORS = 1  # the second picture; the first is hidden while errors fit the page
 SCHEME = {"bits": 4, "symmetric": True, "convention": "compressed_tensors"}
-
-
-@pytest.fixture(scope="module")
-def base(serve_notebooks: Callable[[Path], Any], browser: Any) -> Iterator[str]:
-    with serve_notebooks(NOTEBOOKS) as url:
-        yield url
 
 
 @pytest.fixture(scope="module")

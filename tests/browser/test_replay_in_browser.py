@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from driver import Tab, canvas_pixels, eventually, jupyterlab, run_first_cell, write_notebooks
+from driver import Tab, canvas_pixels, eventually, run_first_cell, write_notebooks
 
 from qviz.ui.widgets import codec, colors, number
 
@@ -454,20 +454,22 @@ def test_views_change_between_frames_and_runs(tab: Tab) -> None:
         eventually(lambda want=want: np.array_equal(cell_colours(tab, "now", want.shape[:2]), want))
 
 
-def test_jupyterlab_in_its_dark_theme(open_tab: Callable[..., Tab], tmp_path: Path) -> None:
+def test_jupyterlab_in_its_dark_theme(
+    open_tab: Callable[..., Tab], lab: Callable[..., Any]
+) -> None:
     KNOWN.clear()
     exec(NUMBERS, KNOWN)
-    write_notebooks(tmp_path / "pages", {"01_runs": PAGE})
-    with jupyterlab(tmp_path / "pages", tmp_path, theme="JupyterLab Dark") as url:
-        tab = open_tab(height=1000, color_scheme="light")
-        run_first_cell(tab, f"{url}/lab/tree/01_runs.ipynb")
-        tab.page.wait_for_selector(".t-minus[data-qv-painted]", timeout=60_000)
-        go(tab, 17)
-        values = KNOWN["value"]("minus", 17)
-        found = cell_colours(tab, "minus", values.shape)
-        assert in_colour(found, values, LIMITS["minus"], dark=True)
-        point_at(tab, "now", 3, 8, (14, 40))
-        text = f"row 3, input 8: {number(KNOWN['value']('now', 17)[3, 8], 6)}"
-        eventually(lambda: cell_text(tab, "now") == text)
-        tab.assert_clean()
-        tab.close()
+    url, folder = lab("JupyterLab Dark")
+    write_notebooks(folder, {"01_runs": PAGE})
+    tab = open_tab(height=1000, color_scheme="light")
+    run_first_cell(tab, f"{url}/lab/tree/01_runs.ipynb")
+    tab.page.wait_for_selector(".t-minus[data-qv-painted]", timeout=60_000)
+    go(tab, 17)
+    values = KNOWN["value"]("minus", 17)
+    found = cell_colours(tab, "minus", values.shape)
+    assert in_colour(found, values, LIMITS["minus"], dark=True)
+    point_at(tab, "now", 3, 8, (14, 40))
+    text = f"row 3, input 8: {number(KNOWN['value']('now', 17)[3, 8], 6)}"
+    eventually(lambda: cell_text(tab, "now") == text)
+    tab.assert_clean()
+    tab.close()

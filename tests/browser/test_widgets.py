@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from driver import Tab, canvas_pixels, eventually, jupyterlab, run_first_cell, write_notebooks
+from driver import Tab, canvas_pixels, eventually, run_first_cell, write_notebooks
 
 from qviz.ui.widgets import codec, colors, number
 
@@ -748,22 +748,24 @@ def test_busy_kernel_raises_no_alarm_and_a_lost_one_does(
     tab.close()
 
 
-def test_jupyterlab_in_its_dark_theme(open_tab: Callable[..., Tab], tmp_path: Path) -> None:
+def test_jupyterlab_in_its_dark_theme(
+    open_tab: Callable[..., Tab], lab: Callable[..., Any]
+) -> None:
     """There the callbacks run on another thread, and the theme is Lab's, not the system's."""
-    write_notebooks(tmp_path / "pages", {"01_widgets": PAGE})
-    with jupyterlab(tmp_path / "pages", tmp_path, theme="JupyterLab Dark") as url:
-        tab = open_tab(height=1000, color_scheme="light")
-        page = tab.page
-        run_first_cell(tab, f"{url}/lab/tree/01_widgets.ipynb")
-        page.wait_for_selector(".t-chart[data-qv-painted]", timeout=60_000)
-        choose(tab, 3)
-        says(tab, "slider=3")
-        limit = max(float(np.abs(m).max()) for m in SMALL)
-        want = expected(SMALL[3], float(np.abs(SMALL[3]).max()), limit, dark=True)
-        eventually(lambda: np.array_equal(cell_colours(tab, "small", (12, 16)), want))
-        point_at(tab, "small", 5, 9, (12, 16))
-        text = f"row 5, column 9: {number(SMALL[3][5, 9], 6)} mV"
-        eventually(lambda: cell_text(tab, "small") == text)
-        painted(tab, "chart", 3)
-        tab.assert_clean()
-        tab.close()
+    url, folder = lab("JupyterLab Dark")
+    write_notebooks(folder, {"01_widgets": PAGE})
+    tab = open_tab(height=1000, color_scheme="light")
+    page = tab.page
+    run_first_cell(tab, f"{url}/lab/tree/01_widgets.ipynb")
+    page.wait_for_selector(".t-chart[data-qv-painted]", timeout=60_000)
+    choose(tab, 3)
+    says(tab, "slider=3")
+    limit = max(float(np.abs(m).max()) for m in SMALL)
+    want = expected(SMALL[3], float(np.abs(SMALL[3]).max()), limit, dark=True)
+    eventually(lambda: np.array_equal(cell_colours(tab, "small", (12, 16)), want))
+    point_at(tab, "small", 5, 9, (12, 16))
+    text = f"row 5, column 9: {number(SMALL[3][5, 9], 6)} mV"
+    eventually(lambda: cell_text(tab, "small") == text)
+    painted(tab, "chart", 3)
+    tab.assert_clean()
+    tab.close()

@@ -71,14 +71,14 @@ REFUSALS = [
      "it captured for another layer?"),
     (lambda: require_fit(replace(CALIBRATION, layer="q"), 4), "the calibration has 3 input "
      "channels (q), the weight 4: was it captured for another layer?"),
-    (lambda: require_calibration({}), "calibration must be a qviz.Calibration, one layer's, as "
-     "qviz.capture(…)[layer] or qviz.load_calibration gives it; got dict; take the layer's entry "
-     "of it"),
-    (lambda: require_calibration(3), "calibration must be a qviz.Calibration, one layer's, as "
-     "qviz.capture(…)[layer] or qviz.load_calibration gives it; got int"),
+    (lambda: require_calibration({}), "calibration must be one layer's qviz.Calibration, as "
+        "returned by qviz.capture(…)[layer] or qviz.load_calibration; got dict; pass one "
+        "layer's entry of it"),
+    (lambda: require_calibration(3), "calibration must be one layer's qviz.Calibration, as "
+        "returned by qviz.capture(…)[layer] or qviz.load_calibration; got int"),
     # matrices
     (lambda: as_matrix(torch.ones(2, 0)), f"{WEIGHT_SHAPE} (2, 0): it has no values. If it is "
-     "sharded over processes, or loaded later, gather or load it first"),
+        "sharded over processes or not loaded yet, gather or load it first"),
     (lambda: as_matrix(torch.ones(3)), f"{WEIGHT_SHAPE} (3,): the vectors of a model (biases, the "
      "weights of norms) stay in full precision. If it is one row of a matrix, pass "
      "weight.reshape(1, -1)"),
@@ -102,14 +102,14 @@ REFUSALS = [
     (lambda: as_matrix(torch.ones(2, 2).bool()), "weight has dtype torch.bool; expected one of "
      "float32, bfloat16, float16, float64. Pass weight.float()"),
     (lambda: as_matrix(torch.ones(2, 2).to(torch.float8_e5m2)), "weight has dtype "
-     "torch.float8_e5m2; expected one of float32, bfloat16, float16, float64. Weights in 8 bits "
-     "are stored in units of a scale, which a cast alone would drop: pass weight.float() * scale, "
-     "the scale being that of each weight's tensor, row or block (weight_scale or weight_scale_inv "
-     "in a checkpoint)"),
+        "torch.float8_e5m2; expected one of float32, bfloat16, float16, float64. Weights in 8 "
+        "bits are stored in units of a scale, which a cast alone would drop: pass "
+        "weight.float() * scale, with the scale of each weight's tensor, row or block "
+        "(weight_scale or weight_scale_inv in a checkpoint)"),
     (lambda: as_matrix(torch.ones(2, 2).int()), "weight has dtype torch.int32; expected one of "
-     "float32, bfloat16, float16, float64. Integers are mostly the codes of a quantizer, whose "
-     "scales are stored beside them: have its own library dequantize them. If they are the weights "
-     "themselves, pass weight.float()"),
+        "float32, bfloat16, float16, float64. Integers are usually codes whose scales are "
+        "stored separately: dequantize them with the library that made them. If they are the "
+        "weights themselves, pass weight.float()"),
     (lambda: as_matrix(np.ones((2, 2), "i4")), "weight has NumPy dtype int32; expected one of "
      "float32, float16, float64. Integers are mostly the codes of a quantizer, whose scales are "
      "stored beside them: have its own library dequantize them. If they are the weights "
@@ -127,14 +127,14 @@ REFUSALS = [
      "it has 2 value(s) that are not finite, the first is nan at [1, 0]. Quantization needs finite "
      "numbers: load it again, or set them to 0 with torch.nan_to_num(it, 0, 0, 0)"),
     (lambda: require_finite(torch.tensor([1.0, torch.inf]).half(), "it"),
-     "it has 1 value(s) that are not finite, the first is inf at [1]. Float16 ends at 65504: if it "
-     "was cast, keep the dtype that it was saved in. Quantization needs finite numbers: load it "
-     "again, or set them to 0 with torch.nan_to_num(it, 0, 0, 0)"),
+     "it has 1 value(s) that are not finite, the first is inf at [1]. Float16 ends at 65504: if "
+     "the tensor was cast, keep the dtype that it was saved in. Quantization needs finite "
+     "numbers: load it again, or set them to 0 with torch.nan_to_num(it, 0, 0, 0)"),
     (lambda: require_finite(torch.tensor([torch.nan]), "it", fix="Do this"),
      "it has 1 value(s) that are not finite, the first is nan at [0]. Do this"),
     (lambda: narrowed(torch.tensor([[1.0, 7e4], [-9e4, 0.0]]), torch.float16, "w"),
      "w has 2 value(s) beyond float16, which ends at 65504: the first is 70000 at [0, 1]. Pass w / "
-     "2.0**2, and multiply what comes out by 2.0**2"),
+     "2.0**2, and multiply the result by 2.0**2"),
     # numbers
     (lambda: require_int(9, "n", 1, 8), "n must be from 1 to 8, got 9"),
     (lambda: require_int(1.0, "n", 1, 8), "n must be an integer, got 1.0"),
@@ -151,9 +151,9 @@ REFUSALS = [
     (lambda: Granularity("flat"), 'granularity="flat" needs a group_size: its groups run on from '
      "row to row"),
     (lambda: Granularity("tensor", 8), 'group_size=8 does not apply to granularity="tensor"; use '
-     'granularity="group", or leave group_size out'),
-    (lambda: Granularity.of(Granularity("group", 8), 4), "group of 8 has its own group size; leave "
-     "group_size=4 out"),
+     'granularity="group", or omit group_size'),
+    (lambda: Granularity.of(Granularity("group", 8), 4), "group of 8 has its own group size; omit "
+     "group_size=4"),
     (lambda: whole_or_size(-3), "group_size must be at least 1, or None (or -1) for the whole "
      "row; got -3"),
     (lambda: whole_or_size(2.0), "group_size must be an integer, or None (or -1) for the whole "
@@ -230,7 +230,7 @@ def test_rescaling_brings_numbers_below_the_power_and_back(largest, exponent):
     text = rescaling("w", largest, exponent)
     up = " * " in text
     power = int(text.split("2.0**")[1].split(",")[0])
-    points(text, "divide what comes out/multiply what comes out", up)
+    points(text, "divide the result/multiply the result", up)
     assert text.count(f"2.0**{power}") == 2 and power >= 0
     scaled = largest * 2.0**power if up else largest / 2.0**power
     assert scaled < 2.0**exponent or (up and power == 100)
@@ -265,10 +265,10 @@ def test_how_runs_agree_is_counted():
     theirs[3, 0], at[3, 0] = 4, 3.2
     found = agreement(ours, theirs, at, losses=(1.02, 1.0))
     assert str(found) == (
-        "3 of 5 rows equal, 1 part at a tie, 1 elsewhere, loss +2.000%; first: row 3, column 0 "
-        "(step 0): 3 beside 4, the weight lay at 3.200000, 0.3 steps from the tie"
+        "3 of 5 rows equal, 1 differ at a tie, 1 elsewhere, loss +2.000%; first: row 3, column 0 "
+        "(step 0): 3 beside 4, the weight lay at 3.200000, 0.3 spacings from the tie"
     )
-    assert str(agreement(ours, ours, at)) == "5 of 5 rows equal, 0 part at a tie, 0 elsewhere"
+    assert str(agreement(ours, ours, at)) == "5 of 5 rows equal, 0 differ at a tie, 0 elsewhere"
     assert found.excess_loss == pytest.approx(0.02)
     lost = agreement(ours, ours, at, losses=(1.0, 0.0)).excess_loss
     assert (lost, agreement(ours, ours, at, losses=(0.0, 0.0)).excess_loss) == (torch.inf, 0)

@@ -120,7 +120,7 @@ def c_trained() -> Tally:
     return bytes_beside_c(list(LAYOUTS), trained_weights)
 
 
-@against(C, method="gguf", slow=True, what="bytes of all 11 types equal; weighed by importance")
+@against(C, method="gguf", slow=True, what="bytes of all 11 types equal; weighted by importance")
 def c_importance() -> Tally:
     def weights() -> Iterator[torch.Tensor]:
         yield from random_weights()

@@ -49,7 +49,7 @@ def tally(found: Iterator[Agreement]) -> Tally:
     mean = sum(excess) / max(len(excess), 1)
     wrong = sum(len(a.unexplained) for a in results)
     off = sum(not a.holds and not a.unexplained for a in results) + (abs(mean) > LOSS)
-    note = f"{parted} of {sum(a.rows for a in results)} rows part at a tie"
+    note = f"{parted} of {sum(a.rows for a in results)} rows differ at a tie"
     if excess:
         note += f"; losses {mean:+.4%} on average, {min(excess):+.2%} to {max(excess):+.2%}"
     return Tally(

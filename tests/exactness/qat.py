@@ -66,7 +66,7 @@ def learned_steps() -> Tally:
         for bits in BITS:
             qmin, qmax = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
             scale = _scales(w, bits)
-            # torch counts a weight up to half a step beyond the ends as inside, the paper not
+            # torch counts a weight up to half a step size past the ends as inside, the paper not
             w = torch.where(_agreed(w / scale, qmin, qmax), w, 0.0)
             upstream = torch.randn(w.shape, generator=torch.Generator().manual_seed(bits))
             factor = 1 / math.sqrt(w.shape[1] * qmax)

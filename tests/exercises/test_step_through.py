@@ -455,7 +455,7 @@ def test_the_wrong_order_is_seen_in_what_is_emitted():
 
 def test_codes_emitted_right_and_returned_wrong():
     report = run(emitting(("codes[:, back]", "codes")), "key", act_order=True)
-    assert "those returned do not" in report.findings[0]
+    assert "the returned ones do not" in report.findings[0]
     assert [m.name for m in report.mistakes] == ["order_not_undone"]
 
 

@@ -402,8 +402,8 @@ def test_who_is_left_out_and_why(fakes):
     assert {p.kernel for p in found.points} == {"torch.matmul", "fake.off", "fake.rounded"}
     assert found.left_out == {
         "fake.absent": "It is not there.",
-        "fake.interpreted": "fake.interpreted is only interpreted on a CPU: its results can be "
-        "looked at, its time not.",
+        "fake.interpreted": "fake.interpreted is only interpreted on a CPU, so its results mean "
+        "something but its time does not.",
         "fake.picky": "It takes nothing.",
         "fake.failing": "It could not be packed: no room in the layout.",
         "fake.overflowing, batch 1": "It failed: the product has values that are not finite.",
@@ -508,8 +508,8 @@ def test_the_inputs_are_the_same_for_the_same_seed():
         ((None,), {}, ValueError, r"shape must be \(out, in\)"),
         (((8, 8), "int9"), {}, ValueError, "unknown format 'int9'"),
         (((8, 8), []), {}, ValueError, "no format to measure"),
-        (((8, 8), "int8", []), {}, ValueError, "batches must be different numbers"),
-        (((8, 8), "int8", [2, 2]), {}, ValueError, "batches must be different numbers"),
+        (((8, 8), "int8", []), {}, ValueError, "batches must be distinct numbers"),
+        (((8, 8), "int8", [2, 2]), {}, ValueError, "batches must be distinct numbers"),
         (((8, 8), "int8", [0]), {}, ValueError, "a batch must be from 1"),
         (((8, 8), "int8", [1.5]), {}, TypeError, "a batch must be an integer"),
         (((8, 8), "int8", [1]), {"seconds": 0}, ValueError, "seconds must be above 0"),
@@ -597,7 +597,7 @@ def test_a_power_law_is_met_where_it_is_one(slope, meets):
     assert found.slower == min(b for b in batches if b >= meets)
     assert found.batch == pytest.approx(meets, rel=1e-6)
     assert found.gaps == ()
-    assert f"up to batch {found.faster} and no longer at {found.slower}" in str(found)
+    assert f"up to batch {found.faster} but no longer at {found.slower}" in str(found)
 
 
 @pytest.mark.parametrize(
@@ -608,15 +608,15 @@ def test_a_power_law_is_met_where_it_is_one(slope, meets):
         ({2: 3}, 0, "always", "is faster at batch 2."),
         ({2: 1}, 0, "within the spread", "is not faster at batch 2. At batch 2 the two lie within "
          "each other's spread."),
-        ({1: 4, 4: 0.25}, 0, "crosses", "is faster up to batch 1 and no longer at 4; they meet at "
+        ({1: 4, 4: 0.25}, 0, "crosses", "is faster up to batch 1 but no longer at 4; they meet at "
          "about batch 2."),
-        ({1: 0.5, 4: 2, 16: 0.5}, 0, "crosses", "is faster up to batch 4 and no longer at 16; they "
+        ({1: 0.5, 4: 2, 16: 0.5}, 0, "crosses", "is faster up to batch 4 but no longer at 16; they "
          "meet at about batch 8. Not at batch 1, though."),
         ({1: 0.5, 2: 0.6, 4: 2}, 0, "crosses", "is faster at the largest batch measured, 4. Not at "
          "batch 1 and 2, though."),
-        ({1: 1.1, 4: 0.95}, 0.2, "within the spread", "is faster up to batch 1 and no longer at 4; "
+        ({1: 1.1, 4: 0.95}, 0.2, "within the spread", "is faster up to batch 1 but no longer at 4; "
          "they meet at about batch 2.46. At batch 1 and 4 the two lie within each other's spread."),
-        ({1: 2, 4: 0.95}, 0.2, "crosses", "is faster up to batch 1 and no longer at 4; they meet "
+        ({1: 2, 4: 0.95}, 0.2, "crosses", "is faster up to batch 1 but no longer at 4; they meet "
          "at about batch 3.64. At batch 4 the two lie within each other's spread."),
     ],
 )  # fmt: skip
@@ -630,7 +630,7 @@ def test_where_a_kernel_stops_being_faster(speedups, spread, verdict, words):
 
 def test_comparisons_that_cannot_be_made_are_refused():
     found = measured({1: 2})
-    with pytest.raises(ValueError, match="what the others are compared with"):
+    with pytest.raises(ValueError, match="the baseline that the others are compared with"):
         found.crossover("torch.matmul", "int8", (8, 8))
     with pytest.raises(LookupError, match="x was not measured with int8 at 8×8: it was not asked"):
         found.crossover("x", "int8", (8, 8))

@@ -234,7 +234,7 @@ def test_frequencies_keep_their_precision(llama):
 def test_a_packed_model_is_not_quantized_again(llama):
     with pytest.raises(ValueError, match="no linear layers to quantize"):
         qviz.quantize_model(pack_model(llama, "torch.matmul").model, group_size=16)
-    with pytest.raises(ValueError, match="multiplies quantized already"):
+    with pytest.raises(ValueError, match="already multiplies quantized"):
         rotate_model(pack_model(llama, "torch.matmul").model)
 
 
@@ -292,7 +292,7 @@ def test_the_reference_needs_the_codes_and_adds_no_more_than_dense_linears(tiny)
     assert len(held[0] - held[1]) == len(packed.kernels) == 14
     assert reference.model is not packed.reference().model  # built anew, kept by nobody
     other = qviz.quantize_model(tiny["llama"], layers=[UP], group_size=16)
-    with pytest.raises(ValueError, match=r"packed here as .* pass the one that was packed"):
+    with pytest.raises(ValueError, match=r"packed here as .* pass the model that was packed"):
         packed.reference(other)
     del made
     gc.collect()
@@ -598,12 +598,12 @@ def test_a_kernel_that_is_not_exact_is_seen(tiny):
 
 def test_slower_and_larger_are_called_so():
     slow, fast, both = (packed_cost.Rate(8, s) for s in ((4.0, 4.4), (2.0, 2.2), (2.1, 4.1)))
-    assert packed_compare._pace(slow, fast) == "2.00 times slower"
-    assert packed_compare._pace(fast, slow) == "2.00 times as fast"
+    assert packed_compare._pace(slow, fast) == "2.00× slower"
+    assert packed_compare._pace(fast, slow) == "2.00× as fast"
     for one in (slow, fast):
         assert packed_compare._pace(one, both) == "no difference beyond that between repeats"
-    assert packed_compare._size(0.25) == "4.00 times smaller"
-    assert packed_compare._size(2.0) == "2.00 times larger"
+    assert packed_compare._size(0.25) == "4.00× smaller"
+    assert packed_compare._size(2.0) == "2.00× larger"
     assert packed_compare._size(1.0) == "the same"
 
 

@@ -83,7 +83,7 @@ def test_integers_are_codes_unless_they_are_the_weights():
     codes, scale = torch.randint(-127, 128, (8, 64), dtype=torch.int8), 0.001
     for given in (codes, codes.numpy()):
         text = refusal(lambda w=given: qviz.quantize(w, group_size=64), TypeError)
-        assert "scales are stored beside" in text
+        assert "scales are stored separately" in text
     values = followed(
         refusal(lambda: qviz.quantize(codes), TypeError), r"weight\.float\(\)", weight=codes
     )
@@ -235,7 +235,7 @@ def test_double_quantization_that_rounds_beyond_float16_is_scaled():
     text = refusal(lambda: qviz.quantize(w.half(), "nf4", double_quant=True))
     given = followed(text, r"weight / 2\.0\*\*\d+", weight=w.half())
     assert torch.isfinite(qviz.quantize(given, "nf4", double_quant=True).dequantize()).all()
-    assert "leave double_quant out" in text
+    assert "omit double_quant" in text
     assert torch.isfinite(qviz.quantize(w.half(), "nf4").dequantize()).all()
 
 
@@ -244,9 +244,7 @@ def test_the_power_of_two_is_enough_and_named_both_ways():
         x = torch.full((1, 1), value)
         text = refusal(lambda x=x: narrowed(x, torch.float16, "x"))
         assert torch.isfinite(followed(text, r"x / 2\.0\*\*\d+", x=x).half()).all()
-        down, up = re.search(
-            r"x / (2\.0\*\*\d+), and multiply what comes out by (\S+)$", text
-        ).groups()
+        down, up = re.search(r"x / (2\.0\*\*\d+), and multiply the result by (\S+)$", text).groups()
         assert down == up
 
 
@@ -403,7 +401,7 @@ def test_levels_before_the_first_column_cannot_be_stale():
     w, given = random(8, 64), calibration_for(random(90, 64))
     for options in ({"group_size": -1}, {"group_size": 32, "static_groups": True}):
         text = refusal(lambda o=options: qviz.quantize(w, "gptq", given, stale_groups=True, **o))
-        assert "leave it out" in text
+        assert "omit it" in text
         qviz.quantize(w, "gptq", given, **options)
     qviz.quantize(w, "gptq", given, stale_groups=True, group_size=32)
 
@@ -422,7 +420,7 @@ def test_a_hessian_beyond_float32_leads_to_float64():
     large = qviz.Calibration(
         given.inputs, given.hessian * 1e60, given.act_absmax, given.act_absmean, given.tokens
     )
-    assert "Give the weight as float64" in refusal(
+    assert "Pass the weight as float64" in refusal(
         lambda: qviz.quantize(w, "gptq", large, group_size=64)
     )
     expected = qviz.quantize(w.double(), "gptq", given, group_size=64)

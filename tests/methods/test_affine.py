@@ -135,7 +135,7 @@ def test_a_granularity_is_checked_however_it_is_made():
         qviz.Granularity("grup")
     with pytest.raises(ValueError, match="does not apply"):
         qviz.Granularity("channel", 32)
-    with pytest.raises(ValueError, match="leave group_size=32 out"):
+    with pytest.raises(ValueError, match="omit group_size=32"):
         qviz.Granularity.of(qviz.Granularity("channel"), 32)
 
 

@@ -204,7 +204,7 @@ def test_bad_options_name_the_fix(options, error, says):
 
 def test_bad_inputs_name_the_fix():
     w, calibration = problem()
-    with pytest.raises(TypeError, match="take the layer's entry"):
+    with pytest.raises(TypeError, match="pass one layer's entry"):
         awq(w, {"layer": calibration})
     with pytest.raises(ValueError, match="captured for another layer"):
         awq(w[:, :32], calibration)

@@ -312,8 +312,8 @@ def test_fallback_is_asked_for_and_told(name, instead):
 @pytest.mark.parametrize(
     ("weight", "options", "error", "says"),
     [
-        (torch.randn(4, 100), {}, ValueError, "no multiple of 32.*leave this layer out"),
-        (torch.randn(4, 40), {"type": "Q8_0"}, ValueError, "no multiple of 32"),
+        (torch.randn(4, 100), {}, ValueError, "not even a multiple of 32.*skip this layer"),
+        (torch.randn(4, 40), {"type": "Q8_0"}, ValueError, "not even a multiple of 32"),
         (torch.randn(4, 256), {"type": "Q4_k"}, ValueError, "mean Q4_K"),
         (torch.randn(4, 256) * 1e12, {"type": "Q4_K"}, ValueError, r"\[0, 0\] overflow.*Q4_K"),
         (torch.randn(4, 256) * 1e12, {"type": "Q4_1"}, ValueError, r"overflow.*Pass weight /"),

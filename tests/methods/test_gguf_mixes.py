@@ -120,7 +120,7 @@ def test_rows_that_do_not_fit():
     types = tensor_types(odd, "Q4_K_M")
     assert types["blk.1.attn_q.weight"] == "Q5_0"
     assert types["blk.3.attn_v.weight"] == "Q8_0"  # Q6_K's fallback
-    assert types["blk.0.ffn_down.weight"] == "F16"  # 250 is no multiple of 32
+    assert types["blk.0.ffn_down.weight"] == "F16"  # 250 is not a multiple of 32
     assert types["output.weight"] == "Q8_0"
     assert fitting_type("Q8_0", 100) == fitting_type("Q6_K", 100) == "F16"
 

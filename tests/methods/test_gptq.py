@@ -409,8 +409,8 @@ def test_gpu_agrees(options):
         ({"damp": "1"}, TypeError, "damp must be a number"),
         ({"convention": "gtpq"}, ValueError, "mean gptq"),
         ({"variant": "no_updates"}, ValueError, "mean no_update"),
-        ({"stale_groups": True, "static_groups": True}, ValueError, "leave out static_groups"),
-        ({"stale_groups": True, "group_size": None}, ValueError, "give a group_size"),
+        ({"stale_groups": True, "static_groups": True}, ValueError, "omit static_groups"),
+        ({"stale_groups": True, "group_size": None}, ValueError, "set a group_size"),
         ({"scale_dtype": torch.int32}, TypeError, "scale_dtype must"),
     ],
     ids=str,
@@ -434,7 +434,7 @@ def test_a_calibration_of_numbers_that_are_none_is_refused(name):
     broken[3] = torch.nan
     with pytest.raises(ValueError, match=rf"calibration's {name} has.*nan at \[3"):
         replace(c, **{name: broken})
-    with pytest.raises(TypeError, match="take the layer's entry"):
+    with pytest.raises(TypeError, match="pass one layer's entry"):
         gptq(weight(), {"layer": c})
 
 

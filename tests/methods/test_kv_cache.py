@@ -303,7 +303,7 @@ def test_what_the_cache_is_asked_is_checked():
         (lambda: cache.decode(torch.randn(3, 32), keys[:1], values[:1]), "multiple of 2 heads"),
         (lambda: KiviCache(residual=100), "multiple of group_size"),
         (lambda: KiviCache(bits=9), "from 2 to 8"),
-        (lambda: KiviCache(group_size=-1), "a cache that grows"),
+        (lambda: KiviCache(group_size=-1), "a growing cache"),
     ):
         with pytest.raises(ValueError, match=says):
             call()

@@ -116,9 +116,9 @@ def test_errors():
     wide = calibration_for(torch.randn(10, 4096))
     with pytest.raises(ValueError, match=r"Take weight\[:2\], or use gptq"):
         obq(torch.randn(64, 4096), wide)
-    with pytest.raises(TypeError, match="take the layer's entry"):
+    with pytest.raises(TypeError, match="pass one layer's entry"):
         obq(w, {"layer": c})
     big = replace(c, hessian=c.hessian * (1e38 / c.hessian.max()))  # inverse: 0 in float32
-    with pytest.raises(ValueError, match="give the weight as float64"):
+    with pytest.raises(ValueError, match="pass the weight as float64"):
         obq(w.float(), big)
     assert obq(w.double(), big).info["loss"] > 0

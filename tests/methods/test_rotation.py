@@ -161,7 +161,7 @@ def test_hard_inputs(hard_weight):
     for sides in ("input", "both"):
         q = rotation(hard_weight, bits=8, sides=sides)
         error = (q.dequantize() - hard_weight).double().norm()
-        # 8 bits per row: half a step of 127 to the largest, on every entry at worst; the floor of
+        # 8 bits per row: half of 1/127 of the largest, on every entry at worst; the floor of
         # the scale (1e-5) swallows smaller weights whole
         turned = q.transform.apply(hard_weight).double()
         step = turned.abs().amax(1).clamp(min=1e-5) / 127

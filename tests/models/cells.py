@@ -62,7 +62,7 @@ class Wrong(Exception):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a check.
+    """The outcome of a check.
 
     state  "ok", "refused", "fails", or NOTHING
     words  what to show beside ok, the sentence of a refusal, or what went wrong

@@ -224,7 +224,7 @@ def test_an_empty_file_is_called_empty(tmp_path):
 def test_a_text_file_is_called_a_text_file(tmp_path, text, begins):
     path = tmp_path / "model.safetensors"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match="is a text file, which begins") as caught:
+    with pytest.raises(ValueError, match="is a text file that begins") as caught:
         load_layer(tmp_path, "x")
     assert begins in str(caught.value)
     assert "damaged" not in str(caught.value)
@@ -249,7 +249,7 @@ def test_an_index_is_only_data(tmp_path):
     with pytest.raises(ValueError, match="not JSON"):
         load_layer(tmp_path, "x")
     index.write_text(json.dumps({"weight_map": {"x.weight": "../../etc/passwd"}}))
-    with pytest.raises(ValueError, match="no file name"):
+    with pytest.raises(ValueError, match="not a file name"):
         load_layer(tmp_path, "x")
     index.write_text(json.dumps({"weight_map": {"x.weight": "model-1.safetensors"}}))
     with pytest.raises(FileNotFoundError, match="incomplete"):

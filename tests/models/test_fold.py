@@ -87,7 +87,7 @@ def test_what_feeds_what(loaded):
     assert len(names["llama"]) == 6
     assert [f.source for f in feeds(OTHERS["llama, all heads"]())][1].endswith("v_proj")
     assert all(source.endswith(("ln_1", "ln_2")) for _, source in names["gpt2"])
-    # BERT's norms also feed the sum around the next layer
+    # BERT's norms also feed the sum bypasses the next layer
     assert {into for into, _ in names["bert"]} == {"linear"}
     assert feeds(loaded["llama"], frozenset({"linear"}))[0].linears == (
         "model.layers.0.mlp.down_proj",
@@ -103,10 +103,10 @@ def test_unknown_wiring_is_refused(loaded):
     strange = LoadedModel(Other(), None, "strange", "decoder")
     with pytest.raises(ValueError, match=r"strange \(Other\) has no blocks.*Llama.*fold=False"):
         feeds(strange)
-    with pytest.raises(ValueError, match=r"around the next layer.*fold=False"):
+    with pytest.raises(ValueError, match=r"bypasses the next layer.*fold=False"):
         feeds(loaded["bert"], frozenset({"norm"}))
     gemma = tiny("GemmaConfig", "GemmaForCausalLM", head_dim=8)  # multiplies by 1 + weight
-    with pytest.raises(ValueError, match=r"GemmaRMSNorm.*does not multiply by its weight"):
+    with pytest.raises(ValueError, match=r"GemmaRMSNorm.*does not simply multiply by its weight"):
         fold_input_scales(gemma, random_scales(gemma, feeds(gemma)))
     for kind in (
         "BitNet",
@@ -221,7 +221,7 @@ def test_smoothquant_on_a_model(loaded, captured, words):
     plain = qviz.quantize_model(model, "smoothquant", calibration=calibration, alpha=None)
     norm = "model.layers.0.input_layernorm.weight"
     assert torch.equal(plain.model.model.state_dict()[norm], model.model.state_dict()[norm])
-    with pytest.raises(ValueError, match="around the next layer"):
+    with pytest.raises(ValueError, match="bypasses the next layer"):
         qviz.quantize_model(loaded["bert"], "smoothquant", calibration=captured["bert"])
 
 
@@ -273,5 +273,5 @@ def test_a_layer_that_nothing_folds_keeps_its_transform():
 
 def test_nothing_is_folded_into_a_layer_that_multiplies_quantized(loaded):
     made = qviz.quantize_model(loaded["llama"], "llm_int8").model
-    with pytest.raises(ValueError, match="multiplies quantized already"):
+    with pytest.raises(ValueError, match="already multiplies quantized"):
         fold_input_scales(made, random_scales(made, feeds(made)))

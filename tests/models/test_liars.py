@@ -26,7 +26,7 @@ SAYS = {
     "truncated": ("damaged",),
     "missing shard": ("which is missing",),
     "wrong shard": None,
-    "index leads out": ("secret.safetensors", "no file name"),
+    "index leads out": ("secret.safetensors", "not a file name"),
     "not numbers": None,
     "LFS pointer": ("git lfs pull",),
     "adapter only": ("LoRA",),

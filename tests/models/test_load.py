@@ -319,5 +319,5 @@ def test_weights_elsewhere_are_pointed_at(checkpoints, tmp_path):
         load_model(moved("c/model.gguf"))
     place = moved("d/elsewhere")
     (place / "model.safetensors").symlink_to(place / "gone")
-    with pytest.raises(FileNotFoundError, match="a link to a file that is not there any more"):
+    with pytest.raises(FileNotFoundError, match="a link to a file that no longer exists"):
         load_model(place)

@@ -141,7 +141,7 @@ def test_class_and_kind_are_those_of_the_configuration(tmp_path, config, cls, ki
     [
         ({"model_type": "llama", "architectures": ["MistralForCausalLM"]}, "contradicts itself"),
         ({"model_type": "llama", "architectures": ["MyLlama"]}, "names the class MyLlama, which"),
-        ({"model_type": "mine", "auto_map": {"AutoModel": "x.y"}}, "code of its own, which qviz"),
+        ({"model_type": "mine", "auto_map": {"AutoModel": "x.y"}}, "remote code, which qviz"),
         (
             {"model_type": "llava", "text_config": {"quantization_config": {"bits": 4}}},
             r"already quantized \(some method\)",

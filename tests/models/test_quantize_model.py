@@ -59,7 +59,7 @@ def test_the_bill(loaded):
 def test_chosen_layers(loaded):
     quantized = quantize_model(loaded["llama"], layers=["layers.0.mlp.up_proj"], group_size=16)
     assert list(quantized.tensors) == ["model.layers.0.mlp.up_proj"]
-    assert quantized.skipped["model.layers.1.mlp.up_proj"] == "not among the layers asked for"
+    assert quantized.skipped["model.layers.1.mlp.up_proj"] == "not among the requested layers"
     with pytest.raises(ValueError, match="lm_head is left out"):
         quantize_model(loaded["llama"], layers=["lm_head"], group_size=16)
 
@@ -103,7 +103,7 @@ def test_a_layer_that_multiplies_quantized_is_not_quantized_again(loaded):
     """Its product would not look at a new weight."""
     up = ["layers.0.mlp.up_proj"]
     made = quantize_model(loaded["llama"], "llm_int8", layers=up).model
-    with pytest.raises(ValueError, match=r"up_proj multiplies quantized already.*as it was loaded"):
+    with pytest.raises(ValueError, match=r"up_proj multiplies quantized already.*as loaded"):
         quantize_model(made, bits=2, group_size=16)
     rest = quantize_model(made, bits=8, layers=["layers.0.mlp.gate_proj"], group_size=16)
     assert list(rest.tensors) == ["model.layers.0.mlp.gate_proj"]
@@ -126,7 +126,7 @@ def test_layers_may_have_options_of_their_own(loaded):
 
 
 def test_a_model_takes_the_mix_of_a_gguf_file():
-    """Types layer by layer as the rules say, weighed by what really flows in."""
+    """Types layer by layer as the rules say, weighted by the real inputs."""
     model = qviz.load_model()
     seen = qviz.capture(model, "def f(x):\n    return x + 1\n" * 40, max_tokens=256)
     types = layer_types(model.config.to_dict(), "Q4_K_M")

@@ -257,7 +257,7 @@ def test_who_sees_the_next_token_does_not_predict_it(name):
 
 
 def test_a_mapping_of_texts_is_not_its_keys():
-    with pytest.raises(TypeError, match=r"give its values\(\)"):
+    with pytest.raises(TypeError, match=r"pass its values\(\)"):
         qviz.capture(zoo("Llama"), {"text": TEXT})
 
 

@@ -44,7 +44,7 @@ def test_a_model_prints_what_it_is(llama):
 def test_a_model_prints_what_its_checkpoint_lacks_or_has_too_much():
     bert = load_model(directory("BERT"))
     odd = replace(bert, missing=frozenset({"pooler.dense.bias"}), unused=frozenset("dcba"))
-    assert "random, as the checkpoint lacks them: pooler.dense.bias" in repr(odd)
+    assert "random, because the checkpoint lacks them: pooler.dense.bias" in repr(odd)
     assert "without a place in the model: a, b, c and 1 more" in repr(odd)
 
 
@@ -61,12 +61,12 @@ def test_a_result_prints_its_figures(llama, method, options):
     assert f"in {len(done.tensors)} layers, {weights / total:.1%} of all parameters" in text
     before, after = 2 * total, bits // 8 + 2 * (total - weights)
     assert abs(after - done.nbytes()) <= len(done.tensors)
-    assert f"{before / 1e6:.2f} MB in 16 bits, {done.nbytes() / 1e6:.2f} MB" in text
+    assert f"{before / 1e6:.2f} MB at 16 bits, {done.nbytes() / 1e6:.2f} MB" in text
     assert f"({before / done.nbytes():.2f}× smaller)" in text
     for reason in set(done.skipped.values()):
         count = list(done.skipped.values()).count(reason)
-        assert f"left as they were: {count} × {reason}" in text
-    assert "the output head stays in 16 bits" in text
+        assert f"left unquantized: {count} × {reason}" in text
+    assert "the output head stays at 16 bits" in text
 
 
 # ---------------------------------------------------------------------------------------- patterns
@@ -76,7 +76,7 @@ def test_layers_by_pattern(llama, captured):
     names = list(linear_layers(llama))
     for pattern in ("*.mlp.*", "model.layers.?.self_attn.[qk]*", "*.q_proj", "*"):
         if "[" in pattern:  # only * and ? are special: brackets number experts
-            with pytest.raises(ValueError, match="no layer fits the pattern"):
+            with pytest.raises(ValueError, match="no layer matches the pattern"):
                 choose_layers(llama, pattern)
             continue
         expression = re.escape(pattern).replace(r"\*", ".*").replace(r"\?", ".")
@@ -90,7 +90,7 @@ def test_layers_by_pattern(llama, captured):
         llama, "gptq", layers="*.0.mlp.*", calibration=captured, bits=4, group_size=32
     )
     assert done.tensors.keys() == {name for name in names if ".0.mlp." in name}
-    with pytest.raises(ValueError, match=r"no layer fits the pattern '\*\.mpl\.\*'.*named like"):
+    with pytest.raises(ValueError, match=r"no layer matches the pattern '\*\.mpl\.\*'.*named like"):
         qviz.quantize_model(llama, layers="*.mpl.*")
 
 

@@ -464,7 +464,7 @@ def test_a_damaged_file_costs_its_layer_again(loaded, words, tmp_path, caplog, p
     assert made_layers == [name]
     assert f"{name}.safetensors was damaged" in caplog.text
     assert "13 of 14" in again.notes[0]
-    assert f"{name} was made again" in again.notes[1]
+    assert f"{name} was computed again" in again.notes[1]
     assert_same(whole, again)
     assert len(quantize(loaded["llama"], words, tmp_path).notes) == 1  # repaired
 
@@ -473,7 +473,7 @@ def test_a_directory_with_other_files_is_refused(loaded, words, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(
         (Path(qviz.__file__).parent / "data/model/model.safetensors").read_bytes()
     )
-    with pytest.raises(ValueError, match=r"no part of this run.*directory of its own"):
+    with pytest.raises(ValueError, match=r"not part of this run.*directory of its own"):
         quantize(loaded["llama"], words, tmp_path)
     with pytest.raises(ValueError, match="is a file"):
         quantize(loaded["llama"], words, tmp_path / "model.safetensors")
@@ -491,7 +491,7 @@ def test_a_directory_that_cannot_be_written_says_what_to_do(loaded, words, tmp_p
         real(tensors, path, metadata)
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
-    with pytest.raises(OSError, match=r"cannot be stored.*No space left.*goes on from there"):
+    with pytest.raises(OSError, match=r"cannot be stored.*No space left.*continues from there"):
         quantize(loaded["llama"], words, tmp_path)
     assert not list(tmp_path.glob("*.partial"))
     monkeypatch.undo()

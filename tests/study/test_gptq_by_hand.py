@@ -274,7 +274,7 @@ def of_inputs(walk, facts, moment):
     assert walk.hessian[int(facts["first"])][int(facts["second"])] == moment.facts["shared"]
     others = [abs(shown(walk.hessian[i][k])) for i in range(n) for k in range(i)]
     assert max(others) == abs(shared)
-    ways = {"with the same sign/with opposite signs/no two inputs have anything": shared}
+    ways = {"with the same sign/with opposite signs/no two inputs are correlated": shared}
     return [int(facts["tokens"]), n, shared, *tied], ways, ["the mean of 2·x·xᵀ"]
 
 
@@ -299,7 +299,7 @@ def of_round(walk, facts, moment):
     ways = {
         "rounded up/rounded down/": change if inside else 0,
         "beyond the last level/": not inside,
-        "a level already/": inside and not change,
+        "already a level/": inside and not change,
         "Without compensation/": elsewhere != 0,
     }
     return expected, ways, []
@@ -359,13 +359,13 @@ def of_end(walk, facts, moment):
         worst = max(range(len(walk.inputs)), key=lambda t: abs(walk.nearest.misses[t]))
         misses = (abs(shown(made.misses[worst])) for made in (walk.nearest, walk.gptq))
         expected += [worst, *misses]
-        ways["The next layer sees/"] = weights > 0 > outputs
+        ways["The next layer only sees/"] = weights > 0 > outputs
     levels = 2**walk.bits - 1
     best = shown(end["output_error"] - end["best_output_error"]) == 0
     expected += [levels ** len(walk.weights)]
     expected += [] if best else [*rows[2], end["best_output_error"]]
-    fixed += ["a smaller output error"] if best else ["one pass"]
-    ways["No other of the/The best of all"] = best
+    fixed += ["a smaller output error"] if best else ["One pass"]
+    ways["None of the/The best of all"] = best
     return expected, ways, fixed
 
 
@@ -403,7 +403,7 @@ def test_a_row_that_gptq_makes_worse_is_called_worse():
     check_words(found)
     text = sentence(found, found.moments[-1])
     assert "Its outputs are further off" in text
-    assert "one pass over the columns does not always find it" in text
+    assert "One pass over the columns does not always find it" in text
     assert any(n.is_(found.best.output_error) for n in numbers_in(text))
 
 

@@ -156,7 +156,7 @@ def test_a_channel_that_was_silent_costs_its_weights():
     text = NAMES["dead_channel"].diagnose(first, walk)
     assert f"input {loudest}" in text
     wanted = f"{percent(walk.error[0])}, up from {percent(first.error[0])}"
-    assert f"Before a single column is rounded the error is {wanted}" in text
+    assert f"Before any column is rounded the error is already {wanted}" in text
     assert second.calibration.act_absmax[loudest] == 0
     assert plan.calibration.act_absmax[loudest] > 0
 
@@ -305,7 +305,7 @@ def test_errors_within_a_hundredth_are_the_same(new, old, found):
 ADVICE = {  # where the second run is better, the same, worse
     "act_order": ("this order is better", "makes no difference", "this order is worse"),
     "group_size": (
-        "trade against each other",
+        "trade-off between error and size",
         "no reason to take the new",
         "no reason to take the",
     ),
@@ -314,7 +314,7 @@ ADVICE = {  # where the second run is better, the same, worse
     "mse": ("this is better", "it makes no difference", "this is worse"),
     "damp": ("suits the layer better", "hardly matters", "the previous damping suits"),
     "no_correlation": ("compensation harms", "gains nothing", "is what compensation gains"),
-    "other_text": ("even better", "does not mind", "Calibrate on what"),
+    "other_text": ("even better", "does not mind", "Calibrate on text like what"),
 }
 
 

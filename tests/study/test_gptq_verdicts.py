@@ -176,7 +176,7 @@ def check_groups(text: str, plan: Plan, first: Walk, second: Walk) -> None:
     holds(cost, new=(bits(second), "bits, "), old=bits(first), ways={MOVED: spent})
     check_errors(f"The output{errors}", first, second)
     if better * spent > 0:
-        said = "error and size trade against each other, so compare with one bit more or fewer."
+        said = "there is a trade-off between error and size, so compare with one bit more or fewer."
     elif better >= 0 and spent <= 0:
         said = "there is no reason to keep the old groups."
     else:
@@ -214,13 +214,13 @@ def check_static(text: str, plan: Plan, first: Walk, second: Walk) -> None:
 
 def check_mse(text: str, plan: Plan, first: Walk, second: Walk) -> None:
     how, errors, plain, shares, advice = cut(
-        text, ". The output", ". Rounding to nearest ", ": ", "so it can help or harm: "
+        text, ". The output", ". Rounding to nearest ", ": ", "so it can help or harm. "
     )
-    holds(how, ways={"cut to what rounds best/taken whole": second.options["mse"]})
+    holds(how, ways={"shrunk by a search/not shrunk": second.options["mse"]})
     check_errors(f"The output{errors}", first, second)
     new, old = float(second.rtn_error[-1]), float(first.rtn_error[-1])
-    holds(plain, ways={"gains from it/loses by it/does not notice it": way(new, old)})
-    shares, _ = cut(shares, ". The search looks at the weights alone and not at the inputs")
+    holds(plain, ways={"gains from it/loses from it/is not affected by it": way(new, old)})
+    shares, _ = cut(shares, ". The search looks only at the weights, not at the inputs")
     holds(shares, **moved(new, old))
     words = "this is better/this is worse/it makes no difference"
     holds(advice, ways={words: way(second.error[-1], first.error[-1])})
@@ -241,16 +241,16 @@ def check_block(text: str, plan: Plan, first: Walk, second: Walk) -> None:
     else:
         assert "stale groups" not in rest or plan.setting("stale_groups")
         rows, errors, _ = cut(rest, ". ", ": " if "a matter of speed" in rest else ". Only")
-        assert rows.startswith(f"{int(parted.sum())} of {len(parted)} rows part, ")
-        errors = errors.partition("in the row differs too. ")[2] or errors
+        assert rows.startswith(f"{int(parted.sum())} of {len(parted)} rows differ, ")
+        errors = errors.partition("of the row differs as a result. ")[2] or errors
     check_errors(errors, first, second)
 
 
 def check_stale(text: str, plan: Plan, first: Walk, second: Walk) -> None:
     on = second.options["stale_groups"]
     walk = second if on else first
-    opening, differ, errors, _ = cut(text, " has added. ", ". The output", ". You can tell stale")
-    points(opening, "The second run takes/The first run takes", on)
+    opening, differ, errors, _ = cut(text, ". ", ". The output", ". You can tell stale")
+    points(opening, "The second run computes/The first run computes", on)
     block = walk.options["block_size"]
     holds(opening, fixed=["first" if not on else "second"], block=(block, "column"))
     a, b = first.grid.scale.double(), second.grid.scale.double()
@@ -264,7 +264,7 @@ def check_damping(text: str, plan: Plan, first: Walk, second: Walk) -> None:
     asked, used = second.options["damp"], second.result.info["damp"]
     raised, now, errors, mine, advice = cut(
         text, "The damping is ", ". The output", ". On the run's own calibration inputs it is ",
-        ". Damping keeps compensation small where the calibration knows little: ",
+        ". Damping keeps the compensation small where the calibration says little: ",
     )  # fmt: skip
     if used > asked:
         holds(raised, fixed=["raised"], asked=(asked, "%, so it was raised to"), used=used)
@@ -302,7 +302,7 @@ def check_uncorrelated(text: str, plan: Plan, first: Walk, second: Walk) -> None
 def check_few_tokens(text: str, plan: Plan, first: Walk, second: Walk) -> None:
     tokens = len(second.calibration.inputs)
     known, errors, against, channel, flattery, _ = cut(
-        text, ". The output", ". That is ", " %.", "On its own", ". Take more tokens"
+        text, ". The output", ". That is ", " %.", "On its own", ". Use more tokens"
     )
     holds(known, fixed=["at most"], tokens=(tokens, "token"), rank=tokens, of=second.n)
     check_errors(f"The output{errors}", first, second)
@@ -318,8 +318,8 @@ def check_other_text(text: str, plan: Plan, first: Walk, second: Walk) -> None:
     check_one_channel(channel.strip(), second)
     check_flattery(flattery, second)
     words = (
-        "This text serves the layer even better/Calibrate on what the model will read/"
-        "The layer does not mind the text"
+        "This text suits the layer even better/Calibrate on text like what the model will read/"
+        "The text makes no difference to this layer"
     )
     holds(advice, ways={words: way(second.error[-1], first.error[-1])})
 
@@ -336,7 +336,7 @@ def check_no_damping(text: str, plan: Plan, first: Walk, second: Walk) -> None:
     ways = {
         "channels only: the weights of the others were set to zero/": few,
         "raised the damping to/": not few and used > 0,
-        "rounding error let the factorization through/": not few and not used,
+        "rounding error let the factorization succeed/": not few and not used,
     }
     holds(what, ways=ways, **expected)
     check_errors(f"The output{errors}", first, second)
@@ -508,8 +508,8 @@ def test_a_second_run_is_named_by_what_it_has():
         "act_order": ("act_order", {True: "Act-order", False: "Left to right"}),
         "symmetric": ("symmetric", {True: "Symmetric levels", False: "Asymmetric levels"}),
         "mse": ("mse", {True: "Range search", False: "Whole range"}),
-        "static_groups": ("static_groups", {True: "Static groups", False: "Levels found"}),
-        "stale_groups": ("stale_groups", {True: "Stale groups", False: "Groups that are up"}),
+        "static_groups": ("static_groups", {True: "Static groups", False: "Scales set"}),
+        "stale_groups": ("stale_groups", {True: "Stale groups", False: "Up-to-date groups"}),
     }
     for name, (option, words) in told.items():
         base = plan.choose(group_size=16)

@@ -112,7 +112,7 @@ CASES = [
 @pytest.mark.parametrize(("unit", "rounding"), CASES, ids=str)
 def test_a_growing_value_does_what_quantizing_the_changed_matrix_does(unit, rounding):
     x = matrix(1)
-    x[2, 3] = 0.0  # comes back as 0 and was: not lost
+    x[2, 3] = 0.0  # is 0 before and after: not lost
     cell, window = (2, 10), Window(1, 4, 4, 16)
     values = [float(x[cell]), 0.0, -0.5, 3.0, 40.0, 1e4]
     kept = x.clone()

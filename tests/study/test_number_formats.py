@@ -298,7 +298,7 @@ def test_how_people_write_numbers():
      "int8:-1", "1/2/3", "1e9999999999/3", "9" * 200, "fp16:", "nf4:99", "0x1p-3"],
 )  # fmt: skip
 def test_what_is_no_number_is_said(text):
-    with pytest.raises(ValueError, match=r"is no number here.*2\^-24.* or the bits of a format"):
+    with pytest.raises(ValueError, match=r"is not a number here.*2\^-24.* or the bits of a format"):
         read_number(text)
 
 

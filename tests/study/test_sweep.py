@@ -131,7 +131,7 @@ def test_the_dict_that_capture_returns_is_not_one_calibration():
     w = torch.randn(4, 128)
     captured = {"layer": calibration_for(torch.randn(9, 128))}
     for call in (qviz.sweep, qviz.quantize):
-        with pytest.raises(TypeError, match=r"qviz\.capture\(…\)\[layer\].*take the layer's entry"):
+        with pytest.raises(TypeError, match=r"qviz\.capture\(…\)\[layer\].*pass one layer's entry"):
             call(w, calibration=captured)
 
 

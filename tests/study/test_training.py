@@ -108,7 +108,7 @@ def test_the_same_seed_gives_the_same_model(bundled):
     (name,) = one.tensors
     assert name == "model.layers.0.mlp.up_proj"
     assert torch.equal(one.tensors[name].dequantize(), same.tensors[name].dequantize())
-    assert one.skipped["model.layers.1.mlp.up_proj"] == "not among the layers asked for"
+    assert one.skipped["model.layers.1.mlp.up_proj"] == "not among the requested layers"
 
 
 def test_progress_and_the_share_of_distillation(bundled):
@@ -149,10 +149,10 @@ def test_what_is_asked_is_checked(bundled):
     python = evaluation_texts()["heldout_python"]
     for options, says in [
         ({"method": "affine"}, "affine is a weight method"),
-        ({"texts": "heldout_python"}, "not for training"),
-        ({"texts": python.text}, "not for training"),
-        ({"texts": python.text[2000:9000]}, "not for training"),
-        ({"texts": python.text + "# and one line"}, "not for training"),
+        ({"texts": "heldout_python"}, "must not be used for training"),
+        ({"texts": python.text}, "must not be used for training"),
+        ({"texts": python.text[2000:9000]}, "must not be used for training"),
+        ({"texts": python.text + "# and one line"}, "must not be used for training"),
         ({"texts": "pyhton"}, "Did you mean python"),
         ({"texts": "def f(x): pass"}, "a window needs 257"),
         ({"distill": 2}, "from 0 to 1"),
@@ -168,9 +168,9 @@ def test_what_is_asked_is_checked(bundled):
             train_quantized(bundled, **{"steps": 1, "texts": "python", **options})
     with pytest.raises(TypeError, match="unknown option"):
         train_quantized(bundled, bitz=3)
-    with pytest.raises(ValueError, match="take a decoder"):
+    with pytest.raises(ValueError, match="use a decoder"):
         train_quantized(replace(bundled, kind="encoder"))
-    with pytest.raises(ValueError, match="take a smaller lr"):
+    with pytest.raises(ValueError, match="use a smaller lr"):
         train_quantized(bundled, "qlora", steps=4, lr=1e30, **TWO_BITS, **SHORT)
 
 

@@ -18,10 +18,12 @@ from qviz.ui.views.layer_page import FIRST_LAYER, short_names
 from qviz.ui.views.spacing import SYSTEMS, recipe, spacing, system
 from qviz.ui.widgets import number
 
+LAYER = "model.layers.0.self_attn.k_proj"  # a small one: every control computes it anew
+
 
 @pytest.fixture(scope="module")
 def shared() -> BitWidthLesson:
-    return BitWidthLesson()
+    return BitWidthLesson(layer=LAYER)
 
 
 @pytest.fixture
@@ -44,8 +46,8 @@ def rows(table):
 
 
 def test_opens_on_the_bundled_model(lesson):
-    assert lesson.layer == FIRST_LAYER
-    assert torch.equal(lesson.shown.weight, qviz.load_layer(None, FIRST_LAYER).float())
+    assert BitWidthLesson.first_layer == FIRST_LAYER and lesson.layer == LAYER
+    assert torch.equal(lesson.shown.weight, qviz.load_layer(None, LAYER).float())
     assert lesson.bits == 4
     assert lesson.status.kind == ""
 
@@ -56,7 +58,7 @@ def test_what_is_shown_is_what_the_library_computes(lesson, scheme, unit):
     choose(lesson.affine.levels, scheme)
     choose(lesson.affine.unit, unit)
     w = lesson.shown.weight
-    calibration = load_calibration(None, FIRST_LAYER)
+    calibration = load_calibration(None, LAYER)
     kind, size = {"matrix": ("tensor", None), "row": ("channel", None)}.get(unit, ("group", 32))
     row, column = lesson.pictures.original.cursor
     for i, bits in enumerate(BITS):
@@ -256,7 +258,6 @@ def test_odd_shapes_and_constant_weights_open(lesson, tmp_path, shape, fill):
             assert lesson.status.kind == "", lesson.status.text
         assert_agrees(lesson)
         assert not any("nan" in text for text in lesson.caption.texts)
-    lesson.bundled_button.click()
 
 
 def test_the_prediction_is_judged_by_the_curve(lesson):
@@ -268,7 +269,7 @@ def test_the_prediction_is_judged_by_the_curve(lesson):
     choose(lesson.prediction.control, f"{fewest} bits")
     assert lesson.prediction.verdict.texts[0].startswith("Right.")
     choose(lesson.prediction.control, "2 bits")
-    assert f"the fewest that do are {fewest}" in lesson.prediction.verdict.texts[0]
+    assert f"The fewest bits that do are {fewest}" in lesson.prediction.verdict.texts[0]
     lesson.prediction.control.index = 0
     assert lesson.prediction.verdict.texts == [""]
 
@@ -325,7 +326,7 @@ def test_a_large_layer_is_not_compared_with_everything(lesson, tmp_path, monkeyp
     monkeypatch.setattr("qviz.ui.views.bit_width.COMPARE_UP_TO", lesson.shown.weight.numel() - 1)
     choose(lesson.affine.levels, "asymmetric")
     assert list(lesson.shown.rows) == ["group of 128"]
-    assert "once you have chosen them" in lesson.note.text
+    assert "only after you choose them" in lesson.note.text
     choose(lesson.affine.unit, "row")
     assert list(lesson.shown.rows) == ["group of 128", "row"]
     monkeypatch.undo()

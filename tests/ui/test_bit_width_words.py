@@ -87,7 +87,7 @@ def test_the_sentence_of_any_bit_width(made, with_inputs):
         expected |= {"clipped": (clipped, "weights lie"), "top": (q.grid.qmax - zero, "·s")}
         fixed.append("beyond the last level")
     points(text, "of the squared error is clipping/", share > 0)
-    points(text, "in every group anew/", explained and "group" in unit)
+    points(text, "separately in every group/", explained and "group" in unit)
     bpw = q.bits_per_weight
     expected |= {"cost": (bpw, "bits, "), "ratio": (16 / bpw, "× smaller")}
     ways = {"smaller/larger": 16 / bpw - 1, "whole matrix/each row/each group": 1 - list(
@@ -122,13 +122,13 @@ def test_the_verdict_on_a_guess(errors, guess):
     enough = [b for b in errors if errors[b] <= 0.10]
     first, rest = cut(text, " One bit more divides the error by about ")
     expected = {"guess": (guess, "bits the output"), "error": errors[guess]}
-    points(text, "Right./the fewest that do/even 8 bits are not within",
+    points(text, "Right./The fewest bits that do/even 8 bits do not bring it within",
            0 if not enough else guess == enough[0] or -1)  # fmt: skip
     fixed = []
     if not enough:
-        fixed = ["even 8 bits are not within 10 % here"]
+        fixed = ["even 8 bits do not bring it within 10 %"]
     elif guess != enough[0]:
-        fixed = ["the fewest that do"]
+        fixed = ["The fewest bits that do"]
         expected |= {"fewest": enough[0], "there": errors[enough[0]]}
     holds(first, fixed=fixed, **expected)
     ratio, _ = cut(rest, " (from 3 to 4). Why about that much?")
@@ -161,7 +161,7 @@ def test_one_weights_arithmetic(made, row, column):
     zeros, offsets = q.grid.zero_point is not None, q.grid.offset is not None
     made_by = recipe(name, symmetric)
     labels = {
-        "row, column": "", "trained weight x": "original", "its group spans": "",
+        "row, column": "", "trained weight x": "original", "range of its group": "",
         "spacing s" if made_by is None else f"s = {made_by.words} ÷ ({made_by.formula})": "",
         "s as stored": "", **({"zero point z": ""} if zeros else {}),
         **({"offset": ""} if offsets else {}),
@@ -173,7 +173,7 @@ def test_one_weights_arithmetic(made, row, column):
     table = {label: texts for label, texts, _ in rows}
     holds(table["row, column"], row=row, column=column)
     holds(table["trained weight x"], x=x)
-    holds(table["its group spans"], low=low, high=high)
+    holds(table["range of its group"], low=low, high=high)
     for i, each_q in enumerate((q, finer)):
         grid = each_q.grid
         scale = float(grid.scale.reshape(group.shape[:2])[r, g])
@@ -204,8 +204,8 @@ def test_levels_that_are_not_equally_spaced_are_refused():
 def plain_range(words: str, low: float, high: float) -> float:
     """What a recipe's words say that the range is."""
     return {
-        "the largest size": max(-low, high),
-        "twice the largest size": 2 * max(-low, high),
+        "the largest magnitude": max(-low, high),
+        "twice the largest magnitude": 2 * max(-low, high),
         "largest − smallest": high - low,
         "largest − smallest, 0 included": max(high, 0) - min(low, 0),
     }[words]
@@ -224,7 +224,7 @@ def plain_divisor(formula: str, bits: int) -> float:
 def test_recipes_divide_as_their_words_and_formulas_say(name, symmetric, bits, low, high):
     made, title = recipe(name, symmetric), SYSTEMS[name][0]
     if made is None:
-        assert system(name, symmetric) == f"{title}: by the farther end"
+        assert system(name, symmetric) == f"{title}: by the end farther from 0"
         assert spacing(name, symmetric, bits, low, high, 0.123456) == "0.123"
         return
     reach, divisor = plain_range(made.words, low, high), plain_divisor(made.formula, bits)
@@ -277,7 +277,7 @@ def test_the_bill_adds_up(made):
     holds(table[scales][0], scales=8 * size * groups / w.numel())
     holds(table["bits per weight"][0], bits=q.bits_per_weight)
     holds(table["this layer"][0], here=(q.bits_per_weight * w.numel() / 8, "kB"))
-    holds(table["in 16 bits"], plain=(2.0 * w.numel(), "kB"))
+    holds(table["at 16 bits"], plain=(2.0 * w.numel(), "kB"))
 
 
 def test_a_format_without_scales_names_none():

@@ -196,7 +196,7 @@ def test_what_a_weight_received_and_passed_on_lies_before_and_after_its_step():
     received, passed = figure.data
     assert (list(received.x), list(received.y)) == ([0, 1, 2], [0.1, -0.2, 0.3])
     assert (list(passed.x), list(passed.y)) == ([4, 5], [0.4, -0.5])
-    assert (received.name, passed.name) == ("received from", "handed to")
+    assert (received.name, passed.name) == ("received from", "passed on to")
     assert (received.line.color, passed.line.color) == (ORIGINAL, ERROR)
     assert figure.layout.shapes[0].x0 == figure.layout.shapes[0].x1 == 3
     assert figure.layout.shapes[0].line.color == NOW
@@ -267,7 +267,7 @@ def test_what_was_not_measured_is_said_to_be(measured):
 
 def test_speedups_are_ratios_to_sixteen_bits(measured):
     figure = speedups(measured, NAMES, BATCHES, KERNEL)
-    assert axes(figure) == ("tokens at once", "times as fast as 16-bit")
+    assert axes(figure) == ("tokens at once", "speed, × 16 bits")
     ratios = {
         name: [d / t for d, t in zip(MEDIANS[BASELINE], MEDIANS[name], strict=True)]
         for name in NAMES

@@ -311,7 +311,7 @@ def check_sentence(text, at, x, v, rounding):
     )  # fmt: skip
     if at.fate == "exact":
         said = {"x": x} if math.isfinite(x) else {"x": x, "again": x}
-        holds(text, fixed=["Nothing is lost"] if math.isfinite(x) else [], **said)
+        holds(text, fixed=["nothing is lost"] if math.isfinite(x) else [], **said)
     elif at.fate == "none":
         assert "no code for NaN" in text
     elif at.fate == "nan":
@@ -326,7 +326,7 @@ def check_sentence(text, at, x, v, rounding):
     elif at.fate == "infinite" and not at.tie:
         holds(text, fixed=["lies beyond the last number"], x=x, last=last, v=v)
     elif at.fate == "infinite":
-        holds(text, fixed=["halfway from the last number"], x=x, v=v)
+        holds(text, fixed=["halfway between the last number"], x=x, v=v)
     elif not min(ends(at.format)) <= x <= max(ends(at.format)):
         points(text, "the largest number/the lowest number", x > 0)
         holds(text, fixed=["a little beyond"], x=x, v=v)
@@ -348,7 +348,7 @@ def check_sentence(text, at, x, v, rounding):
                 "toward zero": abs(v) == min(abs(low), abs(high)),
             }[rule]
             holds(text, fixed=[rule, "Off by"], **expected, off=off)
-        elif "Cut off" in text:
+        elif "Rounded toward zero" in text:
             assert rounding == "toward_zero" and abs(v) == min(abs(low), abs(high))
             holds(text, **expected, off=off)
         else:
@@ -356,8 +356,8 @@ def check_sentence(text, at, x, v, rounding):
             near = abs(Fraction(v) - Fraction(x)) < abs(Fraction(other) - Fraction(x))
             assert near or at.format == "nf4"  # whose middles are rounded to float32
             lost = v == 0
-            assert ("All of it is lost" in text) == lost
-            fixed = ["nearer to", *(["All of it is lost"] if lost else [])]
+            assert ("Nothing of it is left" in text) == lost
+            fixed = ["nearer to", *(["Nothing of it is left"] if lost else [])]
             holds(text, fixed=fixed, **expected, **({} if lost else {"off": off}))
 
 
@@ -441,7 +441,7 @@ def test_the_prediction_is_judged_by_the_count(lesson):
     part.prediction.reset()
     part._draw_spends()
     assert all(row["cells"][1] == "?" for row in part.spends.frames[0])
-    assert not any("of all lie from" in text for text in part.spent.texts)
+    assert not any("range from" in text for text in part.spent.texts)
     lesson.format_control.index = 5  # dragging the format gives nothing away
     assert not part.prediction.revealed
     part.prediction.control.index = 1
@@ -456,16 +456,16 @@ def test_what_the_guide_says_is_so():
     """Its numbers and claims, one by one."""
     watch = {step.title: step.watch for step in GUIDE}
     kept = [land(0.1, name).value for name in NAMES]
-    assert kept[0] and not kept[-1] and "From which format on" in watch[GUIDE[0].title]
+    assert kept[0] and not kept[-1] and "In which formats does 0.1" in watch[GUIDE[0].title]
     tie = land(2.5, "fp4_e2m1")
     assert tie.tie and tie.value == 2 and land(2.5, "fp4_e2m1", rounding="half_away").value == 3
-    holds(watch["Meet a tie"], fixed=["2.5 lies exactly halfway between two numbers of FP4, 2 and "
-                                      "3.", "Under “More”"])  # fmt: skip
+    holds(watch["Meet a tie"], fixed=["2.5 lies exactly halfway between two FP4 numbers, 2 and 3.",
+                                      "Under “More”"])  # fmt: skip
     assert land(500, "fp8_e4m3").fate == "nan" and math.isfinite(land(500, "fp8_e5m2").value)
     assert land(500, "fp4_e2m1").value == 6 and land(500, "fp8_e4m3", saturate=True).value == 448
     assert len({land(2.5, "fp4_e2m1", rounding=r).value for r in ROUNDINGS}) == 2
     holds(watch["Go beyond the end"], fixed=["500 is too large for E4M3 and becomes NaN",
-                                             "FP4 makes 6 of it", "Under “More”"])  # fmt: skip
+                                             "FP4 turns it into 6", "Under “More”"])  # fmt: skip
     last = land(4e-8, "fp16")
     assert last.code == 1 and last.subnormal and 0.4 < last.relative < 0.6
     decades = math.log10(land(4e-8, "fp16").value / min(v for v in listed("bf16") if v > 0))
@@ -476,7 +476,11 @@ def test_what_the_guide_says_is_so():
     assert float(weight.abs().max()) < 6
     holds(
         watch["Share a scale"],
-        fixed=["Four bits reach from 0.5 to 6", "32 weights", "fits its block better?"],
+        fixed=[
+            "FP4 numbers other than 0 lie between 0.5 and 6",
+            "32 weights",
+            "fits its block better?",
+        ],
     )
 
 
@@ -494,7 +498,7 @@ def test_typing_follows_and_enter_says_what_is_wrong(lesson):
     part.text.value = "2^-"  # on the way to 2^-3
     assert lesson.status.text == "" and part.followed.value == 2.0**-24
     part.text.submitted += 1
-    assert lesson.status.kind == "error" and "“2^-” is no number here" in lesson.status.text
+    assert lesson.status.kind == "error" and "“2^-” is not a number here" in lesson.status.text
     assert part.followed.value == 2.0**-24
     part.text.value = "2^-3"
     part.text.submitted += 1
@@ -585,7 +589,7 @@ def weight() -> torch.Tensor:
 @pytest.mark.parametrize("name", BLOCK_FORMATS)
 @given(row=st.integers(0, 63), column=st.integers(0, 255))
 def test_what_is_said_of_a_block(weight, name, row, column):
-    """Every number of rows, table and sentence, from the weight and what comes back of it."""
+    """Every number of rows, table and sentence, from the weight and its rounded value."""
     run = RUNS.setdefault(name, traced(weight, format=name))
     b = shared_scale(run, row, column)
     size, element = BLOCK_FORMATS[name].size, BLOCK_FORMATS[name].element.name
@@ -684,7 +688,7 @@ def test_a_block_chart_shows_the_block(lesson, weight):
     lesson.go({"part": BLOCK, "layer": SMALL_LAYER, "weight": "9, 77"})
     figure = json.loads(lesson.block.chart.figures)[0]
     assert [trace["name"] for trace in figure["data"]] == [
-        "levels", "trained weight", "what comes back",
+        "levels", "trained weight", "rounded weight",
     ]  # fmt: skip
     raw = lesson.block.chart.buffers
 
@@ -768,12 +772,12 @@ def test_what_is_said_of_hardware(name):
     true = [one.name for one in HARDWARE if column in one.types and not one.only_api]
     assert who(name) == true
     text = answer(name)
-    assert ("none of these" in text) == (not true)
+    assert ("no processor in this table" in text) == (not true)
     for one in HARDWARE:
         short = one.name.partition(" (")[0]
         assert (short in text) == any(t.startswith(short) for t in true), one.name
     if true and name != "e8m0":
-        assert text.startswith(f"{TITLES[name]}: {len(true)} of these {len(HARDWARE)} ")
+        assert text.startswith(f"{TITLES[name]}: {len(true)} of the {len(HARDWARE)} ")
     for one, (label, cells, lit) in zip(HARDWARE, rows(name), strict=True):
         assert label.startswith(one.name)
         for c, cell in zip(COLUMNS, cells, strict=True):

@@ -90,7 +90,7 @@ def test_numbers_of_the_readers_own(hand, shared):
 @pytest.mark.parametrize(
     ("weights", "inputs", "says"),
     [
-        ("1, x, 2", "1 1 1", "numbers with commas"),
+        ("1, x, 2", "1 1 1", "numbers separated by commas"),
         ("1", "1; 2", "2 to 4 weights"),
         ("0, 0", "1 0; 0 1", "all weights are 0"),
         ("1, 2", "1 1", "do not span"),

@@ -121,10 +121,10 @@ def test_each_moment_says_the_numbers_of_its_step(lesson):
         choose(lesson.moment_control, moment)
         said[moment] = lesson.transport.caption
         assert f"Step 140, column 140, row {row}" in said[moment]
-    assert "found at step 128" in said["levels"]
+    assert "set at step 128" in said["levels"]
     assert f"code {story.code}" in said["round"]
     assert f"{story.diagonal:.3g}" in said["divide"]
-    assert "the 115 weights that wait move" in said["pass on"]
+    assert "the 115 waiting weights move" in said["pass on"]
     assert f"w/s + z = {number(story.position)}" in said["round"]
     table = rows(lesson.story.table)
     assert table["its turn"] == "step 140, now"
@@ -143,7 +143,7 @@ def test_every_moment_of_every_kind_of_run_can_be_said(lesson):
                 assert sentence(walk, step, moment, 3)
             assert story_rows(walk, walk.story(3, min(step, 255)), step)
     choose(lesson.run.unit, "row")
-    assert "whole row shares levels" in sentence(lesson.shown.first, 9, "levels", 0)
+    assert "whole row shares one scale" in sentence(lesson.shown.first, 9, "levels", 0)
     contrast(lesson, "dead_channel")
     dead = lesson.shown.second.result.info["dead_columns"][0]
     labels = [
@@ -287,7 +287,7 @@ def test_tokens_and_texts(lesson):
 def test_own_text(lesson):
     lesson.texts.own_button.click()
     assert lesson.status.kind == "error"
-    assert "a few words" in lesson.status.text
+    assert "type or paste some text" in lesson.status.text
     lesson.texts.own_control.value = "for x in range(10): print(x) " * 20
     lesson.texts.own_button.click()
     assert lesson.status.kind == "", lesson.status.text
@@ -298,7 +298,7 @@ def test_own_text(lesson):
 
 def test_the_kept_run_says_all_that_is_different(lesson):
     lesson.keeping.button.click()
-    assert "the same so far" in lesson.beside.diagnosis.texts[0]
+    assert "still the same" in lesson.beside.diagnosis.texts[0]
     lesson.run.damp.index, lesson.run.order.index = 0, 1
     lesson.run.unit.index = 0
     choose(lesson.run.tokens, "64")
@@ -367,13 +367,13 @@ def test_block_size_is_about_speed_only(lesson):
     choose(lesson.run.block, "32")
     assert lesson.transport.events["block"] == list(range(0, 256, 32))
     differ = (lesson.shown.first.result.codes != codes).any(1)
-    assert differ.float().mean() < 0.05  # rows that part at a tie, if any
+    assert differ.float().mean() < 0.05  # rows that differ at a tie, if any
 
 
 def test_what_was_adapted_is_said(lesson):
     choose(lesson.run.damp, "0 %")
     choose(lesson.run.tokens, "64")
-    assert "it was raised to" in lesson.note.text
+    assert "damping was raised to" in lesson.note.text
 
 
 def test_an_unknown_model_leaves_everything_as_it_was(lesson, tmp_path):

@@ -104,7 +104,7 @@ def test_sentences_and_tables_of_any_weight(options, row, step, now):
     place = {"step": plain.step, "column": column, "row": row}
     lost = plain.live - plain.value
     holds(
-        sentence(walk, step, "divide", row), fixed=["rounding lost"], **place,
+        sentence(walk, step, "divide", row), fixed=["the rounding error is"], **place,
         lost=lost, diagonal=plain.diagonal, e=plain.e,
     )  # fmt: skip
     check_passing_on(sentence(walk, step, "pass on", row), walk, plain, place)
@@ -116,15 +116,15 @@ def check_levels(text: str, walk: Walk, plain: Plain, row: int) -> None:
     expected = {"step": step, "column": plain.columns[step], "row": row}
     kinds = {
         "a group begins": size and not walk.options["static_groups"] and step % size == 0,
-        "its group's levels were found": size and not walk.options["static_groups"] and step % size,
-        "the whole row shares levels": size is None,
-        "has its levels from the original weights": size and walk.options["static_groups"],
+        "its group's scale was set": size and not walk.options["static_groups"] and step % size,
+        "the whole row shares one scale": size is None,
+        "has its scale from the original weights": size and walk.options["static_groups"],
     }
     for phrase, true in kinds.items():
         points(text, f"{phrase}/", bool(true))
     if kinds["a group begins"]:
         expected["size"] = (size, "weights in this row")
-    elif kinds["its group's levels were found"]:
+    elif kinds["its group's scale was set"]:
         expected["found"] = step // size * size
     elif size:
         expected["group"] = plain.columns[step] // size
@@ -139,7 +139,7 @@ def check_rounding(text: str, plain: Plain, row: int, column: int) -> None:
     expected |= {"nearest": plain.nearest_code} if other else {}
     ways = {
         "the last level: w lies beyond it/": plain.clipped,
-        "Without compensation it would have been/": other,
+        "Without compensation it would have become/": other,
     }
     holds(text, ways=ways, **expected)
 
@@ -148,12 +148,12 @@ def check_passing_on(text: str, walk: Walk, plain: Plain, place: dict) -> None:
     left = walk.n - plain.step - 1
     if not left or not any(plain.out):
         points(text, "no column is left/there is no error to pass on", left == 0)
-        holds(text, fixed=["the last error"] if not left else [], **place)
+        holds(text, fixed=["this last error"] if not left else [], **place)
         return
     amount, column = plain.most(plain.out, plain.columns[plain.step + 1 :])
-    kept = "What is rounded stays as it is." in text
+    kept = "Rounded weights stay as they are." in text
     assert kept == (plain.step > 0)
-    points(text, "weight that waits moves/weights that wait move", left == 1)
+    points(text, "waiting weight moves/waiting weights move", left == 1)
     holds(text, fixed=["most of all"], **place, left=left, to=column, by=amount)
 
 
@@ -168,7 +168,7 @@ def check_rows(walk: Walk, plain: Plain, row: int, column: int, now: int) -> Non
         *([("its input was always 0", "error", [0], "set to")] if plain.dead else []),
         ("now, rounded", "now", [plain.value], "") if done else
         (f"now, moved {now}×", "now", [plain.start + sum(plain.moves[:now])], ""),
-        ("moved in all by", "", [plain.live - plain.start], ""),
+        ("moved in total by", "", [plain.live - plain.start], ""),
         ("w at its turn", "original", [plain.live], ""),
         ("spacing s", "", [plain.scale], ""),
         *([("zero point z", "", [plain.zero], "")] if plain.zero else []),
@@ -270,7 +270,7 @@ def test_a_second_run_says_why_and_what_it_shows(name):
     assert ('data-term="wrong"' in now.equation.mathml) == (variant is not None)
     assert bool(now.note.text) == (variant is not None)
     if variant is not None:
-        assert now.note.text == f"As misprinted, in the second run. {MISPRINTS[variant][0]}."
+        assert now.note.text == f"As misprinted, used by the second run. {MISPRINTS[variant][0]}."
     now.show(None)
     assert (now.equation.mathml, now.equation.aria, now.note.text) == (*true, "")
     run.draw(first, second, None, plan)
@@ -288,7 +288,7 @@ def test_a_second_run_says_why_and_what_it_shows(name):
         ("symmetric", (True, False), "Symmetric levels on beside off"),
         ("group_size", (8, None), "Scale per group of 8 beside row"),
         ("act_order", (True, False), "Act-order on beside off"),
-        ("static_groups", (False, True), "Levels found beforehand off beside on"),
+        ("static_groups", (False, True), "Scales set beforehand off beside on"),
         ("mse", (False, True), "Range search off beside on"),
         ("damp", (0.0, 0.01), "Damping 0 % beside 1 %"),
         ("block_size", (1, 128), "Block size 1 beside 128"),
@@ -312,13 +312,13 @@ def test_what_differs_between_two_runs_is_named_first_run_first(option, values, 
 
 
 def _exchanged(said: str, values: tuple) -> tuple[str, str]:
-    """What is said of the first value and of the second, exchanged, behind the same name."""
+    """The words for the first value and of the second, exchanged, behind the same name."""
     first, second = said.split(" beside ")
     name = next(n for n in NAMES_SAID if first.startswith(n))
     return f"{name}{second}", first.removeprefix(name)
 
 
-NAMES_SAID = ("Bits ", "Symmetric levels ", "Scale per ", "Act-order ", "Levels found beforehand ",
+NAMES_SAID = ("Bits ", "Symmetric levels ", "Scale per ", "Act-order ", "Scales set beforehand ",
               "Range search ", "Damping ", "Block size ", "Scales stored as ")  # fmt: skip
 
 
@@ -335,7 +335,7 @@ def test_two_runs_on_other_inputs_say_whose():
 def test_two_runs_that_are_alike_say_one_error():
     walk = walk_of()
     text = side_by_side(walk, walk)
-    assert text.startswith("Both runs are the same so far")
+    assert text.startswith("Both runs are still the same")
     holds(text, fixed=["the first run changes"], error=float(walk.error[-1]))
 
 
@@ -348,7 +348,7 @@ def test_what_a_run_had_to_change_is_said():
         {"damp": 0.0, "group_size": 8},
     ).walk()
     (raised,) = adapted(few)
-    holds(raised, fixed=["it was raised"], asked=0.0, used=few.result.info["damp"])
+    holds(raised, fixed=["damping was raised"], asked=0.0, used=few.result.info["damp"])
     (dead,) = adapted(walk_of(dead=3))
     assert dead.startswith("1 input channel was 0 in every token")
     assert "the weights that read it to 0" in dead
@@ -369,7 +369,7 @@ def test_the_guess_is_judged_by_the_share_that_is_left(share, guess):
     bounds = [low for low, _ in GUESSES]
     right = sum(share < low for low in bounds)
     points(text, "Right/Not quite", right == guess)
-    points(text, "does it still win/makes it lose", share < 1)
+    points(text, "Does it still win/makes it lose", share < 1)
     tail = ["16 tokens"] if share < 1 else ["makes it lose", "the text first"]
     holds(text, fixed=tail, error=float(walk.error[-1]), nearest=0.08, share=share)
 

@@ -91,7 +91,7 @@ def test_the_outliers_sentence_says_just_its_facts(moment, same):
     for part, one in zip(parts, moment.pays, strict=True):
         grown = written(one.now) - written(one.before)
         known = {"size": 32} if "32" in one.unit else {}
-        known |= {"count": (one.sharing, "others who share it"), "now": one.now}
+        known |= {"count": (one.sharing, "others that share it"), "now": one.now}
         assert one.unit in part
         if moment.size == UNTOUCHED:
             holds(part, **known, ways={"up from/down from/": 0, "/still": True})
@@ -191,7 +191,7 @@ def test_the_budgets_sentence_and_table_say_just_their_facts(budget, what, sever
     assert (f"the {what} {'are' if what == OF_WEIGHTS else 'is'} off") in rest
     more = ""
     if ahead is not None:
-        rest, more = cut(rest, " For ")
+        rest, more = cut(rest, " With ")
         holds(more, more=(ahead.cost - budget, "bits more") if ahead.cost != budget else 0,
               **spent(ahead), error=ahead.error, fixed=["bits more"], digits=2)  # fmt: skip
     known: dict[str, object] = {"error": best.error, "cost": (best.cost, "bits")}
@@ -206,7 +206,8 @@ def test_the_budgets_sentence_and_table_say_just_their_facts(budget, what, sever
             "times": small.error / best.error,
         }  # fmt: skip
     loses = small is not None and small is not best
-    holds(rest, **known, ways={"loses/here they pay/costs too much": 1 if loses else (
+    words = "loses/here that pays off/does not fit into this budget"
+    holds(rest, **known, ways={words: 1 if loses else (
         0 if small is None else -1)})  # fmt: skip
     rows = budget_rows(facts, ["matrix", "row", "group of 64", "group of 16", NF4_BLOCKS])
     for label, cells, lit, role in rows:
@@ -270,7 +271,8 @@ def test_what_is_so_of_the_claims(claims, far):
     size = {} if far.size == UNTOUCHED else {"size": int(far.size[:-1])}
     holds(
         texts[3], **size, sharing=fine.sharing, unit=32, now=fine.now, coarse=coarse.now,
-        bits=fine.scales - coarse.scales, fixed=["only fewer share it", "bits more per weight"],
+        bits=fine.scales - coarse.scales,
+        fixed=["Only fewer weights suffer it", "bits more per weight"],
     ) if fine.scales != coarse.scales else None  # fmt: skip
     assert len(claim_texts(claims, None)) == 3
 
@@ -302,7 +304,7 @@ def changed(part, i: int) -> torch.Tensor:
 
 
 def by_the_library(part, label: str, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Codes, what comes back, and true bits of the whole matrix, by the method itself."""
+    """Codes, rounded values, and true bits of the whole matrix, by the method itself."""
     if label.startswith("block"):
         q = nf4(x, group_size=int(label.removeprefix("block of ")))
         return q.codes, q.dequantize(), q.bits_per_weight
@@ -414,7 +416,7 @@ def test_one_values_arithmetic_under_each_granularity(at, state):
                 made = next(key for key in rows if key.startswith("max"))
                 divided = float(rows[made][n].split(" ÷ ")[0])
                 if shown.options.get("convention") == "gptq":
-                    divided /= 2  # it divides twice the largest size
+                    divided /= 2  # it divides twice the largest magnitude
                 assert divided == pytest.approx(max(abs(low), abs(high)), rel=5e-3)
                 others, inside = int(group.sum()) - 1, bool(group[shown.cell])
                 inside = inside and place != shown.cell
@@ -547,7 +549,7 @@ def test_the_curve_is_hidden_until_somebody_guesses_or_drags(lesson):
 
 
 def test_who_sets_the_scale_is_seen_in_the_curves(at):
-    """Below the largest of the others nothing changes; far beyond it everybody comes back as 0."""
+    """Below the largest of the others nothing changes; far beyond it all become 0."""
     part = at(at="a quiet part").outlier
     for one in part.shown.shared.values():
         errors = [fate.error for fate in one.fates]

@@ -57,9 +57,9 @@ def check_word(told: dict, code: int, at: int, row_codes: list[int]) -> None:
     bits = told["its four bits there"].split()
     (mine,) = (each for each in bits if each.startswith("["))
     assert len(bits) == 8 and int(mine.strip("[]"), 2) == code
-    number, _, word = told["the word it lies in"].partition(": 0x")
+    number, _, word = told["its 32-bit word"].partition(": 0x")
     assert int("".join(bits).replace("[", "").replace("]", ""), 2) == int(word, 16)
-    first, last = (int(n.value) for n in numbers_in(told["columns of its plane"]))
+    first, last = (int(n.value) for n in numbers_in(told["columns in its bit plane"]))
     assert first <= at <= last and last - first == 15
     assert int(number.removeprefix("number ")) == at - first
     assert row_codes[at] == code
@@ -72,8 +72,8 @@ def test_each_step_tells_the_numbers_of_one_weight(seen, row, column):
     for step, known in zip(seen.steps, told, strict=True):
         if step.event == "tile.words":  # another tile: nothing of the last one but the sum
             assert set(known) <= {
-                "what happens", "the word it lies in", "its four bits there",
-                "columns of its plane", "the sum of its row",
+                "what happens", "its 32-bit word", "its four bits there",
+                "columns in its bit plane", "the sum of its row",
             }  # fmt: skip
     last = told[-1]
     at = column + 128  # the same place in the second and last tile
@@ -159,7 +159,7 @@ def test_the_page_says_where_it_is_and_what_was_read():
     part.program_control.index = 3
     found, q = part.walk, part.shown.q
     _, _, rest = part.origin.text.partition("bundled model, ")
-    assert rest.startswith(f"{q.shape[0]}×{q.shape[1]}, and an input")
+    assert rest.startswith(f"{q.shape[0]}×{q.shape[1]}, and one of its real inputs")
     _, _, rest = rest.partition("The whole product takes ")
     programs = -(-q.shape[0] // (found.rows.stop - found.rows.start))
     holds(rest, programs=(programs, "such programs"), program=3)
@@ -172,9 +172,9 @@ def test_the_page_says_where_it_is_and_what_was_read():
         if step.event in ("tile.words", "tile.weights"):
             size = step.columns.stop - step.columns.start
             weights += 2 * size * (found.rows.stop - found.rows.start)
-        holds(rows["moved so far, all in all"][i], all=(every, "bytes"))
-        holds(rows["of it weights and scales"][i], ours=(ours, "bytes"))
-        holds(rows["the same weights in 16 bits"][i], plain=(weights, "bytes"))
+        holds(rows["bytes read so far"][i], all=(every, "bytes"))
+        holds(rows["of these, weights and scales"][i], ours=(ours, "bytes"))
+        holds(rows["the same weights at 16 bits"][i], plain=(weights, "bytes"))
     part.tile_view.cursor = [2, 9]
     label = part.table.label
     holds(label, row=found.rows.start + 2, column=9)

@@ -81,21 +81,21 @@ def test_faster_and_slower_follow_the_medians(mine, dense, spread, other):
     wild = [p.kernel for p in (one, beside) if p.time.high > 2 * p.time.low]
     if wild:
         assert f"the repeats of {' and of '.join(wild)} are more than a factor of 2 apart" in text
-    assert ("something else ran" in text) == bool(wild)
+    assert ("was something else running" in text) == bool(wild)
     text = text.partition(", but the repeats")[0]
     fixed = ["16-bit weights"]
     if overlap:
-        holds(text, fixed=[*fixed, "within the spread as fast as"])
+        holds(text, fixed=[*fixed, "no measurable difference from"])
     else:
         ratio = max(speed, 1 / speed)
         holds(text, fixed=fixed, ways={"as fast as/as slow as": speed - 1}, ratio=ratio)
-        assert "times" in text
+        assert "×" in text
 
 
 def test_sixteen_bits_are_compared_with_nothing():
     one = point(BASELINE)
     assert compared(one, one, 1.0) == (
-        "there is no other kernel to set beside these 16-bit weights"
+        "there is no other kernel to compare these with 16-bit weights"
     )
 
 
@@ -107,8 +107,8 @@ def test_the_tighter_bound_is_named(median, memory, arithmetic):
     expected = {"moved": float(one.moved_bytes), "memory": memory}
     expected |= {} if arithmetic is None else {"arithmetic": arithmetic}
     ways = {"so memory is the tighter/so arithmetic is the tighter": memory >= (arithmetic or 0.0)}
-    ways["the device can do more than what was measured as its best/"] = median < tight
-    holds(text, ways=ways, **expected, times=(median / tight, "times as long as it"))
+    ways["the device can do more than the best that was measured/"] = median < tight
+    holds(text, ways=ways, **expected, times=(median / tight, "× as long as that"))
 
 
 @given(times, times, st.floats(1e-6, 0.1), st.floats(1e-6, 0.1), spreads)
@@ -142,9 +142,9 @@ def test_a_busy_machine_warns(load, cores, complete):
         measurement(complete=complete, cores=str(cores), **{"load before": f"{load}"})
     )
     busy = load > cores / 4
-    points(said, "do not trust small differences/", busy)
-    points(said, "Stopped early: what is missing was not measured./", not complete)
-    fixed = ["an earlier measuring"] if busy else []
+    points(said, "Do not trust small differences/", busy)
+    points(said, "Stopped early: whatever is missing was not measured./", not complete)
+    fixed = ["an earlier measurement"] if busy else []
     expected = {"load": load, "cores": (cores, "cores")} if busy else {}
     holds(said, fixed=fixed, **expected)
 
@@ -153,7 +153,7 @@ def test_a_busy_machine_warns(load, cores, complete):
 @pytest.mark.parametrize("complete", [True, False])
 def test_an_unknown_load_says_nothing_of_it(about, complete):
     said = busy_words(measurement(complete=complete, **{"load before": "9", **about}))
-    assert said == ("" if complete else "Stopped early: what is missing was not measured.")
+    assert said == ("" if complete else "Stopped early: whatever is missing was not measured.")
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
@@ -162,7 +162,9 @@ def test_the_device_is_named(monkeypatch, kind):
     about = {"device": "GPU X", "processor": "Test 9000", "threads": "3"}
     monkeypatch.setattr(kernels_words, "machine", lambda device: about)
     text = device_words()
-    points(text, "There is a GPU here, GPU X: its kernels/There is no GPU here", kind == "cuda")
+    points(
+        text, "This machine has a GPU, GPU X: its kernels/This machine has no GPU", kind == "cuda"
+    )
     assert ("(Test 9000, threads: 3)" in text) == (kind == "cpu")
     said = "It runs on the GPU." if kind == "cuda" else "It runs on the processor."
     assert kernels_work._device_words() == said
@@ -196,17 +198,17 @@ def test_every_figure_of_the_table_is_the_measured_one(race):
             "time": [one.time.median],
             "10th–90th percentile": [one.time.low, one.time.high],
             "16 bits take": [dense.time.median],
-            "as fast as 16 bits": [dense.time.median / one.time.median],
+            "speed, × 16 bits": [dense.time.median / one.time.median],
             "weight": [300_000.0],
-            "in 16 bits": [1_048_576.0],
+            "at 16 bits": [1_048_576.0],
             "bandwidth B": [3e10],
-            "of it used": [memory / one.time.median],
-            "memory asks for": [memory],
+            "share of B used": [memory / one.time.median],
+            "memory bound": [memory],
             "error of its arithmetic": [0.00213],
-            "… and of inputs, scales": [0.0341],
+            "… with rounded inputs, scales": [0.0341],
         }
         known = [flops / 2e11 / one.time.median], [flops / 2e11]
-        labels = ("of the best product's rate", "arithmetic asks for")
+        labels = ("share of R used", "arithmetic bound")
         for label, value in zip(labels, known, strict=True):
             wanted[label] = value if batch == 1 else []
             assert (table[label][i] == "not known") == (batch == 8)
@@ -276,7 +278,7 @@ def test_each_guess_is_judged(monkeypatch, speeds, truth):
         said = text.partition(". ")[2]
         points(said, "is not faster/is faster", truth == "never")
         if truth in ("1", "8"):
-            assert f"up to batch {truth} and no longer at" in said
+            assert f"up to batch {truth} but no longer at" in said
 
 
 # ---------------------------------------------------------------------- at work
@@ -296,11 +298,11 @@ def comparison(ratio: float, at: int | None) -> SimpleNamespace:
 @given(st.floats(1.1, 8.0), st.one_of(st.none(), st.integers(0, 47)))
 def test_the_comparison_of_two_models_in_words(ratio, at):
     text = kernels_work._verdict(comparison(ratio, at))
-    expected = {"ratio": (int(1e6 * ratio) / 1e6, "times fewer bytes")}
+    expected = {"ratio": int(1e6 * ratio) / 1e6}
     expected |= {"of": (48, "tokens")} if at is None else {"at": (at + 1, "of"), "of": 48}
-    same = {"are the same for all/part at new token": at is None}
-    assert "beside 16-bit weights: the pace. And" in text
-    holds(text, fixed=["fewer bytes", "16-bit weights"], ways=same, **expected)
+    same = {"are the same for all/differ from new token": at is None, "smaller/larger": True}
+    assert "compared with 16-bit weights: the pace. And" in text
+    holds(text, fixed=["16-bit weights"], ways=same, **expected)
 
 
 @pytest.mark.parametrize(
@@ -360,7 +362,7 @@ def test_what_two_models_wrote_is_put_under_its_name():
     rows = {row["label"]: row["texts"][0] for row in part.logits.rows}
     wanted = {
         "tokens compared": 511, "largest difference of a logit": 0.12345,
-        "difference of all, relative": 0.0234, "KL divergence": (3.21e-4, "nats"),
+        "relative difference of all logits": 0.0234, "KL divergence": (3.21e-4, "nats"),
         "same next token": 0.98765,
     }  # fmt: skip
     assert list(rows) == list(wanted)
@@ -369,11 +371,11 @@ def test_what_two_models_wrote_is_put_under_its_name():
     assert rows["same next token"] == "98.77 %"
     held = {row["label"]: row["texts"][0] for row in part.memory.rows}
     assert held == {"weights": "1,000 · 4,000", "rest": "234 · 567", "total": "1,234 · 4,567"}
-    assert part.memory.label == "Bytes held · in 16 bits"
+    assert part.memory.label == "Bytes held · at 16 bits"
     assert part.figures.label == "Packed · 16 bits · in words"
     assert part.where.text.startswith("tiny: ")
     assert "torch.int8 in bfloat16, measured here. A note." in part.where.text
-    assert "For what you chose since" not in part.where.text
+    assert "For your new choice" not in part.where.text
     part.draw(kernels_work.Wrote(found, "tiny", part.format, "another kernel"))
     assert part.where.text.endswith(f"press “{part.write_button.label}” again.")
 
@@ -399,10 +401,10 @@ def test_each_record_is_shown_under_its_own_name(monkeypatch):
 
 def test_charts_and_tables_are_named_by_what_they_show(race):
     assert race.times.label == "Time of one product"
-    assert race.speedups.label == "Times as fast as 16 bits"
-    assert race.roofline.label == "What memory and arithmetic allow"
+    assert race.speedups.label == "Speed relative to 16 bits"
+    assert race.roofline.label == "What memory and arithmetic allow (roofline)"
     assert race.table.label == KERNEL
-    asked = "Before you drag: up to how many tokens is it faster than 16 bits?"
+    asked = "Before you drag: up to how many tokens is it faster than 16-bit weights?"
     assert race.prediction.control.label == asked
     assert race.equation.aria == "t is at least the larger of bytes over B and 2 m n k over R"
     assert "Recorded on Test 9000 (torch 2.13), not measured here." in race.origin.text

@@ -94,7 +94,7 @@ def test_the_numbers_of_a_step_follow_from_its_formula(lesson):
         terms, _, p = text.partition(" = ")
         delta, i, again, n = re.fullmatch(r"([\d.]+) − (\d+)·\(([\d.]+) − ½\)/(\d)", terms).groups()
         assert delta == again == table["δ"][0]
-        assert (n, i) == (table["n, equal parts to ½"][step], table["i"][step])
+        assert (n, i) == (table["n, equal slices to ½"][step], table["i"][step])
         assert float(delta) - int(i) * (float(delta) - 0.5) / int(n) == pytest.approx(
             float(p), abs=1e-5
         )
@@ -140,7 +140,7 @@ def test_the_bins_are_counted_on_the_codes_of_bitsandbytes(lesson, weight, at):
     holds(
         lesson.filling.caption.texts[at], size=SIZES[at], code=full, most=float(share[full]),
         other=empty, least=float(share[empty]), one=1, sixteen=16, claimed=1 / 16, reach=reach,
-        made_for=made_for, ways={"crowds the middle": True}, fixed=["empties the ends"],
+        made_for=made_for, ways={"crowds the middle": True}, fixed=["empties the outer ones"],
     )  # fmt: skip
     said = numbers_in(lesson.filling.occupancy.summaries[at].split(": ", 1)[1])
     assert [n.value for n in said] == pytest.approx(share.tolist(), abs=6e-4)
@@ -192,7 +192,7 @@ def test_the_bytes_on_the_page_are_those_of_bitsandbytes(lesson, weight, cell):
         words = rows(lesson.storing.byte_words)
         assert words["a in memory"][at] == state.absmax[k // size].numpy().tobytes().hex(" ")
         nibble = theirs[k // 2] & 15 if k % 2 else theirs[k // 2] >> 4
-        assert words["its half"][at].endswith(f"code {nibble}")
+        assert words["its half of the byte"][at].endswith(f"code {nibble}")
         assert rows(lesson.cell_table)["code q"][at] == str(nibble)
         _, twice = quantize_4bit(weight, quant_type="nf4", blocksize=size, compress_statistics=True)
         assert rows(lesson.storing.second)["code c, one byte"][at].startswith(
@@ -426,7 +426,7 @@ def opened(lesson, tmp_path, weight):
 def test_odd_layers_open_in_every_part(lesson, tmp_path, weight):
     opened(lesson, tmp_path, weight)
     problem = lesson.status.text
-    assert not problem or "is left out" in problem  # INT4's float16 scales have their limits
+    assert not problem or "is omitted" in problem  # INT4's float16 scales have their limits
     assert torch.equal(lesson.shown.weight, weight.float())
     for part in (FILL, STORE, DUEL):
         lesson.part_control.index = list(lesson.part_control.options).index(part)
@@ -466,7 +466,7 @@ def test_of_a_large_layer_the_first_rows_are_shown_and_that_is_said(lesson, tmp_
 def test_a_rival_that_cannot_be_computed_is_left_out_and_that_is_said(lesson, tmp_path):
     opened(lesson, tmp_path, torch.randn(8, 64) * 1e-9)  # float16 has no such scales
     sizes = ", ".join(map(str, SIZES[:5]))  # the others do not divide its 512 weights
-    assert f"INT4 asymmetric is left out in blocks of {sizes}: " in lesson.status.text
+    assert f"INT4 asymmetric is omitted in blocks of {sizes}: " in lesson.status.text
     for size in SIZES:
         assert ASYMMETRIC not in lesson.shown.entries[size]
         assert NF4_NAME in lesson.shown.entries[size]

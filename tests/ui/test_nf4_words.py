@@ -80,7 +80,7 @@ def test_each_step_of_the_construction_says_its_own_numbers():
             holds(text, code=0, p=p, z=z, v=-1, left=7,
                   fixed=["the lower half", "Φ⁻¹", "each a little larger"])  # fmt: skip
         elif one.index == 0:
-            holds(text, code=15, p=p, z=z, largest=LARGEST, v=1, fixed=["is below it"])
+            holds(text, code=15, p=p, z=z, largest=LARGEST, v=1, fixed=["below it"])
         else:
             slices = {} if one.index == 1 else {"slices": one.index}
             assert ("one slice" in text) == (one.index == 1)
@@ -114,15 +114,15 @@ def test_the_words_about_bins(size, full, empty, shares, reach):
         one=1, sixteen=16, claimed=1 / 16, reach=reach, largest=LARGEST,
         ways={
             "crowds the middle/leaves the middle": reach > LARGEST,
-            "so large/so small": reach > LARGEST,
+            "such a large/such a small": reach > LARGEST,
         },
-        fixed=["no fuller than planned" if reach <= LARGEST else "empties the ends"],
+        fixed=["no fuller than planned" if reach <= LARGEST else "empties the outer ones"],
     )  # fmt: skip
 
 
 def test_a_layer_of_zeros_is_said():
     facts = FillFacts(64, 7, 1.0, 0, 0.0, 0.0, LARGEST)
-    assert fill_sentence(facts) == "Every weight is 0: they all share one level."
+    assert fill_sentence(facts) == "Every weight is 0, so they all share one level."
 
 
 # ------------------------------------------------------------------------------------ the bill
@@ -160,7 +160,7 @@ def test_the_bill_adds_up_to_the_bytes_that_are_packed(shape):
     }  # fmt: skip
     if n % 2:
         wanted["padding"] = (4, 1, 1, 1)
-    assert set(rows) == {*(ITEMS[name] for name in wanted), "together", "in 16 bits"}
+    assert set(rows) == {*(ITEMS[name] for name in wanted), "together", "at 16 bits"}
     for name, (count, width, *there) in wanted.items():
         cells = rows[ITEMS[name]]
         assert cells[0] == f"{count} × {width}"
@@ -172,7 +172,7 @@ def test_the_bill_adds_up_to_the_bytes_that_are_packed(shape):
     sums = rows["together"]
     assert sums == ["", str(packed[0]), f"{8 * packed[0] / n:.3f}",
                     str(packed[1]), f"{8 * packed[1] / n:.3f}"]  # fmt: skip
-    assert rows["in 16 bits"] == [f"{n} × 16", str(2 * n), "16.000", "", ""]
+    assert rows["at 16 bits"] == [f"{n} × 16", str(2 * n), "16.000", "", ""]
 
 
 # ------------------------------------------------------------------------------------ one weight
@@ -244,7 +244,9 @@ def _bytes(rows, i, packed, k, a, w):
     assert rows["byte"][i] == f"{k // 2}: 0x{byte:02x} = {byte:08b}"
     halves = byte >> 4, byte & 15
     mine, other = halves if k % 2 == 0 else halves[::-1]
-    assert rows["its half"][i] == f"{'low' if k % 2 else 'high'}, {mine:04b} = code {mine}"
+    assert (
+        rows["its half of the byte"][i] == f"{'low' if k % 2 else 'high'}, {mine:04b} = code {mine}"
+    )
     assert rows["the other half"][i] == (
         f"code {other}, the weight {'before' if k % 2 else 'after'} it"
     )
@@ -353,7 +355,7 @@ def test_the_words_of_the_duel(given, own, level, output, size, tell, best):
     ahead = [n for n in FIXED if n in given and given[n][0] < nf4_error * (1 - 1.01 * EQUAL)]
     level_ones = [n for n in FIXED if n in given and same(given[n][0], nf4_error)]
     if not level_ones:
-        mid, last = cut(rest, " For at most ")
+        mid, last = cut(rest, " With at most ")
         if not ahead:
             assert mid == " In these blocks no fixed rival beats NF4."
         else:
@@ -405,7 +407,7 @@ def test_the_verdict_judges_by_the_errors(given, guess, size):
     assert beat.replace(" and ", ", ").rsplit(" ", 1)[0].split(", ") == ahead
     points(beat, "beat/beats", len(ahead) > 1)
     inside, why = cut(costs, ").")
-    assert ("Its range follows" in why) == (ahead == [ASYMMETRIC])
+    assert ("Its range runs from" in why) == (ahead == [ASYMMETRIC])
     for name, part in zip(ahead, inside.split("; "), strict=True):
         assert part.startswith(name)
         part, its = part.replace(name, "it"), given[name][1]

@@ -107,7 +107,7 @@ def test_work_beside_the_page_is_said_stopped_and_taken():
     )
     beside.button.click()
     assert beside.button.label == "Halt" and not hidden(beside.busy)
-    with pytest.raises(ValueError, match="runs already"):
+    with pytest.raises(ValueError, match="already running"):
         beside.start(work, taken.append, saying="again")
     beside.button.click()
     go.set()

@@ -111,17 +111,17 @@ CAPTION = re.compile(
     r"(?:(?P<kept>\d+) % of the range kept|By hand), from (?P<low>\S+) to (?P<high>\S+): "
     r"(?P<levels>\d+) levels (?P<apart>\S+) apart(?:, of which (?P<used>\d+) (?:is|are) in use)?\. "
     r"(?:(?P<beyond>\d+) of (?P<n>\d+) (?:weight|activation)s|No (?:weight|activation)) "
-    r"(?P<lie>lies?) beyond the last level\. Squared error: (?P<rounding>\S+) % by rounding \+ "
-    r"(?P<clipping>\S+) % by cutting off = (?P<total>\S+) % of the squared "
+    r"(?P<lie>lies?) beyond the last level\. Squared error: (?P<rounding>\S+) % from rounding \+ "
+    r"(?P<clipping>\S+) % from clipping = (?P<total>\S+) % of the squared "
     r"(?P<noun>weight|activation)s(?:, (?P<beside>[^.]*(?:\.\d+[^.]*)?))?\."
     r"(?P<lowest> No other point of the curve is lower\.)?"
 )
 
 
 def check_beside(text, total, whole):
-    """What is said of a sum beside that of the whole range."""
+    """The words for a sum beside that of the whole range."""
     change = total / whole - 1
-    if text == "as much as with the whole range":
+    if text == "the same as with the whole range":
         assert abs(change) < 6e-4
     elif text.endswith(" less than with the whole range"):
         assert close(text.split(" %")[0], -100 * change)
@@ -206,13 +206,13 @@ def traces(chart, frame=0):
 
 def test_the_curve_does_not_give_the_prediction_away(tmp_path):
     lesson = ScaleAndZeroPointLesson(layer=SMALL)
-    assert set(traces(lesson.curves)) == {"rounding", "cutting off", "both"}
+    assert set(traces(lesson.curves)) == {"rounding", "clipping", "both"}
     assert all(len(y) == 1 for _, y, _ in traces(lesson.curves).values())
     assert "lowest" not in lesson.curves.summaries[0]
     assert not any("No other point" in text for text in lesson.caption.texts)
     lesson.kept_control.index = 40
     shown = traces(lesson.curves)
-    assert all(len(shown[name][1]) == 80 for name in ("rounding", "cutting off", "both"))
+    assert all(len(shown[name][1]) == 80 for name in ("rounding", "clipping", "both"))
     best = lesson.shown.tried.best
     assert shown["lowest"][0] == [PARTS[best]]
     assert (
@@ -229,7 +229,7 @@ def test_the_curve_is_the_two_costs_and_their_sum(lesson):
     shown = traces(lesson.curves)
     np.testing.assert_allclose(shown["rounding"][1], [100 * r for r, *_ in parts], rtol=1e-3)
     np.testing.assert_allclose(
-        shown["cutting off"][1], [100 * c for _, c, *_ in parts], rtol=1e-3, atol=1e-5
+        shown["clipping"][1], [100 * c for _, c, *_ in parts], rtol=1e-3, atol=1e-5
     )
     both = [100 * (r + c) for r, c, *_ in parts]
     np.testing.assert_allclose(shown["both"][1], both, rtol=1e-3)
@@ -281,7 +281,7 @@ def test_one_numbers_whole_arithmetic(lesson, state):
             assert rounded == round(rounded) and abs(rounded - after - first) <= 0.5 + 1e-5
             assert value(table["q, clamped"].split(",")[0]) == code
             cut = code != rounded
-            assert ("cut off" in table["q, clamped"]) == cut
+            assert ("clipped from" in table["q, clamped"]) == cut
             assert lesson.equation.actives[i] == (["clamp"] if cut else ["s", "round"])
             came = next(text for label, text in table.items() if label.startswith("x̂ ="))
             assert value(came) == pytest.approx(back, rel=6e-4, abs=1e-9)
@@ -323,7 +323,7 @@ def test_titles_say_which_numbers_these_are(lesson):
     assert lesson.line.label == f"All {weight.numel()} weights of the layer"
     lesson.go({"look": "gate"})
     assert lesson.picture.axes == ["line", "place"]
-    n = re.fullmatch(r"What 1024 gates let through for token (\d+)", lesson.line.label)
+    n = re.fullmatch(r"The 1024 gate activations of token (\d+)", lesson.line.label)
     assert torch.equal(lesson.shown.numbers.flat, gate_activations(lesson.layer)[int(n[1])])
 
 
@@ -346,7 +346,7 @@ def test_pictures_show_the_library_s_numbers(lesson, state):
         x, back = stairs["the chosen number"][1]
         at = (numbers.flat - x).abs().argmin()
         assert back == pytest.approx(float(q.dequantize()[0, at]), rel=1e-5, abs=1e-9)
-        assert f"{len(levels)} steps from" in lesson.stairs.summaries[i]
+        assert f"{len(levels)} levels from" in lesson.stairs.summaries[i]
         ends = lesson.line.places[i]
         holds(lesson.line.summaries[i], n=(len(levels), "levels"), first=levels[0], last=levels[-1],
               low=ends[0], high=ends[1])  # fmt: skip
@@ -438,7 +438,7 @@ def test_both_handles_on_one_spot_are_said_in_words(lesson):
     lesson.line.values = [-0.1, 0.2]
     caption = list(lesson.caption.texts)
     lesson.line.values = [0.2, 0.2]
-    assert lesson.status.kind == "error" and "some width" in lesson.status.text
+    assert lesson.status.kind == "error" and "move them apart" in lesson.status.text
     assert list(lesson.line.values) == [-0.1, 0.2] and lesson.caption.texts == caption
     lesson.line.values = [-0.1, 0.1]
     assert lesson.status.kind == ""
@@ -555,21 +555,21 @@ def test_conventions_on_the_page_are_their_systems(lesson, state):
             levels = said_levels(name, form == "symmetric", bits, float(x.min()), float(x.max()))
             assert close(cells["spacing s"].split(" ")[-1], scale)
             assert close(cells["error"].split(" ")[0], 100 * errors[name])
-            assert int(cells["cut off"]) == cost(x.numpy(), levels)[2]
+            assert int(cells["clipped"]) == cost(x.numpy(), levels)[2]
             low, high = (value(text) for text in cells["codes"].split(" … "))
             assert high - low + 1 == len(levels)
-            if cells["0 is code"] == "none":
+            if cells["code of 0"] == "none":
                 assert name in ("quanto", "kivi")
             else:
-                zero = value(cells["0 is code"])
+                zero = value(cells["code of 0"])
                 assert levels[0] == pytest.approx((low - zero) * scale, abs=0.1 * scale)
             trials = [
                 sum(cost(x.numpy(), said_levels(name, form == "symmetric", bits,
                                                 *ends_of(numbers.flat, part)))[:2])
                 for part in KEPT
             ]  # fmt: skip
-            assert close(cells["error then"].split(" ")[0], 100 * min(trials), 6e-3)
-            assert trials[PARTS.index(cells["best part"])] == pytest.approx(min(trials), rel=1e-4)
+            assert close(cells["error at best"].split(" ")[0], 100 * min(trials), 6e-3)
+            assert trials[PARTS.index(cells["best range"])] == pytest.approx(min(trials), rel=1e-4)
             for other, (its, _) in found.items():
                 same = float((its - back).abs().max()) < 0.1 * scale
                 assert (table[short(other)]["result"] == cells["result"]) == same
@@ -578,7 +578,7 @@ def test_conventions_on_the_page_are_their_systems(lesson, state):
                                                                             rel=1e-9)}  # fmt: skip
         letters = {cells["result"] for cells in table.values()}
         text = lesson.systems.texts[i].text
-        assert text.startswith(f"“{bits}-bit {form}” is the name of 6 different rules in 7 systems")
+        assert text.startswith(f"“{bits}-bit {form}” means 6 different rules in 7 systems")
         assert f"they give {len(letters)} different results" in text
         least, most = min(errors.values()), max(errors.values())
         assert f"from {percent(least)} (" in text and f"to {percent(most)} (" in text

@@ -38,7 +38,7 @@ shares = st.floats(0, 4).map(lambda v: round(v, 6))
 def beside(change):
     """What a caption has to say of a sum beside that of the whole range."""
     if abs(change) < 5e-4:
-        return {}, {", as much as with the whole range/": True}
+        return {}, {", the same as with the whole range/": True}
     if abs(change) < 1:
         return {"change": (abs(change), "% less" if change < 0 else "% more")}, {
             "less than with the whole range/more than with the whole range": -change
@@ -65,7 +65,7 @@ def test_every_number_and_direction_of_any_caption(
         "is in use/are in use/": 0 if used == 16 else 1 if used == 1 else -1,
         "lie beyond the last level/lies beyond the last level": beyond > 1,
         f"No {noun} lies/": beyond == 0,
-        f"Every {noun} comes back exactly/": total == 0,
+        f"Every {noun} is represented exactly/": total == 0,
         "No other point of the curve is lower/": lowest and total > 0,
     }
     if used < 16:
@@ -74,7 +74,7 @@ def test_every_number_and_direction_of_any_caption(
         expected |= {"beyond": beyond, "n": (40, f"{noun}s")}
     if total:
         expected |= {
-            "rounding": (rounding, "% by rounding"), "clipping": (clipping, "% by cutting off"),
+            "rounding": (rounding, "% from rounding"), "clipping": (clipping, "% from clipping"),
             "total": (total, f"% of the squared {noun}s"),
         }  # fmt: skip
         if kept != "100 %" and whole:
@@ -96,7 +96,7 @@ def test_any_verdict(guess, best, lowest, more, beyond):
     ways = {
         "Right. The sum is lowest/The sum is lowest": gaps[guess] == min(gaps.values()),
         "less than the/": best < 100,
-        "cutting off gains nothing/": best == 100,
+        "clipping gains nothing/": best == 100,
     }
     if best < 100:
         expected |= {"less": (1 - lowest / whole, "% less"), "whole": (whole, "% of all of it")}
@@ -106,7 +106,7 @@ def test_any_verdict(guess, best, lowest, more, beyond):
         expected |= {"beyond": beyond, "n": (9, "weights")}
         ways["lies beyond the last level/lie beyond the last level"] = beyond == 1
     holds(verdict(judged), **expected, ways=ways)
-    assert "comes back exactly" in verdict(replace(judged, whole=0.0, lowest=0.0))
+    assert "is represented exactly" in verdict(replace(judged, whole=0.0, lowest=0.0))
 
 
 names = st.sampled_from(["absmax", "gptq", "hqq"])
@@ -215,7 +215,7 @@ def test_one_numbers_rows(convention, symmetric):
             cut = said[step] != code
             if cut:
                 holds(cells["q, clamped"], q=code, was=int(said[step]))
-                assert "cut off from" in cells["q, clamped"]
+                assert "clipped from" in cells["q, clamped"]
             else:
                 holds(cells["q, clamped"], q=code)
             assert lit(tried, x)[i] == (["clamp"] if cut else ["s", "round"])
@@ -245,14 +245,14 @@ def test_rows_of_systems(symmetric):
         assert numbers_in(cell["spacing s"])[-1].is_(float(grid.scale))
         holds(cell["codes"].replace("…", "to"), low=grid.qmin, high=grid.qmax)
         if grid.offset is not None:
-            assert cell["0 is code"] == "none"
+            assert cell["code of 0"] == "none"
         else:
             zero = 0.0 if grid.zero_point is None else float(grid.zero_point)
-            holds(cell["0 is code"], zero=zero)
-        holds(cell["cut off"], beyond=one.whole.clipped)
+            holds(cell["code of 0"], zero=zero)
+        holds(cell["clipped"], beyond=one.whole.clipped)
         holds(cell["error"], whole=whole)
-        holds(cell["best part"], kept=one.kept)
-        holds(cell["error then"], best=best)
+        holds(cell["best range"], kept=one.kept)
+        holds(cell["error at best"], best=best)
         assert lit_cells == ([COLUMNS.index("error")] if whole == min(errors)[0] else [])
         letters.setdefault(cell["result"], []).append(one.quantized.dequantize())
     assert sorted(letters) == [chr(ord("A") + i) for i in range(len(letters))]
@@ -272,7 +272,7 @@ def test_the_curve_and_its_marks():
     low = int(total.argmin())
     figure = cost_curves(kept, rounding, clipping, low, by_hand=(30, 0.015))
     by_name = {trace["name"]: trace for trace in figure["data"]}
-    for name, values in (("rounding", rounding), ("cutting off", clipping), ("both", total)):
+    for name, values in (("rounding", rounding), ("clipping", clipping), ("both", total)):
         assert by_name[name]["x"] == kept
         np.testing.assert_array_equal(by_name[name]["y"], 100 * values)
     assert by_name["lowest"]["x"] == [kept[low]]

@@ -68,6 +68,16 @@ def browse(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Browser]:
     return lambda widget: Browser(widget, monkeypatch)
 
 
+def test_a_widget_answers_who_waits_until_changes_were_heard(browse) -> None:
+    """And nobody takes that for a press."""
+    button = Button("Compute")
+    pressed: list[Any] = []
+    button.on_click(pressed.append)
+    browser = browse(button)
+    browser.send(type="hear", id="qv-heard-3")
+    assert browser.sent == [({"heard": "qv-heard-3"}, [])] and pressed == []
+
+
 # ---------------------------------------------------------------------- MatrixView
 
 

@@ -34,9 +34,9 @@ from qviz.methods.registry import Method
 __all__ = ["EVENTS", "FALLBACKS", "LAYOUTS", "METHOD", "encode", "from_bytes", "gguf"]
 
 NO_SEARCH = ("Q8_0", "MXFP4")  # the types that ignore importance, here as in llama.cpp
-ROOM = 15  # weights below 2^15 have scales that float16 holds, in every type
-# How many weights are encoded at a time. On a CPU the tensors of a search stay in its cache, but
-# that of Q3_K has its own way of doing so; a GPU wants work.
+ROOM = 15  # weights below 2^15 have scales that float16 can hold, in every type
+# How many weights are encoded at a time. On a CPU the tensors of a search stay in its cache (the
+# search of Q3_K sees to that itself); a GPU needs large pieces.
 CHUNK = {"cpu": 2**18, "cuda": 2**24}
 CHUNK_Q3_K = 2**20
 
@@ -51,7 +51,7 @@ EVENTS = (
     EventSpec(
         "gguf.position",
         {
-            "position": "[blocks, 32] where each weight falls, in steps",
+            "position": "[blocks, 32] where each weight falls, in spacings",
             "inverse": "[blocks, 1] 1/d, of d before it is rounded to float16",
         },
         "(x − m) / d; d = (max − min)/N, or extreme/−2^(b−1), or absmax/127",
@@ -76,7 +76,7 @@ EVENTS = (
             "high": "[sub-blocks] max x",
             "iscale": "[sub-blocks] N / (high − low)",
             "scale": "[sub-blocks] 1 / iscale",
-            "error": "[sub-blocks] the error to beat",
+            "error": "[sub-blocks] the error to improve on",
             "codes": "[sub-blocks, weights]",
         },
         "q = clamp(RNE(iscale·(x − low)), 0, N)",
@@ -100,7 +100,7 @@ EVENTS = (
         {
             "iscale": "[sub-blocks] −(h + 0.1k) / extreme; the first event is k = 0",
             "scale": "[sub-blocks] s of the least squares fit",
-            "gain": "[sub-blocks] what the fit takes off Σwx²",
+            "gain": "[sub-blocks] by how much the fit reduces Σwx²",
             "accepted": "[sub-blocks] bool: it is the best so far",
             "codes": "[sub-blocks, weights]",
         },
@@ -141,8 +141,8 @@ EVENTS = (
     EventSpec(
         "kquant.second_level",
         {
-            "d": "[blocks, 1] float16 step of the scales",
-            "dmin": "[blocks, 1] float16 step of the minimums; 0 for Q3_K and Q6_K",
+            "d": "[blocks, 1] float16 unit of the scales",
+            "dmin": "[blocks, 1] float16 unit of the minimums; 0 for Q3_K and Q6_K",
             "scales": "[blocks, sub-blocks of a block] integers",
             "mins": "[blocks, sub-blocks of a block] integers; 0 for Q3_K and Q6_K",
         },
@@ -176,14 +176,14 @@ def gguf(
 
     weight      [out, in]; it is encoded from float32, whatever its dtype
     type        one of `LAYOUTS`
-    fallback    for a row that is no multiple of 256, take llama.cpp's fallback type (`FALLBACKS`)
-                instead of refusing; `info` says which type it became
+    fallback    for a row whose length is not a multiple of 256, use llama.cpp's fallback type
+                (`FALLBACKS`) instead of refusing; `info` says which type was used
     importance  [in], the mean square of each input over calibration data, llama.cpp's imatrix:
-                errors are weighed by it, and more scales are tried. Q8_0 and MXFP4 ignore it.
-                `calibration.hessian.diagonal() / 2` of a Calibration is just that
+                errors are weighted by it, and more scales are tried. Q8_0 and MXFP4 ignore it.
+                `calibration.hessian.diagonal() / 2` of a Calibration is exactly that
 
-    Returns codes [out, in] uint8 (Q8_0: int8) and a `Blocks` grid, both what the bytes decode to;
-    `pack()["blocks"]` are the bytes as they stand in a file. Raises ValueError for NaN or Inf, a
+    Returns codes [out, in] uint8 (Q8_0: int8) and a `Blocks` grid, both decoded from the bytes;
+    `pack()["blocks"]` are the bytes as in a file. Raises ValueError for NaN or Inf, a
     row that the block does not divide, weights too large for a float16 scale, and an importance
     that is zero everywhere. Weights too small for such a scale become 0 as in llama.cpp, and so
     may those of a block whose importance is zero; `info` counts the groups.
@@ -213,16 +213,16 @@ def gguf(
         "vanished_groups": vanished,
     }
     if name != type:
-        info["fallback"] = f"{type} needs rows of a multiple of 256; {columns} is none"
+        info["fallback"] = f"{type} needs rows whose length is a multiple of 256; {columns} is not"
     return QuantizedTensor(found.codes, found.grid, found.granularity, found.shape, info=info)
 
 
 def _choose(type: str, columns: int, fallback: bool) -> str:
-    """The type that is encoded; ValueError where the row length does not allow it."""
+    """The type to encode. Raises ValueError if the row length does not allow it."""
     if type in FILE_TYPES and type not in LAYOUTS:
         raise ValueError(
-            f"{type} is the mix of a whole file, with {FILE_TYPES[type].base} for most tensors: "
-            f"pass type={FILE_TYPES[type].base!r}, or see which tensor gets which type with "
+            f"{type} is a mix of types for a whole file, with {FILE_TYPES[type].base} for most "
+            f"tensors: pass type={FILE_TYPES[type].base!r}, or list each tensor's type with "
             f"qviz.methods.gguf.mixes.tensor_types(config, {type!r})"
         )
     if type not in LAYOUTS:
@@ -232,14 +232,15 @@ def _choose(type: str, columns: int, fallback: bool) -> str:
         return type
     if columns % legacy.BLOCK:
         raise ValueError(
-            f"{type} needs rows of a multiple of {block} weights, and {columns} is no multiple of "
-            f"32 either: every quantized GGUF type needs that. llama.cpp stores such a weight as "
-            f"float16; leave this layer out"
+            f"{type} needs rows whose length is a multiple of {block}, and {columns} is not even "
+            "a multiple of 32, which every quantized GGUF type needs. llama.cpp stores such a "
+            "weight as float16; skip this layer"
         )
     if not fallback:
         raise ValueError(
-            f"{type} needs rows of a multiple of {block} weights, got {columns}. llama.cpp falls "
-            f"back to {FALLBACKS[type]} here: pass fallback=True, or type={FALLBACKS[type]!r}"
+            f"{type} needs rows whose length is a multiple of {block}, got {columns}. llama.cpp "
+            f"falls back to {FALLBACKS[type]} here: pass fallback=True, or "
+            f"type={FALLBACKS[type]!r}"
         )
     return FALLBACKS[type]
 
@@ -263,7 +264,7 @@ def _as_importance(importance: torch.Tensor | np.ndarray, columns: int) -> torch
     if not importance.any():
         raise ValueError(
             "importance is zero everywhere: no weight would count, and all would become 0. Pass "
-            "importance=None where nothing is known"
+            "importance=None if nothing is known"
         )
     return importance
 
@@ -277,7 +278,8 @@ def encode(
 ) -> torch.Tensor:
     """The bytes uint8 [out, bytes of a row] of a finite weight [out, in] whose rows fit.
 
-    What llama.cpp's C code writes, also where its own validation refuses the result afterwards:
+    These are the bytes that llama.cpp's C code writes, even where its own validation refuses them
+    afterwards:
     a scale too large for float16 becomes Inf. `gguf` refuses it too.
     """
     return _encode(weight, name, importance, emit, parts=None)
@@ -337,19 +339,19 @@ def _encode(
 
 
 class _Threads:
-    """How many threads torch had before the first of the calls that run now."""
+    """The number of torch threads before the first of the running calls."""
 
     lock, running, before = threading.Lock(), 0, 1
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Keep torch from sharing each operation among threads: there are thousands, a few microseconds
-    long, and where another process wants the cores the threads wait ten times longer for each other
-    than they work.
+    """Keep torch from splitting each operation among threads. There are thousands of operations,
+    each a few microseconds long, and if another process uses the cores the threads wait for each
+    other ten times longer than they work.
 
-    The number belongs to the process as well as to each of its threads: calls that overlap in
-    different threads must not take each other's 1 for what it was before.
+    The number belongs to the process as well as to each of its threads: overlapping calls in
+    different threads must not mistake each other's 1 for the original number.
     """
     with _Threads.lock:
         now = torch.get_num_threads()  # a thread that never asked would be given the number later
@@ -391,7 +393,7 @@ def _require_finite_levels(found: QuantizedTensor, name: str, largest: float) ->
 
 
 def _vanished(weight: torch.Tensor, found: QuantizedTensor) -> int:
-    """How many groups of weights became a constant, because their step is 0 as it is stored."""
+    """How many groups of weights became a constant, because their scale is stored as 0."""
     assert isinstance(found.grid, Blocks)
     gone = found.grid.inner.scale == 0  # [rows, groups]
     if not gone.any():

@@ -14,13 +14,13 @@ from qviz.methods.gguf.legacy import E2M1_DOUBLED, e8m0_half
 
 
 def from_bytes(name: str, data: torch.Tensor | np.ndarray) -> QuantizedTensor:
-    """The tensor that the rows data [rows, bytes of a row] uint8 of this type stand for.
+    """The tensor that is stored in the rows data [rows, bytes of a row] uint8 of this type.
 
-    `data` is how gguf-py's GGUFReader has the tensors of a file. Raises ValueError if it is not
-    whole blocks of the type.
+    `data` is in the form that gguf-py's GGUFReader gives. Raises ValueError if it is not a whole
+    number of blocks of the type.
 
     Codes are as they are stored: unsigned with a zero point for the symmetric types, int8 for
-    Q8_0. Scales (and offsets) [rows, groups] are what the levels really are: float16 for the types
+    Q8_0. Scales (and offsets) [rows, groups] are the effective ones: float16 for the types
     of 32 weights, and for the k-quants the float32 products d·scale and −dmin·min.
 
     >>> q = from_bytes("Q4_K", torch.zeros(2, 144, dtype=torch.uint8))

@@ -1,9 +1,9 @@
 """The k-quants: super-blocks of 256 weights with scales on two levels.
 
-Sub-blocks of 16 or 32 weights have scales (and minimums) of 4 to 8 bits, which count in steps of
-one float16 per super-block. Each type is a search over sub-blocks, a rounding of what it found,
-and a second pass that rounds the weights again, now with the scales as they are stored. They need
-no calibration; `importance`, the mean square of each input, weighs the errors if it is given.
+Sub-blocks of 16 or 32 weights have scales (and minimums) of 4 to 8 bits, in units of one float16
+per super-block. Each type is a search over sub-blocks, a rounding of its result, and a second pass
+that rounds the weights again, now with the scales as stored. They need no calibration;
+`importance`, the mean square of each input, weights the errors if given.
 Source: ggml src/ggml-quants.c, quantize_row_q*_K_ref and, with importance, _impl.
 """
 
@@ -165,7 +165,7 @@ def _with_minimum(
 def _as_read(
     name: str, ls: torch.Tensor, lm: torch.Tensor, *, limited: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The quantized scales and minimums that decoding finds where these bytes were written.
+    """The quantized scales and minimums that decoding these bytes gives.
 
     They fit, unless a sub-block's scale is below 0: its byte has wrapped around, and ggml lets it
     spill over into its neighbours or, if it is `limited`, sets it to the highest level.
@@ -185,7 +185,8 @@ def _spilled(bits: torch.Tensor) -> torch.Tensor:
 
 
 def _round_levels(values: torch.Tensor, levels: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """d [blocks, 1] with which the largest value is `levels` steps, and the steps int32."""
+    """d [blocks, 1] such that the largest value is `levels` units of d, and the values in units of
+    d, int32."""
     largest = values.amax(1, keepdim=True).clamp_(min=0).add_(0.0)  # not −0
     iscale = torch.where(largest > 0, divide(levels, largest), 0)
     return divide(largest, levels), nearest_int_(iscale * values).int()
@@ -194,7 +195,7 @@ def _round_levels(values: torch.Tensor, levels: int) -> tuple[torch.Tensor, torc
 def _fit_levels(
     values: torch.Tensor, weights: torch.Tensor, levels: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same by search, with weights: 9 steps tried, then codes improved (make_qp_quants).
+    """The same by a weighted search: 9 units tried, then codes improved (make_qp_quants).
 
     A value below 0 has a code that wraps around where it is kept, because codes are bytes there.
     """
@@ -267,7 +268,8 @@ def _symmetric(
 
 
 def _keep_where_zero_(codes: torch.Tensor, step: torch.Tensor, found: torch.Tensor) -> None:
-    """The search's codes in place of those found with a step of 0, by which nothing can be divided.
+    """The search's codes in place of those found with a scale of 0, by which nothing can be
+    divided.
 
     That is rare, and choosing for each weight would take longer than dividing.
     """

@@ -2,7 +2,7 @@
 
 A block is a C struct. Its sections follow one another without gaps; a section holds one float16,
 or unsigned integers that are cut into pieces, because bytes have 8 bits and codes have 2 to 6.
-Source: ggml src/ggml-common.h (the structs) and src/ggml-quants.c (who sits in which bit).
+Source: ggml src/ggml-common.h (the structs) and src/ggml-quants.c (which number has which bits).
 """
 
 from collections.abc import Mapping
@@ -186,8 +186,8 @@ def _eights(x: torch.Tensor) -> torch.Tensor | None:
 
 
 def _cut(x: torch.Tensor, low: int, bits: int, width: int) -> torch.Tensor:
-    """The `bits` bits from bit `low` of numbers of `width` bits. What would change nothing is left
-    out, here and in `_shift`: every operation is a pass through all weights."""
+    """The `bits` bits from bit `low` of numbers of `width` bits. Operations that would change
+    nothing are skipped, here and in `_shift`, because each is a pass through all weights."""
     if low == 0 and bits == width:
         return x
     mask, eights = 2**bits - 1, _eights(x)

@@ -28,9 +28,9 @@ E2M1_DOUBLED = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 class Legacy:
     """How a type finds d and rounds.
 
-    steps    the number by which the range, or the extreme weight, is divided
+    steps    the divisor of the range, or of the extreme weight
     minimum  codes count from the smallest weight
-    shift    what is added before the fraction is cut off; None: round half away from zero
+    shift    the number added before truncation; None: round half away from zero
     """
 
     steps: int
@@ -117,7 +117,7 @@ def _half_away_(t: torch.Tensor) -> torch.Tensor:
 def _searched(
     name: str, kind: Legacy, blocks: torch.Tensor, weights: torch.Tensor, emit: Emit | None
 ) -> dict[str, torch.Tensor]:
-    """With importance the types of the first generation use the searches of the second."""
+    """With importance the older types use the searches of the k-quants."""
     x, w = blocks.T.contiguous(), weights.T.contiguous()
     if kind.minimum:
         found = search_minimum(x, w, top=kind.steps, grid=WITH_IMPORTANCE, emit=emit)

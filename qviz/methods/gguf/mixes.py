@@ -1,6 +1,7 @@
 """Which tensor of a GGUF file gets which type: "Q4_K_M" is a recipe, not a type.
 
-A file type has a base type, and raises the tensors whose errors hurt most: values and the down
+A file type has a base type, and stores the tensors whose errors hurt most in more bits: values and
+the down
 projection, above all in the first and last eighth of the layers. The head is stored with 6 bits or
 more, vectors (norms) in float32. Here the recipes are data and the bits of a file are computed
 from them and from the shapes of a model. Source: llama.cpp src/llama-quant.cpp,
@@ -16,14 +17,14 @@ from typing import Any
 from qviz.core.check import unknown
 from qviz.methods.gguf.layout import LAYOUTS
 
-# What llama.cpp takes for a row that is no multiple of 256. A row that is no multiple of 32
-# either stays float16.
+# The types that llama.cpp uses for a row that is not a multiple of 256. A row that is not a
+# multiple of 32 either stays float16.
 FALLBACKS = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The numbers of a model that decide how large it is and how it is mixed."""
+    """The numbers of a model that determine its size and its mix of types."""
 
     layers: int
     hidden: int
@@ -205,7 +206,7 @@ def tensor_type(
 
 
 def _raised(name: str, i: int, model: ModelShape, mix: Mix, importance: bool) -> str | None:
-    """What a tensor of layer i is raised to, if it is."""
+    """The type that a tensor of layer i is raised to, if any."""
     if "attn_v." in name or "attn_qkv." in name:
         chosen = mix.values(model, i)
         # 80 layers that share values among heads, a 70B model: they are small, and cost little.
@@ -224,7 +225,7 @@ def _raised(name: str, i: int, model: ModelShape, mix: Mix, importance: bool) ->
 
 
 def fitting_type(name: str, columns: int) -> str:
-    """This type, or what llama.cpp takes instead if rows of this length do not fit its blocks."""
+    """This type, or the one llama.cpp uses instead if rows of this length do not fit its blocks."""
     if columns % LAYOUTS[name].weights:
         name = FALLBACKS.get(name, "F16")
     return name if columns % 32 == 0 else "F16"
@@ -246,7 +247,7 @@ def layer_types(
 ) -> dict[str, str]:
     """Linear layer, by its name in transformers → type, for a Llama-like model without experts.
 
-    Layers that such a file keeps in 16 bits are left out.
+    Layers that such a file keeps at 16 bits are omitted.
 
     >>> types = layer_types(model.config.to_dict(), "Q4_K_M")
     >>> own = {name: {"type": kind} for name, kind in types.items()}

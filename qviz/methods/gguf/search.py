@@ -177,7 +177,7 @@ def search_symmetric(
     """Scale of symmetric sub-blocks, codes −half … half − 1 (make_qx_quants).
 
     The extreme weight goes to −half, or, in 18 further tries, to −half ± 0.1 … 0.9. For given
-    codes the best scale is Σwxq/Σwq², and (Σwxq)²/Σwq² is what it takes off the error.
+    codes the best scale is Σwxq/Σwq², and (Σwxq)²/Σwq² is how much it reduces the error.
     """
     extreme = signed_extreme(x)
     wx = w * x
@@ -254,9 +254,9 @@ def descend_(
     is found, and it moves there if (Σwxq)²/Σwq² grows. With `as_bytes`, ggml's way with scales,
     codes are kept modulo 256, and the others' Σwq² has to be positive. Returns Σwxq and Σwq².
 
-    Few weights move, and until one does all the others may be tried at once. So each look tries
-    all weights of a sub-block and makes the one move whose turn comes first, and only sub-blocks
-    in which there was one, one in five after the first look, are looked at again.
+    Few weights move, and until one does all the others can be tried at once. So each round tries
+    all weights of a sub-block and makes the move whose turn comes first. Only sub-blocks with a
+    move, one in five after the first round, are tried again.
     """
     rule = Rule(low, high, as_bytes)
     sums = torch.empty_like(x[:2])  # Σwq², Σwxq

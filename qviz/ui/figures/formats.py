@@ -1,4 +1,4 @@
-"""Figures of the lesson on number formats: a block of weights and what comes back."""
+"""Figures of the lesson on number formats: a block of weights and their rounded values."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,8 @@ def block_figure(
     levels: Sequence[float],
     chosen: int,
 ) -> go.Figure:
-    """The weights of a block as bars, what comes back as diamonds, the levels they share as lines.
+    """The weights of a block as bars, the rounded weights as diamonds, the levels they share as
+    lines.
 
     columns, weights, values, clipped are of each weight; `chosen` is the place of one in them.
     """
@@ -55,7 +56,7 @@ def block_figure(
             "size": 8,
             "symbol": ["triangle-down" if cut else "diamond" for cut in clipped],
         },
-        name="what comes back",
+        name="rounded weight",
         hovertemplate="input %{x}: %{y:.5f}<extra></extra>",
     )
     figure.update_xaxes(range=[columns[0] - 0.7, columns[-1] + 0.7])

@@ -1,4 +1,4 @@
-"""Figures of the GPTQ lesson: the error so far, the column of the moment, one weight's ties.
+"""Figures of the GPTQ lesson: the error so far, the current column, one weight's compensation.
 
 Colours are the stylesheet's variables, which the chart widget resolves for the page's theme.
 """
@@ -46,7 +46,8 @@ def column_codes(
 ) -> go.Figure:
     """Where the column's weights lie among the levels, and the code each of them takes.
 
-    position  [rows] weights in steps, counted like codes; a point on the dashed line has no error
+    position  [rows] weights in spacings, counted like codes; a point on the dashed line has no
+              error
     codes     [rows] what they were rounded to
     levels    the first and the last code
     row       the chosen one
@@ -82,7 +83,7 @@ def column_codes(
 
 
 def exchange(incoming: np.ndarray, outgoing: np.ndarray) -> go.Figure:
-    """What one weight got from the columns before it and hands to those after it.
+    """What one weight received from the columns before it and passes on to those after it.
 
     incoming  [step] amounts by which each earlier step moved it
     outgoing  [columns − step − 1] amounts by which it moves each later column
@@ -91,7 +92,7 @@ def exchange(incoming: np.ndarray, outgoing: np.ndarray) -> go.Figure:
     figure = go.Figure(layout=axes_layout("step", "moved by"))
     for x, y, color, name in (
         (np.arange(step), incoming, ORIGINAL, "received from"),
-        (np.arange(step + 1, step + 1 + len(outgoing)), outgoing, ERROR, "handed to"),
+        (np.arange(step + 1, step + 1 + len(outgoing)), outgoing, ERROR, "passed on to"),
     ):
         figure.add_scatter(
             x=x, y=y, mode="lines", line={"color": color, "width": 1, "shape": "hvh"},

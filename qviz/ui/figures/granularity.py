@@ -14,7 +14,11 @@ import numpy as np
 from qviz.ui.figures.common import CODES, ERROR, INK, NOW, ORIGINAL, WAIT, axes_layout
 
 Figure = dict[str, Any]
-DASHES = ("dot", "dash", "solid")  # from coarse to fine: the fewer share, the firmer the line
+DASHES = (
+    "dot",
+    "dash",
+    "solid",
+)  # from coarse to fine: the fewer values share a scale, the more solid the line
 SYMBOLS = ("circle", "square", "diamond")
 LEGEND = {
     "orientation": "v", "font": {"size": 11}, "bgcolor": "rgba(0,0,0,0)",
@@ -98,7 +102,7 @@ def row_picture(
     axis: str,
 ) -> Figure:
     """A row of the window as articles draw it, once for each granularity, one below the other: the
-    values as bars, what comes back as marks, the stretch that shares the outlier's scale shaded.
+    values as bars, the rounded values as marks, the stretch that shares the outlier's scale shaded.
 
     columns  of the matrix; values: for each frame [columns]; backs: granularity → the same
     shared   granularity → first and last column of the stretch
@@ -120,9 +124,9 @@ def row_picture(
             },
             {
                 "type": "scatter", "mode": "markers", "x": list(columns), "yaxis": y,
-                "name": f"what comes back, scale per {label}",
+                "name": f"rounded, scale per {label}",
                 "marker": {"color": CODES, "size": 4, "symbol": SYMBOLS[i]},
-                "hovertemplate": f"{axis} %{{x}} comes back as %{{y:.4g}}<extra></extra>",
+                "hovertemplate": f"{axis} %{{x}} is rounded to %{{y:.4g}}<extra></extra>",
             },
         ]  # fmt: skip
         top = 1 - i * height

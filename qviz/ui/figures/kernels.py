@@ -1,7 +1,7 @@
-"""Figures of the kernels lesson: times beside 16-bit, speed-ups over the batch, the roofline.
+"""Figures of the kernels lesson: times beside 16 bits, speed-ups over the batch, the roofline.
 
 Each is one figure with a frame per batch. Colours are the stylesheet's variables: 16-bit weights
-have that of originals, the kernel looked at that of codes, the others wait.
+have the colour of originals, the kernel in focus that of codes, the others that of what waits.
 """
 
 from collections.abc import Sequence
@@ -70,13 +70,13 @@ def _bars(measured: Measurement, names: Sequence[str], batch: int) -> go.Frame:
             ],
         },
     }
-    # A single wild repeat may make a line long; it must not make the bars short.
+    # A single outlying repeat may make a line long; it must not make the bars short.
     top = 1e3 * max(min(time.high, 1.4 * time.median) for time in here)
     return go.Frame(traces=[0], data=[bars], layout={"xaxis": {"range": [0, top * 1.05]}})
 
 
 def _beside(measured: Measurement, point: Point | None) -> str:
-    """How a kernel's name on the axis goes on."""
+    """What follows a kernel's name on the axis."""
     if point is None:
         return "not measured"
     return "16 bits" if point.kernel == BASELINE else f"{measured.speedup(point):.3g}×"
@@ -95,7 +95,7 @@ def speedups(
 
     drawn  False shows the point of the moment alone, for a learner who is about to predict
     """
-    figure = go.Figure(layout=axes_layout("tokens at once", "times as fast as 16-bit"))
+    figure = go.Figure(layout=axes_layout("tokens at once", "speed, × 16 bits"))
     others = [name for name in kernels if name != BASELINE]
     seen = []
     for i, name in enumerate(others):
@@ -234,7 +234,7 @@ def roofline(
     figure.update_xaxes(type="log", range=list(np.log10([low, high])), dtick=1)
     rate = [p.rate / 1e9 for p in points]
     roof = max([*(rates[dtype] / 1e9 for dtype in used), *rate])
-    # Above the roof there is nothing but the legend, a tenth of the height for each line of it.
+    # Only the legend is above the roof, with a tenth of the height for each of its lines.
     part = min(0.105 * (len(kernels) + len(used)), 0.55)
     room = (2 * roof / min(rate)) ** (part / (1 - part))
     figure.update_yaxes(type="log", dtick=1, exponentformat="none",

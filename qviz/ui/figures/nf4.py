@@ -1,4 +1,4 @@
-"""Figures of the NF4 lesson: quantiles cut off one by one, bins and how full they are, errors.
+"""Figures of the NF4 lesson: quantiles one by one, bins and how full they are, errors.
 
 Colours are the stylesheet's variables, which the chart widget resolves for the page's theme.
 """
@@ -41,7 +41,7 @@ def quantiles(made: Sequence[Made]) -> dict[str, Any]:
     """The normal distribution with its quantiles, one more in each frame; the last frame is the
     whole again.
 
-    The slice of probability that each new quantile cuts off is filled. made: the sixteen levels in
+    The slice of probability beside each new quantile is filled. made: the sixteen levels in
     the order in which they are made.
     """
     z = np.linspace(-WIDEST, WIDEST, 261)
@@ -51,11 +51,11 @@ def quantiles(made: Sequence[Made]) -> dict[str, Any]:
         name="normal distribution", hoverinfo="skip",
     )  # fmt: skip
     figure.add_scatter(
-        mode="lines", line={"width": 0}, fill="tozeroy", name="the slice cut off", hoverinfo="skip",
+        mode="lines", line={"width": 0}, fill="tozeroy", name="its slice", hoverinfo="skip",
         fillcolor="rgba(217, 119, 6, 0.35)",
     )  # fmt: skip
     figure.add_scatter(
-        mode="lines", line={"color": CODES, "width": 1.5}, name="quantiles so far",
+        mode="lines", line={"color": CODES, "width": 1.5}, name="earlier quantiles",
         hovertemplate="z = %{x:.4f}<extra></extra>",
     )  # fmt: skip
     figure.add_scatter(
@@ -126,7 +126,7 @@ def occupancy(
         name="this layer", hovertemplate="code %{x}: %{y:.2f} %<extra></extra>",
     )  # fmt: skip
     figure.add_scatter(
-        x=codes, mode="markers", name="normal weights, in such blocks",
+        x=codes, mode="markers", name="normal weights, in blocks of this size",
         marker={"color": CODES, "size": 8, "symbol": "diamond"},
         hovertemplate="code %{x}: %{y:.2f} %<extra></extra>",
     )  # fmt: skip
@@ -170,7 +170,7 @@ def spread(
     middle = (edges[:-1] + edges[1:]) / 2
     heights = [c / max(1, c.sum()) / width for c in counts]  # a density, whose area is 1
     made_for = largest * density(largest * middle)
-    # Where one weight of each block is ±1 the outermost bars stand far out: they are cut off.
+    # One weight of each block is ±1, so the outermost bars are very tall: the axis ends below them.
     top = 1.15 * max(float(made_for.max()), *(float(h[1:-1].max()) for h in heights))
     figure = go.Figure(layout=axes_layout("x = w / a", "density"))
     figure.add_bar(
@@ -224,10 +224,10 @@ def bits_by_size(
 
 
 def error_shares(sets: Sequence[tuple[torch.Tensor, Shares]]) -> dict[str, Any]:
-    """How much of the squared error each of the learner's levels makes, in percent, below the
+    """How much of the squared error each of the learner's levels causes, in percent, below the
     levels themselves; a frame for each (levels [16], shares [16]).
 
-    Plain data, because it is made anew while a level is dragged.
+    Plain data, because it is rebuilt while a level is dragged.
     """
     layout = {
         "margin": {"l": 8, "r": 8, "t": 0, "b": 0},  # as the number line has them
@@ -261,7 +261,8 @@ def error_by_bits(
     """
     colours = (CODES, GOOD, WAIT, INK, ORIGINAL, ERROR)
     figure = go.Figure(layout=axes_layout("bits per weight, all counted", "weights off by, %"))
-    # By what comes on top of the codes, on a logarithmic scale: else most sizes lie on one spot.
+    # By what comes on top of the codes, on a logarithmic scale: otherwise most sizes lie on one
+    # spot.
     ticks = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
     figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{4 + t:g}" for t in ticks])
     for (name, points), dash, colour in zip(curves.items(), DASHES, colours, strict=False):

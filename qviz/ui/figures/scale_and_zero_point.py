@@ -43,7 +43,7 @@ def cost_curves(
     mode = "lines" if drawn else "markers"
     lines = [
         ("rounding", rounding, CODES, "dash", 2),
-        ("cutting off", clipping, ERROR, "dot", 2),
+        ("clipping", clipping, ERROR, "dot", 2),
         ("both", total, INK, "solid", 3),
     ]
     traces: list[dict[str, Any]] = [
@@ -57,7 +57,8 @@ def cost_curves(
     ]  # fmt: skip
     if drawn:
         traces.append(_point("lowest", kept[best], 100 * total[best], NOW, "star", best, len(kept)))
-    # The left end may be fifty times the minimum: what matters is around and right of it.
+    # The left end may be fifty times the minimum; what matters lies around the minimum and right of
+    # it.
     top = 100 * max(1.3 * float(total[-1]), 2.5 * float(total[best]) if drawn else 0.0)
     top = top or 1.0
     if by_hand is not None:
@@ -104,7 +105,7 @@ def staircase(
 
     levels      [frames, levels] ascending, what each code stands for
     span        the ends of the axes
-    x           the number that is held, codes_of_x [frames] what it becomes
+    x         the number that is held, codes_of_x [frames] what it becomes
     """
     ends = np.asarray(span)
     figure: Figure = {
@@ -121,7 +122,7 @@ def staircase(
              "hovertemplate": "%{y:.5f}<extra></extra>"},
         ],
         "layout": _layout(
-            "number x", "what comes back, x̂", xaxis={"range": list(span)},
+            "number x", "after rounding, x̂", xaxis={"range": list(span)},
             yaxis={"range": list(span)},
         ),
     }  # fmt: skip
@@ -172,7 +173,7 @@ def levels_of_systems(
     return {
         "data": traces,
         "layout": _layout(
-            "number (tinted: their range)", "",
+            "number (the tint is their range)", "",
             yaxis={"tickmode": "array", "tickvals": list(range(rows)),
                    "ticktext": list(reversed(names)), "range": [-0.6, rows - 0.4],
                    "showgrid": False},

@@ -19,7 +19,7 @@ class AffineControls:
     """Fields of the page: levels, scale, convention, dtype. `options` are those of `affine`.
 
     first   who shares a scale to begin with
-    stored  whether the type of stored scales can be chosen; else they are as computed
+    stored  whether the type of stored scales can be chosen; otherwise they stay as computed
     """
 
     def __init__(self, page: LessonPage, *, first: str = FIRST, stored: bool = True) -> None:
@@ -32,7 +32,7 @@ class AffineControls:
         self.unit = page.add("scale", unit, busy=COMPUTING, lights=["s"])
         names = [system(name, True) for name in self.conventions]
         self.convention = page.add(
-            "convention", Choice("Spacing made as by", names), busy=COMPUTING, lights=["s"],
+            "convention", Choice("Spacing computed as in", names), busy=COMPUTING, lights=["s"],
             names=lambda: self.conventions,
         )  # fmt: skip
         self.dtype: Choice | None = None
@@ -47,7 +47,7 @@ class AffineControls:
 
     @property
     def conventions(self) -> list[str]:
-        """Those that define what the learner chose, symmetric or asymmetric."""
+        """The conventions that define what the learner chose, symmetric or asymmetric."""
         symmetric = self.symmetric
         return [n for n, c in CONVENTIONS.items() if (c.symmetric if symmetric else c.asymmetric)]
 
@@ -71,12 +71,12 @@ class AffineControls:
         return {"granularity": unit.kind, "group_size": unit.group_size, **self.scheme}
 
     def fit(self, columns: int) -> None:
-        """Offer what a layer with so many inputs and the chosen levels have."""
+        """Offer what fits a layer with this many inputs and the chosen levels."""
         self.unit.fit(columns)
         names = self.conventions
         titles = [system(name, self.symmetric) for name in names]
         if titles != list(self.convention.options):
-            # Across the two kinds a convention is known by its system, whose divisor changes.
+            # Symmetric and asymmetric conventions are matched by system; only the divisor changes.
             kept = str(self.convention.value).partition(":")[0]
             same = [i for i, title in enumerate(titles) if title.partition(":")[0] == kept]
             at = same[0] if same else names.index(DEFAULT_CONVENTION)

@@ -17,7 +17,7 @@ def affine_rows(
 ) -> list[Row]:
     """(label, a text for each of `tensors`, colour role) for the weight at [row, column].
 
-    `tensors` are quantizations of `weight` [out, in] that differ in bit-width alone.
+    `tensors` are quantizations of `weight` [out, in] that differ only in bit-width.
     """
     x = float(weight[row, column])
     at = [_Place(q, row, column) for q in tensors]
@@ -29,7 +29,7 @@ def affine_rows(
     rows: list[Row] = [
         ("row, column", f"{row}, {column}", ""),
         ("trained weight x", number(x), "original"),
-        ("its group spans", f"{number(low, 3)} … {number(high, 3)}", ""),
+        ("range of its group", f"{number(low, 3)} … {number(high, 3)}", ""),
         (
             "spacing s" if made is None else f"s = {made.words} ÷ ({made.formula})",
             [spacing(convention, symmetric, p.grid.bits, low, high, p.scale) for p in at],
@@ -74,5 +74,5 @@ class _Place:
         self.value = float(q.window(slice(row, row + 1), slice(column, column + 1)))
 
     def position(self, x: float) -> float:
-        """Where x lies on the scale of codes, before rounding."""
+        """Where x lies among the codes, before rounding."""
         return (x - (self.offset or 0.0)) / self.scale + (self.zero or 0.0)

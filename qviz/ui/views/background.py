@@ -1,4 +1,4 @@
-"""Long work beside the page: one button begins and stops it, its progress is said, errors too."""
+"""Long work beside the page: one button starts and stops it; progress and errors are shown."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +16,7 @@ class Background:
 
     button  begins the work and stops it: one button, so that the keyboard's focus has somewhere to
             stay
-    busy    the box that says how far it is, there while the work runs
+    busy    the box that shows its progress while the work runs
     deed    the name of a press for the guide
     """
 
@@ -35,7 +35,7 @@ class Background:
         page.on_press(self.button, self.press, deed=deed)
 
     def press(self) -> None:
-        """Begin, or stop what runs."""
+        """Start the work, or stop it if it is running."""
         if self.running:
             self.stop()
         else:
@@ -51,7 +51,7 @@ class Background:
         """Run `work(progress, stopped)`, then hand what it returns to `take` on the page, whole or
         not at all. ValueError while it runs already."""
         if self.running:
-            raise ValueError(f"this runs already; wait for it, or press {self._labels[1]}")
+            raise ValueError(f"this is already running: wait for it, or press {self._labels[1]}")
         self._stop.clear()
         self.running = True
         self.progress.busy(saying)
@@ -61,12 +61,12 @@ class Background:
         self._worker.start()
 
     def stop(self) -> None:
-        """Stop after the step that runs; what there is until then is taken."""
+        """Stop after the current step and keep what has been computed so far."""
         self._stop.set()
-        self.progress.busy("stopping after the step that runs")
+        self.progress.busy("stopping after the current step")
 
     def wait(self, seconds: float | None = None) -> None:
-        """Until the work has ended."""
+        """Wait until the work has ended."""
         if self._worker is not None:
             self._worker.join(seconds)
 
@@ -85,7 +85,7 @@ class Background:
             self._finish(lambda: take(found))
 
     def _finish(self, then: Callable[[], None]) -> None:
-        """In this thread nobody else would tell the learner what went wrong."""
+        """Report an error on the page: in this thread nothing else would."""
         with self._page.one_at_a_time:
             show_only(self.busy, False)
             self.button.label = self._labels[0]

@@ -1,6 +1,6 @@
 """Lesson 1: a real layer, a slider from 2 to 8 bits, and what the bits do.
 
-The bit-width slider is tied to every picture, chart, table and caption in the browser: all seven
+The browser ties the bit-width slider to every picture, chart, table and caption. All seven
 bit-widths are computed and sent ahead, so dragging needs no kernel. Everything else (the layer,
 symmetric or asymmetric, who shares a scale) the kernel computes when it changes.
 """
@@ -58,7 +58,10 @@ BITS = (2, 3, 4, 5, 6, 7, 8)
 FRAMES = [f"{b} bits" for b in BITS]
 COMPARED = (MATRIX, ROW, "group of 128", "group of 32")
 COMPARE_UP_TO = 4 << 20  # weights; above this the other curves would take half a minute
-LARGE_NOTE = "A large layer: other scales join the chart once you have chosen them."
+LARGE_NOTE = (
+    "This layer is large: the chart shows the other ways to share a scale only after you choose "
+    "them."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +128,7 @@ class BitWidthLesson(LayerPage):
             self._drag, lights=["q", "clamp"], looks=True,
         )  # fmt: skip
         self.metric_control = add(
-            "error", Choice("Error against bit-width, of the", [OUTPUT, WEIGHTS], kind="segmented"),
+            "error", Choice("Plot the error of the", [OUTPUT, WEIGHTS], kind="segmented"),
             lambda: self._draw_curves(self._now), looks=True,
         )  # fmt: skip
         self.pictures = LayerPictures(
@@ -136,8 +139,8 @@ class BitWidthLesson(LayerPage):
             "weight", [self.pictures.original], lambda: self._cell, lambda _view: self.look()
         )
         self.prediction = Prediction(
-            f"Before you drag: how few bits keep this layer's output within "
-            f"{percent(GUESS_WITHIN)} of the true one?",
+            "Before you drag: what is the fewest bits per weight that keeps this layer's output "
+            f"within {percent(GUESS_WITHIN)} of the true one?",
             FRAMES,
             self._verdict,
             lambda: self._draw_curves(self._now),
@@ -151,7 +154,7 @@ class BitWidthLesson(LayerPage):
         self.note = Text("", role="wait")
         self.equation = Equation(EQUATION, TERMS, [], aria=SPOKEN)
         self.cell_table = Readout("The chosen weight")
-        self.ledger_table = Readout("What the bits cost")
+        self.ledger_table = Readout("What the bits cost, per weight")
         self.caption = Caption()
         self.code = Code()
         tie_frames(
@@ -216,7 +219,7 @@ class BitWidthLesson(LayerPage):
         return Shown(opened, weight, calibration, scheme, unit, tensors, rows, spread)
 
     def update(self, part: Any = None) -> None:
-        """The other curves are the slow part, so they come last."""
+        """The curves for the other granularities are slow to compute, so they come last."""
         super().update(part)
         self.shown = self._compared(self._now)
         self._draw_curves(self.shown)
@@ -224,7 +227,7 @@ class BitWidthLesson(LayerPage):
         self.prediction.answer()
 
     def _compared(self, shown: Shown) -> Shown:
-        """With the curves of the other granularities, as far as they can be computed."""
+        """Add the curves for the other granularities where they can be computed."""
         units = self.affine.unit.options if shown.small else []
         rows = dict(shown.rows)
         for unit in (u for u in units if u in COMPARED and u not in rows):
@@ -262,7 +265,7 @@ class BitWidthLesson(LayerPage):
         self.note.text = "" if shown.small else LARGE_NOTE
 
     def _draw_layer(self, shown: Shown) -> None:
-        """What belongs to the layer alone; a new one is a new question."""
+        """Draw what depends on the layer alone. A new layer means a new prediction."""
         rows, columns = shown.weight.shape
         self._cell = (rows // 7, columns // 7)
         there = shown.calibration is not None
@@ -299,13 +302,13 @@ class BitWidthLesson(LayerPage):
         draw_curves(self.curves, BITS, rows, chosen, what, drawn=drawn)
 
     def _verdict(self, guess: int) -> str:
-        """The prediction against the computed curve."""
+        """Compare the prediction with the computed curve."""
         shown = self._now
         measured = (row["output_error"] for row in shown.rows[shown.unit])
         return verdict(BITS[guess], dict(zip(BITS, measured, strict=True)))
 
     def _snippet(self, shown: Shown, bits: int) -> str:
-        """The library calls behind the page at this moment."""
+        """The library calls behind what the page shows now."""
         layer = call("qviz.load_layer", shown.opened.source, shown.opened.layer)
         made = call("qviz.quantize", Name("weight"), "affine", bits=bits, **self.affine.options)
         return (

@@ -20,7 +20,7 @@ def draw_histogram(
     tensors: Sequence[QuantizedTensor],
     cell: tuple[int, int],
 ) -> None:
-    """All weights (`spread`: counts, edges), and the levels that are open to one of them."""
+    """All weights (`spread`: counts, edges), and the levels available to one of them."""
     row, column = cell
     x = float(weight[row, column])
     here = slice(row, row + 1), slice(column, column + 1)
@@ -30,7 +30,7 @@ def draw_histogram(
         levels_histogram(*spread, levels, x, nearest),
         summary=[
             f"Histogram of the layer's {weight.numel()} weights, with the {len(open_to)} "
-            f"levels open to weight {row}, {column}: {x:.4f} goes to {to:.4f}"
+            f"levels available to weight {row}, {column}: {x:.4f} goes to {to:.4f}"
             for open_to, to in zip(levels, nearest, strict=True)
         ],
     )
@@ -45,8 +45,8 @@ def draw_curves(
     *,
     drawn: bool,
 ) -> None:
-    """Error against bit-width, of the output or the weights, for each of `rows` (who shares a
-    scale → a row of measures for each bit-width); `drawn`: the curves may be seen."""
+    """Error against bit-width, of the output or the weights, for each of `rows` (who shares a scale
+    → measures at each bit-width). `drawn`: show the curves."""
     column = "output_error" if what == OUTPUT else "relative_error"
     curves = {unit: [row[column] for row in measured] for unit, measured in rows.items()}
     chart.set_figures(

@@ -29,50 +29,51 @@ EQUATION = """
 SPOKEN = "q is x over s plus z, rounded and clamped; x hat is s times q minus z"
 TERMS = {
     "x": "x: the trained weight",
-    "s": "s: the spacing of the levels, shared by the group: its range divided by a number that "
-    "depends on the bits and on the system",
-    "z": "z: the code that means 0; symmetric levels need none",
-    "round": "round: to the nearest whole number, a tie to the even one",
-    "clamp": "clamp: codes beyond the first or last level become that level",
-    "q": "q: the stored code, a whole number of so many bits",
-    "xhat": "x̂: the weight as it comes back",
+    "s": "s: the scale, which is the spacing of the levels. The whole group shares it: the "
+    "group's range divided by a number that depends on the bits and on the system",
+    "z": "z: the zero point, the code that stands for 0. Symmetric levels need none",
+    "round": "round: to the nearest whole number; a tie goes to the even one",
+    "clamp": "clamp: a code beyond the first or last level is replaced by that level's code",
+    "q": "q: the stored code, a whole number that fits in the chosen number of bits",
+    "xhat": "x̂: the reconstructed weight, which the model uses",
 }
 
 GUIDE = (
     Step(
         "Drag from 8 bits to 2",
-        "Drag “Bits per code” to the left end. The rounded picture keeps its look for a long time; "
-        "the error picture does not. Where does the output start to suffer?",
+        "Drag “Bits per code” to the left end. The rounded weights look unchanged for a long "
+        "time; the error picture does not. At how many bits does the output start to suffer?",
         done={"bits": Is("2")},
     ),
     Step(
         "Share the scale less",
-        "One large weight stretches the levels of everybody who shares its scale. Move “Scale per” "
-        "from the whole matrix to small groups: the damage is confined, and the ledger shows what "
-        "that costs.",
+        "One large weight spreads the levels of every weight that shares its scale. Move “One "
+        "scale per” from the whole matrix to small groups. The damage stays in one group, and "
+        "the table “What the bits cost” shows what the extra scales cost.",
         {"bits": "4", "scale": "matrix"},
         {"scale": Is("group of 32")},
     ),
     Step(
-        "Let the range lean",
-        "Switch to asymmetric levels. The range then follows the smallest and the largest weight "
-        "of the group instead of being centred on zero. Groups that lean to one side gain; each "
-        "group pays for a zero point.",
+        "Shift the range",
+        "Switch to asymmetric levels. The range then runs from the smallest to the largest "
+        "weight of the group instead of being centred on zero. Groups whose weights lean to one "
+        "side gain; every group pays for a zero point.",
         {"bits": "4"},
         {"levels": Is("asymmetric")},
     ),
     Step(
         "Compare the two errors",
-        "Switch the chart to the weights. Their error counts every weight the same; the error of "
-        "the output counts what the inputs make of it, which is what the model feels.",
+        "Switch the chart to the weights. The error of the weights counts every weight equally. "
+        "The output error also depends on the inputs: an error in a weight that meets large "
+        "inputs counts more. That is what the rest of the model sees.",
         {"bits": "4"},
         {"error": Is(WEIGHTS)},
     ),
     Step(
         "Find out who divides by what",
-        "Choose other systems under “Spacing made as by”, and watch s in the table: with 4 "
-        "symmetric bits some divide by 7, some by 7.5, some twice as much by 15. What sticks out "
-        "beyond the last level is cut off.",
+        "Choose other systems under “Spacing computed as in”, and watch s in the table. With 4 "
+        "symmetric bits some divide the largest magnitude by 7 and some by 7.5; others divide "
+        "twice that size by 15. A weight beyond the last level is clipped to it.",
         {"bits": "4"},
         {"convention": Moved()},
     ),
@@ -81,7 +82,7 @@ GUIDE = (
 
 def sentence(bits: int, q: QuantizedTensor, unit: str, row: Mapping[str, Any],
              calibration: Calibration | None, split: metrics.ErrorSplit) -> str:  # fmt: skip
-    """What this bit-width does to the layer, in words; `row` holds its measures."""
+    """What this bit-width does to the layer, in words. `row` holds its measures."""
     text = (
         f"{bits} bits: {len(q.levels(0, 0))} levels for {each(unit)}. Weights are off by "
         f"{percent(row['relative_error'])}"
@@ -97,7 +98,7 @@ def sentence(bits: int, q: QuantizedTensor, unit: str, row: Mapping[str, Any],
 
 
 def _clipping(q: QuantizedTensor, unit: str, split: metrics.ErrorSplit) -> str:
-    """How much is cut off and, where the range itself asks for it, why."""
+    """How much is clipped and, where the range itself causes it, why."""
     if split.clipping <= 0:
         return ""
     share = split.clipping / split.total
@@ -107,10 +108,10 @@ def _clipping(q: QuantizedTensor, unit: str, split: metrics.ErrorSplit) -> str:
         return f"{text}. "
     top = q.grid.qmax - (0 if q.grid.zero_point is None else int(q.grid.zero_point.flatten()[0]))
     text += (
-        f": {split.clipped} weights lie beyond the last level, {number(top)}·s, which this system "
-        f"places inside the range"
+        f": {split.clipped} weights lie beyond the last level, {number(top)}·s, which this "
+        "system places inside the range"
     )
-    return f"{text}, in every group anew. " if unit.startswith("group") else f"{text}. "
+    return f"{text}, separately in every group. " if unit.startswith("group") else f"{text}. "
 
 
 def verdict(guess: int, errors: Mapping[int, float]) -> str:
@@ -118,12 +119,15 @@ def verdict(guess: int, errors: Mapping[int, float]) -> str:
     enough = [b for b in errors if errors[b] <= GUESS_WITHIN]
     at_guess = f"At {guess} bits the output is off by {percent(errors[guess])}"
     if not enough:
-        text = f"{at_guess}, and even 8 bits are not within {percent(GUESS_WITHIN)} here."
+        text = f"{at_guess}, and here even 8 bits do not bring it within {percent(GUESS_WITHIN)}."
     elif guess == enough[0]:
         text = f"Right. {at_guess}."
     else:
-        text = f"{at_guess}; the fewest that do are {enough[0]}, with {percent(errors[enough[0]])}."
-    if errors[4] == 0:  # a layer of zeros: nothing to divide, nothing to ask
+        text = (
+            f"{at_guess}. The fewest bits that do are {enough[0]}, with "
+            f"{percent(errors[enough[0]])}."
+        )
+    if errors[4] == 0:  # a layer of zeros has no error to divide by
         return text
     return (
         f"{text} One bit more divides the error by about {number(errors[3] / errors[4], 2)} (from "

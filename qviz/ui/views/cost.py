@@ -9,8 +9,8 @@ Row = tuple[str, list[str] | str, str]
 
 
 def cost_rows(tensors: Sequence[QuantizedTensor]) -> list[Row]:
-    """The bill of each of `tensors`, which are of one layer: bits per weight, item by item, with
-    the type in which scales are stored, and bytes beside 16 bits."""
+    """What each of `tensors` (all of one layer) costs: bits per weight, item by item, with the type
+    in which scales are stored, and bytes compared with 16 bits."""
     ledgers = [q.ledger for q in tensors]
     names = dict.fromkeys(item.name for ledger in ledgers for item in ledger.items)
     out, columns = tensors[0].shape
@@ -21,7 +21,7 @@ def cost_rows(tensors: Sequence[QuantizedTensor]) -> list[Row]:
         ),
         ("bits per weight", [number(x.bits_per_weight) for x in ledgers], "codes"),
         ("this layer", [f"{number(x.nbytes / 1000)} kB" for x in ledgers], ""),
-        ("in 16 bits", f"{number(2 * out * columns / 1000)} kB", "wait"),
+        ("at 16 bits", f"{number(2 * out * columns / 1000)} kB", "wait"),
     ]
 
 

@@ -1,7 +1,7 @@
-"""What the address says of a page: each control as a named text, read, set and put back.
+"""What the address says about a page: each control as a named text that is read, set and restored.
 
 A field is one control (or one value) of a lesson under the name that it has in a link. The same
-fields put a page back to its last good state when something fails, and set it for a step of the
+fields restore a page's last good state when something fails, and set the page up for a step of the
 guide.
 """
 
@@ -21,8 +21,8 @@ def _always() -> bool:
 class Field(Protocol):
     """One part of a page's state.
 
-    looks  it only says where one looks: it is set after what it looks at has been computed
-    live   whether it counts now (a part of a page that is not open has no state)
+    looks  it only says where the learner is looking, so it is set after the thing has been computed
+    live   whether it counts now (a closed part of a page has no state)
     """
 
     looks: bool
@@ -30,24 +30,24 @@ class Field(Protocol):
 
     @property
     def text(self) -> str:
-        """The value as it stands in a link."""
+        """The value as written in a link."""
 
     def offers(self, text: str) -> bool:
-        """Whether it can be set to that now."""
+        """Whether it can be set to this text now."""
 
     def set(self, text: str) -> None:
-        """Take a value from a link; ValueError in words for one that is not offered."""
+        """Take a value from a link. Raises ValueError, in words, for one that is not offered."""
 
     def keep(self) -> Any:
-        """All that `back` needs."""
+        """Everything that `back` needs."""
 
     def back(self, kept: Any) -> None:
-        """Be as it was."""
+        """Restore the earlier state."""
 
 
 class OptionField:
-    """A slider or a choice. `names` are what its options are called in a link, where that is not
-    what stands on the page."""
+    """A slider or a choice. `names` are the options' names in a link, where they differ from those
+    on the page."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class ToggleField:
 
 
 class StepField:
-    """Where a steps' bar stands."""
+    """The position of a steps' bar."""
 
     def __init__(
         self, key: str, transport: Transport, *, live: Callable[[], bool] = _always
@@ -128,7 +128,7 @@ class StepField:
     def set(self, text: str) -> None:
         if not self.offers(text):
             raise ValueError(
-                f"{self.key}={text} in the address is no step: they go from 0 to "
+                f"{self.key}={text} in the address is not a step: steps go from 0 to "
                 f"{self.control.n - 1}"
             )
         self.control.index = int(text)
@@ -141,11 +141,11 @@ class StepField:
 
 
 class CellField:
-    """The weight that is held, as "row, column"; nothing while none is.
+    """The weight that is held, as "row, column"; empty while none is.
 
     view   the picture in which it is held now
     cell   the weight that the page is about
-    place  column of the weight → column of that picture, which may be of another order
+    place  column of the weight → column of that picture, which may be in another order
     """
 
     def __init__(
@@ -177,8 +177,8 @@ class CellField:
         if text and cell is None:
             rows, columns = view.shape
             raise ValueError(
-                f"{self.key}={text} in the address is no weight: give row, column of a weight of "
-                f"{rows}×{columns}"
+                f"{self.key}={text} in the address is not a weight: give row, column of a weight "
+                f"of {rows}×{columns}"
             )
         view.pinned = cell is not None
         if cell is not None:
@@ -203,7 +203,7 @@ class CellField:
 
 
 class HandlesField:
-    """Where the handles of a line are, as the shortest numbers that are the same float32 again:
+    """The positions of a line's handles, as the shortest numbers that give the same float32 again:
     with fewer digits a weight halfway between two levels could go to the other one."""
 
     def __init__(
@@ -222,13 +222,13 @@ class HandlesField:
 
     @property
     def names(self) -> list[str]:
-        """Where the handles are, and a place one step from there."""
+        """The positions of the handles, and a position one key press away."""
         line, other = self.control, list(self.control.values)
         if other[0] - line.step >= line.bounds[0]:
             other[0] -= line.step
         elif other[-1] + line.step <= line.bounds[1] or len(other) == 1:
             other[-1] = min(other[-1] + line.step, line.bounds[1])
-        else:  # both ends are taken
+        else:  # handles already stand at both ends
             other[0] = min(other[0] + line.step, other[1])
         return [self.text, ", ".join(map(_shortest, other))]
 
@@ -245,7 +245,7 @@ class HandlesField:
     def _parse(self, text: str) -> list[float]:
         try:
             values = [float(part) for part in text.split(",")] if text.strip() else []
-            # the digits of an end may lie outside of it
+            # the digits of an end may lie just outside the line
             low, high = self.control.bounds
             slack = 1e-5 * max(abs(low), abs(high))
             near = [
@@ -268,7 +268,7 @@ def _shortest(value: float) -> str:
 
 
 class WordsField:
-    """A line of text that the learner may have typed."""
+    """A line of text that the learner typed."""
 
     def __init__(self, key: str, control: TextField, *, live: Callable[[], bool] = _always) -> None:
         self.key, self.control, self.looks, self.live = key, control, False, live
@@ -291,7 +291,7 @@ class WordsField:
 
 
 class ValueField:
-    """A value that no control holds, of the page's attribute `name`."""
+    """A value that no control holds: the page's attribute `name`."""
 
     def __init__(
         self,

@@ -1,78 +1,27 @@
 """Lesson 2: number formats, bit by bit; the line of all their numbers; blocks with a shared scale.
 
-Three parts of one page. "One number" follows a number through every format: the format slider is
-tied to bits, line, tables, caption and code in the browser, so that dragging needs no kernel; a
-pressed bit or a typed number asks the kernel, which works out the number in all formats at once.
-"A block of weights" is `formats_block`, "hardware" a table with its sources, `formats_hardware`.
+Three parts of one page. "One number" follows a number through every format (`formats_number`), "a
+block of weights" is `formats_block`, "hardware" a table with its sources, `formats_hardware`. The
+format slider leads the first and the last; it is tied to what it moves in the browser, so that
+dragging needs no kernel.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-from qviz.study.number_formats import TITLES, Followed, Landing, read_number, runs, value_of
-from qviz.ui.views.fields import Field
-from qviz.ui.views.formats_block import BlockPart, caption_card, tight
+from qviz.study.number_formats import TITLES
+from qviz.ui.views.formats_block import BlockPart
 from qviz.ui.views.formats_hardware import HardwarePart
-from qviz.ui.views.formats_spending import ANSWERS, ASKED, SPENDS, spends_row, verdict, where_spent
-from qviz.ui.views.formats_words import (
-    BEYOND,
-    BLOCK,
-    EQUATION,
-    GUIDE,
-    HARDWARE,
-    NUMBER,
-    ROUNDINGS,
-    SPOKEN,
-    TERMS,
-    groups,
-    lit_terms,
-    notes,
-    number_rows,
-    sentence,
-    table_row,
-)
-from qviz.ui.views.frame import compose, tie_frames
+from qviz.ui.views.formats_number import NAMES, NumberPart
+from qviz.ui.views.formats_words import BLOCK, GUIDE, HARDWARE, NUMBER
 from qviz.ui.views.layer_page import LayerPage
-from qviz.ui.views.lesson_page import COMPUTING
-from qviz.ui.views.prediction import Prediction
-from qviz.ui.views.snippet import call
-from qviz.ui.widgets import (
-    Bits,
-    Caption,
-    Choice,
-    Code,
-    Equation,
-    FormatLine,
-    Readout,
-    Slider,
-    Table,
-    TextField,
-    column_of,
-    details,
-    exactly,
-    link,
-    section,
-    show_only,
-    stack,
-)
+from qviz.ui.views.parts import PartedLesson
+from qviz.ui.widgets import Code, Slider
 
-NAMES = list(TITLES)
 PARTS = (NUMBER, BLOCK, HARDWARE)
-FIRST = "0.1"
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A number, and what it became in each format of the page."""
-
-    followed: Followed
-    rounding: str
-    saturate: bool
-    landings: tuple[Landing, ...]
-
-
-class FormatsLesson(LayerPage):
+class FormatsLesson(PartedLesson, LayerPage):
     """The lesson, in three parts of which one is shown. `.widget` is the page.
 
     source  None (the bundled model), "minilm", a directory, a .safetensors file or a Hub id
@@ -84,301 +33,28 @@ class FormatsLesson(LayerPage):
 
     def __init__(self, source: str | None = None, layer: str | None = None) -> None:
         super().__init__()
-        self.part_control = self.add(
-            "part", Choice("Part", list(PARTS), kind="segmented"), busy=COMPUTING
-        )
+        self.add_parts(*PARTS)
         self.format_control = Slider("Format", list(TITLES.values()))
         self.code = Code()
-        self.number = NumberPart(self, lambda: self.part == NUMBER)
-        self.block = BlockPart(self, lambda: self.part == BLOCK)
-        self.hardware = HardwarePart(self.format_control)
+        self.number, self.block = NumberPart(self), BlockPart(self)
+        self.hardware = HardwarePart(self)
         self.add("format", self.format_control, lambda: None, names=lambda: NAMES, looks=True)
         self.prediction = self.number.prediction
         self.equation = self.number.equation
-        self.parts: dict[str, Any] = {
-            NUMBER: self.number, BLOCK: self.block, HARDWARE: self.hardware,
-        }  # fmt: skip
-        self.widget = self._page()
+        self.parts = {NUMBER: self.number, BLOCK: self.block, HARDWARE: self.hardware}
+        self.widget = self.compose_parts(
+            lead=self.format_control,
+            code=self.code,
+            own=[self.source_control, self.open_button, self.bundled_button],
+        )
         if source is not None or layer is not None:
             with self.quietly():
                 self.part_control.index = PARTS.index(BLOCK)
         self.open(source, layer)
 
-    @property
-    def part(self) -> str:
-        return str(self.part_control.value)
-
-    @property
-    def current(self) -> Any:
-        return self.parts[self.part]
-
     def fit(self) -> None:
-        self.block.fit()
+        self.block.fit()  # its fields are there whichever part is open
 
-    def _page(self) -> Any:
-        controls = {name: stack(*part.controls) for name, part in self.parts.items()}
-        own = [self.source_control, self.open_button, self.bundled_button]
-        whole = compose(
-            self,
-            lead=self.format_control,
-            controls=[self.part_control, *controls.values()],
-            main=[box for part in self.parts.values() for box in part.main],
-            side=[box for part in self.parts.values() for box in part.side],
-            code=self.code,
-            own=own,
-        )
-        self._of_part = {
-            name: [controls[name], *part.main, *part.side] for name, part in self.parts.items()
-        }
-        lead, wide = column_of(whole, "qv-lead"), column_of(whole, "qv-wide")
-        self._of_part[NUMBER] += [lead, wide.children[-1]]
-        self._of_part[HARDWARE] += [lead]
-        self._of_part[BLOCK] += list(wide.children)
-        return whole
-
-    def update(self, part: Any = None) -> None:
-        """Of the open part."""
-        self._open_part()
-        super().update(part)
-
-    def _restore(self) -> None:
-        super()._restore()
-        self._open_part()  # the part may have been changed by what failed
-
-    def _open_part(self) -> None:
-        shown = self._of_part[self.part]
-        for boxes in self._of_part.values():
-            for box in boxes:
-                show_only(box, box in shown)
-
-    def _go(self, state: Mapping[str, str]) -> None:
-        """A link that names no part is about the one that its names belong to."""
-        if "part" not in state and set(state) & {*self.block.keys, "layer", "model"}:
-            state = {"part": BLOCK, **state}
-        super()._go(state)
-
-
-class NumberPart:
-    """Controls and pictures of the first part: one number in every format."""
-
-    def __init__(self, page: FormatsLesson, live: Callable[[], bool]) -> None:
-        self._page = page
-        self.shown: Shown | None = None
-        self.followed = read_number(FIRST)
-        self._build_controls(live)
-        self._build_views()
-        self._wire()
-        self.controls = [
-            self.text,
-            self.beside_control,
-            details("More", self.rounding_control, self.beyond_control),
-            self.prediction.box,
-        ]
-        self.main = [
-            section("Its bits", self.bits),
-            caption_card(self.caption),
-            section("All numbers of the format, and of a second one", self.line),
-            section("", tight(self.table)),
-            section("Where a format spends its values", self.spent, tight(self.spends)),
-        ]
-        self.side = [section("From bits to a number", self.equation, self.readout)]
-
-    # ---------------------------------------------------------------- built once, then mutated
-
-    def _build_controls(self, live: Callable[[], bool]) -> None:
-        page = self._page
-        self.text = TextField(
-            "A number to follow", FIRST, description="Also 1/3, 2^-24, inf, nan, fp16:0x3c00"
-        )
-        self.beside_control = Choice("Beside it", list(TITLES.values()), NAMES.index("int8"))
-        self.rounding_control = Choice("Rounded", list(ROUNDINGS.values()))
-        self.beyond_control = Choice("What is too large", list(BEYOND.values()))
-        add = page.add
-        add("rounding", self.rounding_control, busy=COMPUTING, names=lambda: list(ROUNDINGS),
-            live=live)  # fmt: skip
-        add("beyond", self.beyond_control, busy=COMPUTING, names=lambda: list(BEYOND), live=live)
-        add("beside", self.beside_control, lambda: None, names=lambda: NAMES, looks=True, live=live)
-        page.fields["x"] = NumberField(self, live)
-        self.prediction = Prediction(
-            f"Of all the numbers that {TITLES[ASKED]} has, how many lie from −1 to 1?",
-            list(ANSWERS),
-            verdict,
-            self._draw_spends,
-        )
-        page.on_change(self.prediction.control, "index", self.prediction.answer)
-
-    def _build_views(self) -> None:
-        """And what the browser does with them alone."""
-        titles = list(TITLES.values())
-        self.bits = Bits("Bits of the code", [groups(name) for name in NAMES])
-        self.line = FormatLine(
-            "All numbers of two formats", titles,
-            [[(r.start, r.spacing, r.count) for r in runs(name)] for name in NAMES],
-        )  # fmt: skip
-        self.table = Table("The same number in every format")
-        self.spends = Table("How the formats spend their codes")
-        self.spent = Caption()
-        self.readout = Readout("The chosen format")
-        self.equation = Equation(EQUATION, TERMS, [], aria=SPOKEN, calm=True)
-        self.caption = Caption()
-        control = self._page.format_control
-        tie_frames(
-            control, self.bits, self.line, self.readout, self.equation, self.caption, self.spent,
-            self._page.code,
-        )  # fmt: skip
-        link(control, "index", (self.table, "row"), (self.spends, "row"))
-        link(self.beside_control, "index", (self.line, "beside"))
-        self._draw_spends()
-
-    def _wire(self) -> None:
-        page = self._page
-        page.on_change(self.bits, "pressed", self._pressed)
-        page.on_change(self.text, "value", self._typed)
-        self.text.on_submit(page.handler(self._entered))
-        page.fields["view"] = ViewField(self.line)
-        page.on_change(self.line, "view", self.prediction.moved)
-        page.on_change(self.line, "scale", lambda: None)
-
-    # ---------------------------------------------------------------- the number
-
-    def follow(self, followed: Followed) -> None:
-        """Follow another number from now on."""
-        self.followed = followed
-        with self._page.quietly():
-            self.text.value = followed.text
-
-    def _pressed(self) -> None:
-        frame, code, _ = self.bits.pressed
-        name = NAMES[frame]
-        self.follow(Followed(value_of(name, code), (name, code)))
-        self._page.update()
-
-    def _typed(self) -> None:
-        """While somebody types: what is no number yet changes nothing."""
-        try:
-            followed = read_number(self.text.value)
-        except ValueError:
-            return
-        self.followed = followed
-        self._page.update()
-
-    def _entered(self) -> None:
-        self.follow(read_number(self.text.value))
-        self._page.update()
-
-    # ---------------------------------------------------------------- computing and drawing
-
-    def compute(self) -> Shown:
-        """The number in every format; all of it is sent ahead."""
-        rounding = list(ROUNDINGS)[int(self.rounding_control.index)]
-        saturate = list(BEYOND)[int(self.beyond_control.index)] == "last"
-        landings = tuple(
-            self.followed.land(name, rounding=rounding, saturate=saturate) for name in NAMES
-        )
-        return Shown(self.followed, rounding, saturate, landings)
-
-    def draw(self, shown: Shown) -> None:
-        landings = shown.landings
-        codes = [-1 if at.code is None else at.code for at in landings]
-        said = [notes(at.format, at.code) for at in landings]
-        self.bits.set_codes(codes, said)
-        self.line.set_number(shown.followed.value, [at.value for at in landings])
-        self.table.set_rows(
-            ["value", "off by", "what happened", "code"],
-            [[(TITLES[at.format], table_row(at), []) for at in landings]],
-        )
-        self.readout.set_rows(number_rows(list(landings)))
-        self.equation.actives = [lit_terms(at.format, at.code) for at in landings]
-        self.caption.set_texts([sentence(at, shown.rounding) for at in landings])
-        self._page.code.set_texts([self._snippet(shown, name) for name in NAMES])
-
-    def look(self) -> None:
-        """All of it is tied to the format in the browser."""
-
-    def _draw_spends(self) -> None:
-        revealed = self.prediction.revealed
-        self.spends.set_rows(
-            SPENDS, [[(TITLES[name], spends_row(name, revealed), []) for name in NAMES]]
-        )
-        self.spent.set_texts([where_spent(name, revealed) for name in NAMES])
-
-    def _snippet(self, shown: Shown, name: str) -> str:
-        """The library calls behind the page at this moment."""
-        made = call("read_number", shown.followed.text)
-        landed = call("x.land", name, rounding=shown.rounding, saturate=shown.saturate)
-        return (
-            f"from qviz.study.number_formats import read_number\n\nx = {made}\n"
-            f"landing = {landed}\nprint(landing.value, landing.fate)"
-        )
-
-
-class NumberField(Field):
-    """The number that is followed, as it is typed."""
-
-    looks = False
-
-    def __init__(self, part: NumberPart, live: Callable[[], bool]) -> None:
-        self._part, self.control, self.live = part, part.text, live
-
-    @property
-    def text(self) -> str:
-        return self._part.followed.text
-
-    def offers(self, text: str) -> bool:
-        return True
-
-    def set(self, text: str) -> None:
-        try:
-            followed = read_number(text)
-        except ValueError as error:
-            raise ValueError(f"x in the address: {error}") from None
-        self._part.followed = followed
-        self.control.value = followed.text  # and the page follows, as for who types it
-
-    def keep(self) -> Any:
-        return self._part.followed
-
-    def back(self, kept: Any) -> None:
-        """What was typed stays: the error is about it."""
-        self._part.followed = kept
-
-
-class ViewField(Field):
-    """Which part of the line is seen, as "from, to", and "even" before it on the linear scale."""
-
-    looks = True
-
-    def __init__(self, line: FormatLine) -> None:
-        self.control = line
-        self._whole = list(line.view)
-
-    @staticmethod
-    def live() -> bool:
-        return True
-
-    @property
-    def text(self) -> str:
-        ends = ", ".join(exactly(v).replace("−", "-") for v in self.control.view)
-        even = "even " if self.control.scale == "linear" else ""
-        return f"{even}{ends}" if even or self.control.view != self._whole else ""
-
-    def offers(self, text: str) -> bool:
-        return True
-
-    def set(self, text: str) -> None:
-        plain = text.removeprefix("even").strip()
-        self.control.scale = "linear" if text.startswith("even") else "log"
-        try:
-            low, high = (float(v) for v in plain.split(",")) if plain else self._whole
-            self.control.look(low, high)
-        except ValueError as error:
-            raise ValueError(
-                f"view={text} in the address is no part of the line ({error}): give two numbers, "
-                f"such as -1, 1"
-            ) from None
-
-    def keep(self) -> Any:
-        return list(self.control.view), self.control.scale
-
-    def back(self, kept: Any) -> None:
-        self.control.view, self.control.scale = kept
+    def keys_of(self, part: Any) -> Sequence[str]:
+        """A layer is what the second part is about."""
+        return [*part.keys, "layer", "model"] if part is self.block else part.keys

@@ -1,10 +1,8 @@
 """Lesson 2, second part: blocks of real weights with a shared scale, MX and NVFP4."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qviz.core.grids import Codebook
 from qviz.methods.microscaling import CONVENTIONS
@@ -26,6 +24,7 @@ from qviz.ui.views.formats_block_words import (
 )
 from qviz.ui.views.layer_page import Opened
 from qviz.ui.views.lesson_page import COMPUTING
+from qviz.ui.views.parts import LessonPart
 from qviz.ui.views.snippet import Name, call
 from qviz.ui.widgets import (
     Caption,
@@ -40,9 +39,6 @@ from qviz.ui.widgets import (
     section,
     stack,
 )
-
-if TYPE_CHECKING:
-    from qviz.ui.views.formats import FormatsLesson
 
 FORMATS = list(BLOCK_TITLES)
 COMPARE_UP_TO = 4 << 20  # weights; above this the other formats would take many seconds
@@ -86,21 +82,22 @@ def tight(table: Table) -> Any:
     return box
 
 
-class BlockPart:
+class BlockPart(LessonPart):
     """Controls and pictures of the second part. It computes when it is opened."""
 
     keys = ("block", "system", "power", "weight")  # its fields
+    has_lead = False
+    shown: Shown | None
 
-    def __init__(self, page: FormatsLesson, live: Callable[[], bool]) -> None:
-        self._page = page
-        self.shown: Shown | None = None
+    def __init__(self, page: Any) -> None:
+        super().__init__(page)
         self._cell = (0, 0)
         self._drawn: tuple[int, int, int] | None = None  # of which block the pictures are
         self.format_control = Choice("Block format", list(BLOCK_TITLES.values()))
-        self.system_control = Choice("Computed as by", list(SYSTEMS.values()))
+        self.system_control = Choice("Computed as in", list(SYSTEMS.values()))
         self.power_control = Choice("The scale's power of two", list(SCALE_RULES.values()))
         self._build_views()
-        self._wire(live)
+        self._wire()
         self.controls = [
             page.layer_control,
             self.format_control,
@@ -120,7 +117,7 @@ class BlockPart:
 
     def _build_views(self) -> None:
         self.original_view = MatrixView("Trained weights W", aspect=4)
-        self.chart = Chart("The block: trained weights, and what comes back", height=210)
+        self.chart = Chart("The block: trained weights, and rounded weights", height=210)
         self.members = Table("Every weight of the block")
         self.costs = Table("The same layer in every block format")
         self.scale_table = Readout("How the block gets its scale")
@@ -128,17 +125,17 @@ class BlockPart:
         self.equation = Equation(EQUATION, TERMS, ["P", "s"], aria=SPOKEN)
         self.caption = Caption()
 
-    def _wire(self, live: Callable[[], bool]) -> None:
-        page = self._page
+    def _wire(self) -> None:
+        page = self.page
 
         def add(key: str, control: Any, names: Callable[[], list[str]]) -> None:
-            page.add(key, control, busy=COMPUTING, names=names, live=live)
+            self.add(key, control, busy=COMPUTING, names=names)
 
         add("block", self.format_control, lambda: FORMATS)
         add("system", self.system_control, self._systems)
         add("power", self.power_control, self._powers)
         page.fields["weight"] = CellField(
-            "weight", lambda: self.original_view, lambda: self._cell, live=live
+            "weight", lambda: self.original_view, lambda: self._cell, live=self.is_open
         )
         for trait in ("cursor", "pinned"):
             page.on_change(self.original_view, trait, self.look)
@@ -186,7 +183,7 @@ class BlockPart:
     # ---------------------------------------------------------------- computing
 
     def compute(self) -> Shown:
-        opened, last, options = self._page.opened, self.shown, self.options
+        opened, last, options = self.page.opened, self.shown, self.options
         same = last is not None and last.opened is opened
         weight = last.run.weight if last is not None and same else opened.weight.float()
         run = traced(weight, **options)
@@ -205,7 +202,7 @@ class BlockPart:
         if last is None or last.opened is not shown.opened:
             rows, columns = shown.run.weight.shape
             self._cell = (rows // 7, columns // 7)
-            with self._page.quietly():
+            with self.page.quietly():
                 self.original_view.set_frames(
                     [MatrixFrame(shown.run.weight)], role="original", axes=("out", "in")
                 )
@@ -215,7 +212,7 @@ class BlockPart:
         self.costs.row = list(shown.costs).index(str(shown.options["format"]))
         layer = call("qviz.load_layer", shown.opened.source, shown.opened.layer)
         made = call("qviz.quantize", Name("weight"), "microscaling", **shown.options)
-        self._page.code.set_texts(f"import qviz\n\nweight = {layer}.float()\nq = {made}\n"
+        self.page.code.set_texts(f"import qviz\n\nweight = {layer}.float()\nq = {made}\n"
                                   f"error = weight - q.dequantize()\nprint(q.ledger)")  # fmt: skip
         self._drawn = None
         self._draw_cell(shown)
@@ -256,6 +253,6 @@ class BlockPart:
                 chosen,
             ),
             summary=f"{len(members)} weights of row {block.row} from input {block.start} on, and "
-            f"what comes back; weight {block.row}, {m.column}: {m.weight:.4f} comes back "
-            f"as {m.value:.4f}",
+            f"its rounded values; weight {block.row}, {m.column}: {m.weight:.4f} is rounded to "
+            f"{m.value:.4f}",
         )

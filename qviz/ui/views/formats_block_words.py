@@ -25,7 +25,7 @@ SYSTEMS = {
 }
 SCALE_RULES = {
     "floor": "floor: that of the largest weight (OCP MX)",
-    "ceil": "ceil: the next one up, so that nothing is clipped",
+    "ceil": "ceil: the next power up, so that nothing is clipped",
     "even": "even: that of the largest weight, rounded first",
     "rceil": "rceil: the smallest that clips nothing",
     "nearest": "none: an E4M3 number, rounded to nearest",
@@ -45,16 +45,16 @@ TERMS = {
     "v": "v: a trained weight of the block",
     "s": "s: the scale that the whole block shares; a power of two in MX, an E4M3 number times the "
     "tensor's own scale in NVFP4",
-    "round": "round: to the nearest number of the element format; what lies beyond the largest "
-    "becomes it",
+    "round": "round: to the nearest number of the element format; anything beyond the largest "
+    "becomes the largest",
     "q": "q: the stored code",
     "P": "P: the element format, which says what a code stands for",
-    "xhat": "v̂: the weight as it comes back",
+    "xhat": "v̂: the reconstructed weight",
 }
 
 
 def scale_rows(b: SharedScale, rule: str) -> list[tuple[str, str, str]]:
-    """How the block came by its scale: rows of a readout."""
+    """How the block got its scale: rows of a readout."""
     top, emax = number(b.block.top), b.block.emax
     byte = pattern(b.scale_format, b.stored)
     rows = [
@@ -116,11 +116,11 @@ def sentence(b: SharedScale, cost: Cost) -> str:
     title = b.format.upper().replace("_", " ")
     who = f"{title}: {len(b.members)} weights share the scale {number(b.scale)}"
     if b.amax == 0:
-        return f"{who}. All of them are 0, and come back as 0. {_layer(cost)}"
+        return f"{who}. All of them are 0 and stay 0. {_layer(cost)}"
     reach = number(b.scale * b.block.top)
     fit = (
         f", which reaches to {reach}; the largest of them is {number(b.amax)}"
-        f"{_beyond(b)}. They become {counted(b.used, 'different value')} and are off by "
+        f"{_beyond(b)}. They are rounded to {counted(b.used, 'different value')} and are off by "
         f"{percent(b.relative_error)}."
     )
     return f"{who}{fit} {_layer(cost)}"

@@ -10,11 +10,12 @@ from typing import Any
 
 from qviz.study.number_formats import TITLES
 from qviz.ui.views.formats_block import caption_card, tight
-from qviz.ui.widgets import Caption, Slider, Table, Text, link, section
+from qviz.ui.views.parts import LessonPart
+from qviz.ui.widgets import Caption, Table, Text, link, section
 
 YES, NO, OPEN, API = "✓", "·", "?", "(✓)"
 COLUMNS = ("FP32", "TF32", "BF16", "FP16", "FP8", "FP6", "FP4", "MX", "INT8", "INT4")
-#: Format of the page → the column it is in; those that no hardware here multiplies are missing.
+#: Format of the page → its column. Formats that no hardware here multiplies are missing.
 COLUMN_OF = {
     "fp32": "FP32",
     "tf32": "TF32",
@@ -39,7 +40,7 @@ SOURCES = (
     "AMD Matrix Instruction Calculator, matrix_calculator.py: operand types of every MFMA and WMMA "
     "instruction (CDNA 3's FP8 is not OCP's: other bias, no −0)",
     "AMD, Matrix Core Programming on AMD CDNA 3 and CDNA 4 (ROCm blogs, 2025): table of MFMA "
-    "instructions; it leaves integers and TF32 out",
+    "instructions; it omits integers and TF32",
     "Intel, ISPC stdlib/include/amx.isph: AMX features by processor; Intel SDM, TDPBF16PS: "
     "subnormal inputs count as zero there",
     "Google Cloud TPU documentation: peak compute of v5e, v6e and TPU7x by data type",
@@ -54,7 +55,7 @@ class Hardware:
 
     types    columns that its sources list
     sources  numbers in SOURCES, from 1
-    open     columns that its sources do not speak of
+    open     columns that its sources do not mention
     """
 
     name: str
@@ -64,7 +65,7 @@ class Hardware:
     only_api: bool = False
 
     def cell(self, column: str) -> str:
-        """✓ listed, · not listed, ? not spoken of, (✓) accepted by the library."""
+        """✓ listed, · not listed, ? not mentioned, (✓) accepted by the library."""
         if column in self.types:
             return API if self.only_api else YES
         return OPEN if column in self.open else NO
@@ -114,15 +115,18 @@ def answer(name: str) -> str:
     title, found = TITLES[name], who(name)
     if not found:
         return (
-            f"{title}: none of these multiplies in it. Its weights are decoded to a wider format "
-            f"first; it saves memory and the time to read it, not arithmetic."
+            f"{title}: no processor in this table multiplies in it. Its weights are decoded to a "
+            "wider format first, so it saves memory and reading time, but no arithmetic."
         )
     if name == "e8m0":
         return (
-            f"{title} is a scale, not an operand. These apply it to blocks inside the matrix "
-            f"instruction: {_listed(found)}."
+            f"{title} is a scale, not an operand. These processors apply it to blocks inside the "
+            f"matrix instruction: {_listed(found)}."
         )
-    return f"{title}: {len(found)} of these {len(HARDWARE)} multiply in it: {_listed(found)}."
+    return (
+        f"{title}: {len(found)} of the {len(HARDWARE)} processors here multiply in it: "
+        f"{_listed(found)}."
+    )
 
 
 def _listed(names: list[str]) -> str:
@@ -144,24 +148,25 @@ def rows(name: str) -> list[tuple[str, list[str], list[int]]]:
     ]
 
 
-class HardwarePart:
+class HardwarePart(LessonPart):
     """The table, and a sentence for each format."""
 
-    shown: Mapping[str, str] | None = None
+    has_code = has_own = False
+    shown: Mapping[str, str] | None
 
-    def __init__(self, format_control: Slider) -> None:
+    def __init__(self, page: Any) -> None:
+        super().__init__(page)
         table = Table("Which hardware multiplies in which format")
         table.set_rows(COLUMNS, [rows(name) for name in TITLES])
         self.caption = Caption([answer(name) for name in TITLES])
-        link(format_control, "index", (table, "frame"), (self.caption, "frame"))
+        link(page.format_control, "index", (table, "frame"), (self.caption, "frame"))
         legend = Text(
             f"{YES} listed by the source; {NO} not listed; {OPEN} the source does not say; {API} "
-            f"the library takes it, and how it multiplies is not published. MX: the E8M0 scales of "
-            f"blocks are applied inside the instruction.",
+            "the library accepts it, but how it is multiplied is not published. MX: the E8M0 "
+            "scales of blocks are applied inside the instruction.",
             role="wait",
         )
         sources = [Text(f"{i}. {text}.", role="wait") for i, text in enumerate(SOURCES, 1)]
-        self.controls: list[Any] = []
         self.main = [
             caption_card(self.caption),
             section("", tight(table), legend),
@@ -169,11 +174,9 @@ class HardwarePart:
         self.side = [section("Sources", *sources)]
 
     def compute(self) -> Mapping[str, str]:
-        """Nothing here depends on the learner but the format, which the browser looks up."""
+        """The only thing here that depends on the learner is the format, which the browser looks
+        up."""
         return {name: answer(name) for name in TITLES}
 
     def draw(self, shown: Mapping[str, str]) -> None:
         """All of it has been sent."""
-
-    def look(self) -> None:
-        """Nothing follows a cursor here."""

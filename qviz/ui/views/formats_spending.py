@@ -1,4 +1,4 @@
-"""Where a format spends its codes: the table, the one thing to take away, the prediction."""
+"""Where a format spends its codes: the table, the one fact to remember, the prediction."""
 
 import math
 
@@ -31,7 +31,7 @@ def spends_row(name: str, revealed: bool) -> list[str]:
 
 
 def grouped(n: int) -> str:
-    """A count with its thousands apart.
+    """A count with its thousands set apart.
 
     >>> grouped(65279)
     '65\u202f279'
@@ -40,26 +40,28 @@ def grouped(n: int) -> str:
 
 
 def where_spent(name: str, revealed: bool) -> str:
-    """The one thing to take away, of one format."""
+    """The one fact to remember about a format."""
     title, count = TITLES[name], finite_numbers(name)
-    inside = f" {percent(within_one(name))} of all lie from −1 to 1." if revealed else ""
+    inside = (
+        f" {percent(within_one(name))} of them lie in the range from −1 to 1." if revealed else ""
+    )
     if name == "nf4":
         return (
-            f"{title}: {count} levels, close together around 0, where most weights of a block lie, "
-            f"and far apart at its ends.{inside}"
+            f"{title}: {count} levels. They are close together around 0, where most weights of a "
+            f"block lie, and far apart at the ends.{inside}"
         )
     f = FORMATS[name]
     if f.is_integer:
         return (
-            f"{title}: {count} numbers, equally far apart. Everywhere the same absolute error; "
-            f"a scale has to put them where the weights are.{inside}"
+            f"{title}: {count} equally spaced numbers. The absolute error is the same "
+            f"everywhere, so a scale has to move them to where the weights are.{inside}"
         )
     each, last = count_between(name, 1.0, 2.0), count_between(name, 2.0**f.emax, math.inf)
     fewer = "" if last == each else f" (the last one {grouped(last)})"
     return (
         f"{title}: {grouped(count)} numbers. Each of the {f.emax - f.emin + 1} doublings from "
-        f"{number(f.min_normal)} on gets {grouped(each)} of them{fewer}, so the spacing grows with "
-        f"the number and the relative error does not.{inside}"
+        f"{number(f.min_normal)} on gets {grouped(each)} of them{fewer}. So the spacing grows "
+        f"with the number, and the relative error does not.{inside}"
     )
 
 
@@ -70,7 +72,7 @@ def verdict(guess: int) -> str:
     right = min(ANSWERS, key=lambda answer: abs(ANSWERS[answer] - share))
     text = (
         f"{grouped(inside)} of {title}'s {grouped(finite_numbers(ASKED))} numbers, "
-        f"{percent(share)}. INT8 has {percent(within_one('int8'))} of its own there."
+        f"{percent(share)}, lie there. For INT8 it is {percent(within_one('int8'))}."
     )
     if list(ANSWERS)[guess] == right:
         return f"Right: {text} Which bits decide that, and why does FP8 differ so little from FP16?"

@@ -20,10 +20,10 @@ ROUNDINGS = {
     "nearest_even": "to the nearest, a tie to the even code (IEEE)",
     "half_away": "to the nearest, a tie away from zero",
     "half_toward_zero": "to the nearest, a tie toward zero",
-    "toward_zero": "toward zero: bits cut off",
+    "toward_zero": "toward zero: extra bits are dropped",
 }
 BEYOND = {
-    "special": "becomes ∞, or NaN without one (ml_dtypes)",
+    "special": "becomes ∞, or NaN where there is no ∞ (ml_dtypes)",
     "last": "becomes the largest number (saturates)",
 }
 
@@ -56,63 +56,64 @@ SPOKEN = (
 TERMS = {
     "S": "S: the sign bit",
     "E": "E: the exponent field, read as a whole number",
-    "bias": "bias: a constant of the format, which makes room for negative exponents",
-    "one": "1: the leading bit, which every normal number has and none stores",
+    "bias": "bias: a constant of the format that allows negative exponents",
+    "one": "1: the leading bit. Every normal number has it, so it is not stored",
     "M": "M: the mantissa field, read as a whole number of m bits",
-    "low": "1 − bias: all subnormal numbers have the exponent of the smallest normal ones",
-    "small": "M: without the leading 1, so the fewer bits the smaller the number",
+    "low": "1 − bias: all subnormal numbers share the exponent of the smallest normal ones",
+    "small": "M: there is no leading 1, so a smaller number has fewer significant bits",
     "whole": "M: the bits below the sign, read as a whole number",
-    "minus": "S: the sign bit counts −2ᵇ⁻¹ (two's complement)",
-    "level": "v: the sixteen levels of the table, times the absmax of a block of weights",
-    "index": "i: the code is a place in the table; its bits have no meaning of their own",
-    "power": "E: E8M0 is an exponent and nothing else; it is used as a scale",
-    "special": "the highest exponent field is given up for ∞ and NaN",
+    "minus": "S: the sign bit, which has the weight −2ᵇ⁻¹ (two's complement)",
+    "level": "v: the table of sixteen levels; a weight is a level times the largest magnitude "
+    "of its block",
+    "index": "i: the code, a position in the table; its single bits mean nothing",
+    "power": "E: E8M0 is only an exponent; it serves as a scale",
+    "special": "the highest exponent field is reserved for ∞ and NaN",
 }
 
 GUIDE = (
     Step(
         "Follow 0.1 from FP32 to INT2",
-        "Drag “Format” to its right end. Watch the mantissa shrink first, then the exponent, and "
-        "the error in the table grow. From which format on is nothing left of 0.1?",
+        "Drag “Format” to its right end. First the mantissa shrinks, then the exponent, and the "
+        "error in the table grows. In which formats does 0.1 become 0?",
         {"format": "fp32", "x": "0.1"},
         {"format": Is("int2")},
     ),
     Step(
         "Meet a tie",
-        "2.5 lies exactly halfway between two numbers of FP4, 2 and 3. Under “More” choose another "
-        "rounding and see the tie go the other way. Real systems differ here.",
+        "2.5 lies exactly halfway between two FP4 numbers, 2 and 3. Under “More” choose another "
+        "way of rounding and see the tie go the other way. Real systems differ here.",
         {"format": "fp4_e2m1", "x": "2.5", "beside": "fp6_e2m3"},
         {"rounding": Moved()},
     ),
     Step(
         "Go beyond the end",
-        "500 is too large for E4M3 and becomes NaN; E5M2 reaches that far, and FP4 makes 6 of it. "
-        "Under “More” let what is too large become the largest number, as libraries do that clamp "
-        "before they cast.",
+        "500 is too large for E4M3 and becomes NaN. E5M2 reaches that far, and FP4 turns it "
+        "into 6. Under “More” let numbers that are too large become the largest number. "
+        "Libraries that clamp before they cast do this.",
         {"format": "fp8_e4m3", "x": "500", "beside": "fp8_e5m2"},
         {"beyond": Is("last")},
     ),
     Step(
-        "Vanish",
-        "4e-8 still has a code in FP16, the very last one above zero: it is subnormal, and off by "
-        "half. Press the one bit that is set, and it is gone. BF16, beside it, has room for "
-        "thirty decades more.",
+        "Watch a number vanish",
+        "4e-8 still has a code in FP16, the smallest one above zero. The number is subnormal, "
+        "and its error is half its size. Press the one bit that is set, and the number becomes "
+        "0. BF16, on the lower half of the line, reaches thirty more powers of ten down.",
         {"format": "fp16", "x": "4e-8", "beside": "bf16"},
         {"x": Is("0")},
     ),
     Step(
         "See where the numbers lie",
-        "The line has all numbers of the format above it, those of a second one below. Compare "
-        "INT8 with FP8: as many codes, spent in other places. Choose BF16 “Beside it” and zoom "
-        "out: the range costs precision.",
+        "The line shows all numbers of the chosen format above it and those of a second format "
+        "below it. Compare INT8 with FP8: they have as many codes, but in different places. "
+        "Then choose BF16 under “Compare with” and zoom out: its wide range costs precision.",
         {"format": "fp8_e4m3", "beside": "int8", "view": "even -4, 4"},
         {"beside": Is("bf16")},
     ),
     Step(
         "Share a scale",
-        "Four bits reach from 0.5 to 6 and no weight is that large: so 32 weights share a power of "
-        "two. Point at weights and follow their arithmetic; then choose NVFP4 as “Block format”. "
-        "Whose scale fits its block better?",
+        "FP4 numbers other than 0 lie between 0.5 and 6, and the weights are far smaller. So 32 "
+        "weights share a scale, a power of two. Point at weights and follow their arithmetic. "
+        "Then choose NVFP4 as “Block format”. Which scale fits its block better?",
         {"part": BLOCK, "block": "mxfp4"},
         {"part": Is(BLOCK), "block": Is("nvfp4")},
     ),
@@ -147,7 +148,7 @@ def _weighted(what: str, count: int) -> list[str]:
 
 
 def notes(name: str, code: int | None) -> list[str]:
-    """What each group of bits says now."""
+    """What each group of bits means now."""
     if code is None:
         return ["no code for NaN", *([""] * (len(groups(name)) - 1))]
     sign, exponent, mantissa = parts_of(name, code)
@@ -174,7 +175,7 @@ def _minus(n: int) -> str:
 
 
 def pattern(name: str, code: int | None) -> str:
-    """A code in bits, its fields apart.
+    """A code in bits, with its fields set apart.
 
     >>> pattern("fp8_e4m3", 29)
     '0 0011 101'
@@ -190,7 +191,7 @@ def pattern(name: str, code: int | None) -> str:
 
 
 def lit_terms(name: str, code: int | None) -> list[str]:
-    """The terms of the equation that a code is read by."""
+    """The terms of the equation by which a code is read."""
     if code is None:
         return []
     if name == "nf4":
@@ -206,7 +207,7 @@ def lit_terms(name: str, code: int | None) -> list[str]:
 
 
 def arithmetic(name: str, code: int | None) -> str:
-    """The value of a code, worked out of its fields.
+    """The value of a code, computed from its fields.
 
     >>> arithmetic("fp8_e4m3", 29), arithmetic("int4", 9)
     ('+2^{−4} · (1 + 5/8)', '1 − 8')
@@ -256,12 +257,12 @@ def _too_large(at: Landing) -> bool:
 
 
 def _lacking(at: Landing) -> str:
-    """What a format that makes NaN of a number lacks."""
+    """What a format lacks when it turns a number into NaN."""
     return "zero" if at.number == 0 else "sign"
 
 
 def error_words(at: Landing) -> tuple[str, str]:
-    """The error, and as a share of the number."""
+    """The error, and the error as a share of the number."""
     if math.isnan(at.error):
         return "–", "–"
     off = "–" if math.isnan(at.relative) else percent(at.relative)
@@ -279,7 +280,7 @@ def value_words(at: Landing) -> str:
 
 
 def sentence(at: Landing, rounding: str = "nearest_even") -> str:
-    """What became of the number in a format."""
+    """What a format does to the number."""
     title, x = TITLES[at.format], exactly(at.number)
     return f"{title}: {_story(at, x, title, rounding)}{_subnormal(at, title)}"
 
@@ -289,19 +290,22 @@ def _story(at: Landing, x: str, title: str, rounding: str) -> str:
     if at.fate == "exact":
         if not math.isfinite(at.number):
             return f"{x} stays {x}."
-        return f"{x} is one of its numbers. Nothing is lost."
+        return f"{x} is one of its numbers, so nothing is lost."
     if at.fate == "none":
-        return "there is no code for NaN. Real systems refuse it, or give some number."
+        return "there is no code for NaN. Real systems refuse it or return an arbitrary number."
     if at.fate == "nan" and _too_large(at):
         return f"{x} lies beyond the last number, {last}, and there is no ∞: NaN."
     if at.fate == "nan":
         why = {"zero": "zero has no code", "sign": "there is no sign"}[_lacking(at)]
         return f"{why}, so {x} becomes NaN."
     if at.fate == "saturated":
-        return f"{x} lies beyond the last number, {v}, and becomes it. It saturates."
+        return f"{x} lies beyond the last number, {v}, and saturates: it becomes that number."
     if at.fate == "infinite":
         if at.tie:
-            return f"{x} lies halfway from the last number to the next power of two: a tie, to {v}."
+            return (
+                f"{x} lies halfway between the last number and the next power of two: a tie, "
+                f"which goes to {v}."
+            )
         return f"{x} lies beyond the last number, {last}, and becomes {v}."
     if at.above is None and at.value > 0 and at.number > at.value:
         return f"{x} is a little beyond the largest number, {v}, and is rounded to it."
@@ -315,8 +319,10 @@ def _story(at: Landing, x: str, title: str, rounding: str) -> str:
             f"{_tie_rule(at, rounding)}. Off by {off}."
         )
     if rounding == "toward_zero" and at.format != "nf4":
-        return f"{x} lies between {low} and {high}. Cut off toward zero: {v}, off by {off}."
-    lost = " All of it is lost." if at.fate == "zero" else f" Off by {off}."
+        return (
+            f"{x} lies between {low} and {high}. Rounded toward zero it becomes {v}, off by {off}."
+        )
+    lost = " Nothing of it is left." if at.fate == "zero" else f" Off by {off}."
     return f"{x} lies between {low} and {high}, nearer to {v}.{lost}"
 
 
@@ -341,7 +347,10 @@ def _subnormal(at: Landing, title: str) -> str:
     if not at.subnormal:
         return ""
     least = exactly(FORMATS[at.format].min_normal)
-    return f" Below {least} the leading 1 is gone: the number is subnormal, with fewer bits."
+    return (
+        f" Below {least} there is no leading 1: the number is subnormal and has fewer "
+        "significant bits."
+    )
 
 
 def number_rows(landings: list[Landing]) -> list[tuple[str, list[str], str]]:
@@ -353,7 +362,7 @@ def number_rows(landings: list[Landing]) -> list[tuple[str, list[str], str]]:
     return [
         ("the number x", [exactly(at.number) for at in landings], "original"),
         ("its code", [_hex(at) for at in landings], "codes"),
-        ("what the code says", [arithmetic(at.format, at.code) for at in landings], ""),
+        ("what the code means", [arithmetic(at.format, at.code) for at in landings], ""),
         ("value x̂", [value_words(at) for at in landings], "codes"),
         ("error x̂ − x", [error_words(at)[0] for at in landings], "error"),
         ("as a share of x", [error_words(at)[1] for at in landings], "error"),

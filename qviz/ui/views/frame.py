@@ -1,6 +1,6 @@
-"""The frame of every page: head, guide, the lesson's columns, what opens across the page, the bar.
+"""The frame of every page: head, guide, the lesson's columns, wide panels that open, the bar.
 
-A lesson hands its parts to `compose`; title, question, neighbours, the course's list, status,
+A lesson passes its parts to `compose`. Title, question, neighbours, list of lessons, status,
 address and guide come from the page itself.
 """
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def course_list() -> list[dict[str, Any]]:
-    """The course as the head of a page and the gallery list it."""
+    """The course as listed in the gallery and in the head of a page."""
     return [
         {
             "number": one.number,
@@ -69,7 +69,7 @@ def compose(
     caption   one sentence about what is shown
     below     sections across the page, below the columns
     own       opens across the page under *Your own layer*; code: under *Show the code*
-    foot      a bar that stays in sight, such as a Transport
+    foot      a bar that stays visible, such as a Transport
     """
     wide = [*below, *([details(own_label, *own)] if own else [])]
     if code is not None:
@@ -89,8 +89,8 @@ def compose(
 
 
 def tie_frames(control: Any, *views: Any, trait: str = "index") -> None:
-    """Every view shows the frame that the control says, in the browser, without the kernel.
+    """Every view shows the frame that the control selects, in the browser, without the kernel.
 
-    Not the other way round: a view that is given fewer frames must not move the control.
+    The tie runs one way: a view that is given fewer frames must not move the control.
     """
     link(control, trait, *((view, "frame") for view in views), back=False)

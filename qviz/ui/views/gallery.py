@@ -1,4 +1,4 @@
-"""The gallery: the course as a path, and a first thing to touch."""
+"""The gallery: the course as a path, and a first slider to try."""
 
 from typing import Any
 
@@ -39,8 +39,8 @@ class Gallery:
         self.picture.set_frames(rounded, labels=[f"{b} bits" for b in BITS], role="codes")
         self.caption.set_texts(
             [
-                f"{b} bits: {len(q.levels(0, 0))} levels in each row, the weights are "
-                f"off by {percent(compare(weight, r).relative_error, 2)}."
+                f"{b} bits: {len(q.levels(0, 0))} levels in each row. The weights are off by "
+                f"{percent(compare(weight, r).relative_error, 2)}."
                 for b, q, r in zip(BITS, tensors, rounded, strict=True)
             ]
         )

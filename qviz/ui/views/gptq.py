@@ -62,7 +62,7 @@ class Shown:
     """What the page shows of a layer: a run, perhaps a second one beside it, and why.
 
     rows      of the layer, of which the weight shown may be a part; plan: what the run is made of
-    left_out  the second run that the settings leave no room for
+    left_out  the second run that does not apply with these settings
     apart     [in] share of each column in which the two runs differ
     """
 
@@ -82,7 +82,7 @@ class GptqLesson(PartedLesson, LayerPage):
     source   None (the bundled model), "minilm", a directory or a Hub id
     layer    the name of one of its linear layers; with either, the page opens on the real layer
     attempt  what `qviz.step_through` reported of the learner's own function: it stands beside the
-             true run on the same weight, at the step where the two part. Instead of a layer
+             true run on the same weight, at the step where the two first differ. Instead of a layer
 
     >>> GptqLesson(attempt=qviz.step_through(my_gptq, weight, calibration))
     """
@@ -124,7 +124,7 @@ class GptqLesson(PartedLesson, LayerPage):
         return A_LAYER if self.attempt is not None else str(self.part_control.value)
 
     def keys_of(self, part: Any) -> Sequence[str]:
-        """A link that speaks of a run, and not of a part, is about the real layer."""
+        """A link that describes a run, but names no part, is about the real layer."""
         shared = {"part", "step", "model", *self.hand.keys}
         run = [key for key in self.fields if key not in shared]
         return run if part is self else self.hand.keys
@@ -138,14 +138,14 @@ class GptqLesson(PartedLesson, LayerPage):
 
     @property
     def weight(self) -> torch.Tensor:
-        """[rows, in] float32 of the layer, as many rows as are shown."""
+        """[rows, in] float32 of the layer, the rows that are shown."""
         last = self.shown
         if last is not None and last.plan is not None and last.opened is self.opened:
             return torch.as_tensor(last.plan.weight)
         return shown_rows(self.opened)
 
     def plan(self) -> Plan:
-        """What the first run is made of."""
+        """What determines the first run."""
         c, opened = self.run, self.opened
         return Plan(
             self.weight,
@@ -179,11 +179,11 @@ class GptqLesson(PartedLesson, LayerPage):
         self.run = RunControls(self, self._is_layer)
         self.add("step", self.transport, self._new_step)
         self.moment_control = self.add(
-            "moment", Choice("Moment of the step", list(MOMENTS), 1, kind="segmented"),
+            "moment", Choice("Stage of the step", list(MOMENTS), 1, kind="segmented"),
             self._new_moment, looks=True, live=self._is_layer,
         )  # fmt: skip
         self.prediction = Prediction(
-            "Before you step: how much of round-to-nearest's output error will GPTQ leave?",
+            "Before you step: how much of the output error of rounding to nearest will GPTQ leave?",
             [words for _, words in GUESSES],
             lambda guess: guess_judged(self._now.first, guess),
             self._draw_errors,
@@ -244,10 +244,10 @@ class GptqLesson(PartedLesson, LayerPage):
     # ---------------------------------------------------------------- what is computed
 
     def compute(self) -> Shown:
-        """Make the runs that the controls ask for; one that is known where nothing changed."""
+        """Make the runs that the controls ask for; reuse a run where nothing changed."""
         plan, last = self.plan(), self.shown
         first = last.first if last is not None and same_run(last.plan, plan) else plan.walk()
-        _ = first.error, first.rtn_error  # what can fail in them belongs here
+        _ = first.error, first.rtn_error  # whatever can fail in them must fail here
         name = self.run.beside_name
         contrast = next((one for one in CONTRASTS if one.name == name), None)
         second: Walk | None = None
@@ -272,7 +272,7 @@ class GptqLesson(PartedLesson, LayerPage):
         self.update()
 
     def _show_attempt(self, report: StepReport) -> None:
-        """The learner's run beside the true one, where they part."""
+        """The learner's run beside the true one, where they first differ."""
         first = report.walk
         second = None if report.codes is None else AttemptWalk(report)
         self.pictures.name_pair("GPTQ", "yours")
@@ -310,7 +310,7 @@ class GptqLesson(PartedLesson, LayerPage):
         show_only(self.beside.box, second is not None)
         self.cost_table.set_rows(cost_rows([first.result]))
         self.formulas.show(second.options["variant"] if isinstance(second, Walk) else None)
-        self.shown = shown  # what follows depends on where one looks, and is drawn with every step
+        self.shown = shown  # what follows is drawn with every step
         self._draw_words(shown)
         self._draw_errors()
         self._draw_step()
@@ -318,7 +318,7 @@ class GptqLesson(PartedLesson, LayerPage):
         self.prediction.answer()
 
     def _draw_bar(self, shown: Shown) -> None:
-        """The steps of the run. Another layer begins anew, and is a new question."""
+        """The steps of the run. Another layer starts again and means a new prediction."""
         first = shown.first
         with self.quietly():
             at = min(self.step, first.n) if self.on_bar is shown.opened else 0
@@ -341,15 +341,15 @@ class GptqLesson(PartedLesson, LayerPage):
         parts = adapted(first)
         if first.rows < shown.rows:
             parts.insert(0, (
-                f"The first {first.rows} of {shown.rows} rows: rows are rounded independently of "
-                f"each other, so this is what a run of the whole layer does to them."
+                f"Only the first {first.rows} of {shown.rows} rows are shown. GPTQ rounds rows "
+                "independently of each other, so a run of the whole layer does the same to them."
             ))  # fmt: skip
         if shown.left_out:
             title = next(one.title for one in CONTRASTS if one.name == shown.left_out)
-            parts.append(f"“{title}” does not apply with these settings; no second run is shown.")
+            parts.append(f"“{title}” does not apply with these settings: no second run is shown.")
         self.note.text = " ".join(parts)
         if self.attempt is not None:
-            self.beside.say("Where they part", self.attempt.summary)
+            self.beside.say("Where the runs first differ", self.attempt.summary)
             return
         if isinstance(second, Walk) and shown.plan is not None:
             self.beside.draw(first, second, shown.contrast, shown.plan)

@@ -1,4 +1,4 @@
-"""What stands beside a GPTQ run: what a second one shows, and one weight's whole story."""
+"""What stands beside a GPTQ run: what a second one shows, and one weight's whole history."""
 
 from qviz.study.gptq_contrasts import Contrast
 from qviz.study.gptq_plan import Plan
@@ -32,7 +32,7 @@ class SecondRun:
         self.diagnosis.set_texts(text)
 
     def draw(self, first: Walk, second: Walk, contrast: Contrast | None, plan: Plan) -> None:
-        """`contrast` is what the plan's own run was changed by; None: the run was kept."""
+        """`contrast` is the change made to the plan's own run; None: the learner kept the run."""
         if contrast is None:
             self.say("Second run: the one you kept", side_by_side(first, second))
             return
@@ -41,8 +41,8 @@ class SecondRun:
 
 
 class FormulasNow:
-    """The equations of the run, a moment of the step at a time; while a misprint is shown beside
-    it, as misprinted, with what is wrong in them marked. `parts` are for the page."""
+    """The equations of the run, one stage of the step at a time. While a misprint is shown beside
+    it they are the misprinted ones, with the error marked. `parts` are for the page."""
 
     def __init__(self) -> None:
         true = formulas()
@@ -59,17 +59,17 @@ class FormulasNow:
             equation.mathml, equation.aria = lines.mathml, lines.spoken
             equation.terms, equation.actives = dict(lines.terms), lines.actives
         wrong = "" if variant is None else MISPRINTS[variant][0]
-        self.note.text = wrong and f"As misprinted, in the second run. {wrong}."
+        self.note.text = wrong and f"As misprinted, used by the second run. {wrong}."
 
 
 class WeightStory:
-    """The chosen weight: what the moment is about, and behind a button all of it."""
+    """The chosen weight: what the stage is about, and behind a button everything."""
 
     def __init__(self) -> None:
         self.brief_table = Readout("The chosen weight")
-        self.table = Readout("From beginning to end")
+        self.table = Readout("From first step to last")
         self.exchange = Chart("The chosen weight: received and passed on", height=130)
-        self.whole = details("Its whole story", self.table, self.exchange)
+        self.whole = details("Its whole history", self.table, self.exchange)
 
     def draw(
         self, walk: Walk, cell: tuple[int, int], step: int, moment: str, *, of_two: bool

@@ -1,4 +1,4 @@
-"""GPTQ by hand: one row, three weights, every number in sight, on the steps' bar of the lesson.
+"""GPTQ by hand: one row, three weights, every number visible, on the steps' bar of the lesson.
 
 All numbers are those of `qviz.study.gptq_by_hand`, which takes them from the real function; here
 they are put into tables, one for each moment of the walk.
@@ -29,7 +29,7 @@ from qviz.ui.widgets import (
 )
 
 BITS_OFFERED = (2, 3, 4)
-DIGITS = 10  # beyond which a difference of float64 is rounding, and 0.4 reads as 0.4
+DIGITS = 10  # float64 rounding noise below this is dropped, so that 0.4 reads as 0.4
 
 
 class ByHandPart(LessonPart):
@@ -43,7 +43,7 @@ class ByHandPart(LessonPart):
         self._transport = transport
         self.weights_control = TextField("Weights of the row", _row_text(WEIGHTS))
         self.inputs_control = TextField(
-            "Inputs, a token each", "; ".join(_row_text(token) for token in INPUTS)
+            "Inputs, one token after the other", "; ".join(_row_text(token) for token in INPUTS)
         )
         page.fields["row"] = WordsField("row", self.weights_control, live=self.is_open)
         page.fields["inputs"] = WordsField("inputs", self.inputs_control, live=self.is_open)
@@ -52,11 +52,11 @@ class ByHandPart(LessonPart):
             Slider("Bits per code", [str(b) for b in BITS_OFFERED], BITS_OFFERED.index(BITS)),
             busy=COMPUTING,
         )  # fmt: skip
-        self.again_button = Button("Work it out")
+        self.again_button = Button("Compute with these numbers")
         page.on_press(self.again_button, self.update, COMPUTING, field=self.weights_control)
         self.inputs_control.on_submit(page.handler(self.update, COMPUTING))
         self.row_table = Table("The row")
-        self.output_table = Table("What the outputs are off by")
+        self.output_table = Table("Error of the outputs")
         self.hessian_table = Table("H: how inputs move together")
         self.factor_table = Table("U: who can compensate for whom")
         self.equation = Equation(EQUATION, TERMS, [], aria=SPOKEN, calm=True)
@@ -85,8 +85,8 @@ class ByHandPart(LessonPart):
         moments = walk.moments
         columns = [f"column {j}" for j in range(len(walk.weights))]
         with self.page.quietly():
-            on_bar = self.page.on_bar is self  # type: ignore[attr-defined]
-            self.page.on_bar = self  # type: ignore[attr-defined]
+            on_bar = self.page.on_bar is self
+            self.page.on_bar = self
             self._transport.set_steps(
                 len(moments),
                 None if on_bar else 0,
@@ -95,12 +95,12 @@ class ByHandPart(LessonPart):
             )
         self.row_table.set_rows([*columns, "Σ(w − ŵ)²"], [_row(walk, m) for m in moments])
         self.output_table.set_rows(
-            ["inputs x", "x·w as trained", "off by now", "off by, rounded to nearest"],
+            ["inputs x", "output x·w, as trained", "error now", "error, rounded to nearest"],
             [_outputs(walk, m) for m in moments],
         )
         options = {"bits": walk.bits}
         made = call("by_hand", walk.weights, walk.inputs, **options)
-        self.page.code.set_texts(  # type: ignore[attr-defined]
+        self.page.code.set_texts(
             f"from qviz.study.gptq_by_hand import by_hand\n\nwalk = {made}\n"
             f"walk.gptq.weights, walk.gptq.output_error, walk.nearest.output_error"
         )
@@ -122,13 +122,13 @@ def _numbers(text: str, what: str) -> list[float]:
         return [float(part.replace("−", "-")) for part in text.replace(",", " ").split()]
     except ValueError as error:
         raise ValueError(
-            f"{what} are numbers with commas between them, such as {_row_text(WEIGHTS)}; got "
+            f"{what} must be numbers separated by commas, such as {_row_text(WEIGHTS)}; got "
             f"{text.strip()!r}"
         ) from error
 
 
 def _row(walk: ByHand, moment: Moment) -> list[Any]:
-    """The row as given, as it is at this moment, and as rounding to nearest leaves it."""
+    """The row as given, as it is now, and after rounding to nearest."""
     lit = [] if moment.step is None else [moment.step]
     if moment.kind == "compensate" and moment.step is not None:
         lit = list(range(moment.step + 1, len(walk.weights)))
@@ -146,7 +146,7 @@ def _row(walk: ByHand, moment: Moment) -> list[Any]:
 
 
 def _outputs(walk: ByHand, moment: Moment) -> list[Any]:
-    """Each token's inputs and x·w, and what it is off by now and with rounding to nearest."""
+    """Each token's inputs and output x·w, and its error now and with rounding to nearest."""
     early = moment.kind in ("inputs", "factor")
     rows: list[Any] = []
     squares = 0.0
@@ -164,7 +164,7 @@ def _outputs(walk: ByHand, moment: Moment) -> list[Any]:
 
 
 def _matrix(matrix: Sequence[Sequence[float]], moment: Moment, name: str) -> list[Any]:
-    """A row for each column; what the moment uses lights up."""
+    """A row for each column; what the stage uses lights up."""
     rows = []
     for j, values in enumerate(matrix):
         lit: list[int] = []

@@ -1,4 +1,4 @@
-"""What a GPTQ run of the page is made of, and the library calls behind it as code that runs."""
+"""What determines a GPTQ run of the page, and the library calls behind it as runnable code."""
 
 import torch
 
@@ -8,13 +8,15 @@ from qviz.ui.views.layer_page import Opened
 from qviz.ui.views.layer_texts import OWN_TEXT, LayerTexts
 from qviz.ui.views.snippet import Name, call
 
-WIDEST = 8192  # columns: Hessian, factor and errors of more do not fit a session
-SHOWN = 1 << 22  # weights; of a larger layer its first rows are shown, which depend on no others
+WIDEST = 8192  # columns: the Hessian, factor and errors of more do not fit into a session's memory
+SHOWN = (
+    1 << 22
+)  # weights; of a larger layer the first rows are shown, which do not depend on the others
 
 
 def shown_rows(opened: Opened) -> torch.Tensor:
-    """[rows, in] float32 of a layer, as many rows as a page shows; ValueError where it is too wide
-    for one."""
+    """[rows, in] float32 of a layer, the rows that a page shows. Raises ValueError where it is too
+    wide."""
     columns = opened.weight.shape[1]
     if columns > WIDEST:
         raise ValueError(
@@ -25,7 +27,7 @@ def shown_rows(opened: Opened) -> torch.Tensor:
 
 
 def same_run(one: Plan | None, other: Plan) -> bool:
-    """Whether two plans make the same run."""
+    """Whether two plans lead to the same run."""
     return one is not None and (
         one.weight is other.weight
         and one.calibration is other.calibration
@@ -47,7 +49,7 @@ def snippet(
     step: int,
     cell: tuple[int, int],
 ) -> str:
-    """Of this moment: what is shown at `step`, and the story of the weight `cell`."""
+    """The code of what is shown now: at `step`, with the history of the weight `cell`."""
     where, text, judge = (opened.source, opened.layer), controls.text.value, judge_of(controls)
     inputs = call("qviz.load_calibration", *where, text=texts.in_code(text))
     tokens = int(controls.tokens.value)

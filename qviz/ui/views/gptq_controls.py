@@ -1,4 +1,4 @@
-"""The controls of a GPTQ run: its options, the text it is calibrated on, and what judges it."""
+"""The controls of a GPTQ run: its options, its calibration text, and the text that judges it."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -41,7 +41,7 @@ class RunControls:
         self.scheme = add("levels", Choice("Levels", ["symmetric", "asymmetric"], kind="segmented"))
         self.static = add(
             "found",
-            Choice("Levels are found", ["when a group is reached", "before the first step"]),
+            Choice("Scales are set", ["when a group is reached", "before the first step"]),
         )
         self.range = add(
             "range", Choice("From", ["the whole range", "the best range (MSE search)"])
@@ -89,7 +89,7 @@ class RunControls:
             self.judge.set_options(judges(own))
 
     def fit_tokens(self, whole: Calibration) -> None:
-        """Offer as many tokens as there are: parts of the kept sample, and all."""
+        """Offer the available token counts: parts of the kept sample, and all of it."""
         kept = len(whole.inputs)
         names = [str(n) for n in FEW if n <= kept and n < whole.tokens] + [str(whole.tokens)]
         all_of_them = self.tokens.index == len(self.tokens.options) - 1
@@ -98,8 +98,8 @@ class RunControls:
             self.tokens.set_options(names, len(names) - 1 if all_of_them or at < 0 else at)
 
     def fit_beside(self, offered: tuple[Contrast, ...], plan: Plan, held: bool) -> str:
-        """Offer the second runs that fit the plan; what does not fit any more gives way. Returns
-        the name of a contrast that had to."""
+        """Offer the second runs that fit the plan, and drop one that no longer fits. Returns the
+        name of a dropped contrast."""
         titles = [titled(contrast, plan) for contrast in offered]
         self._named |= dict(zip(titles, (c.name for c in offered), strict=True))
         chosen = self.beside_name
@@ -111,7 +111,7 @@ class RunControls:
 
 
 def titled(contrast: Contrast, plan: Plan) -> str:
-    """What a second run beside this plan is, as an option reads."""
+    """A second run beside this plan, as the text of an option."""
     return f"{FAMILIES[contrast.family]}: {contrast.named(plan)}"
 
 

@@ -1,4 +1,4 @@
-"""GPTQ's equations, line by line, what each term means, and how the lines are misprinted."""
+"""GPTQ's equations line by line: what each term means, and how they are misprinted."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -65,27 +65,28 @@ LINES = {
   <mrow><mi>j</mi><mi>k</mi></mrow></msub><mo>,</mo><mi>k</mi><mo>&gt;</mo><mi>j</mi>
 </mrow></math>
 """,
-        "Each later w k is lessened by e times U j k.",
+        "From each later w k, e times U j k is subtracted.",
     ),
 }
 
 TERMS = {
     "H": "H: how inputs move together, 2·XᵀX / tokens, with damping on its diagonal",
-    "U": "U: the upper Cholesky factor of H⁻¹. Its row j knows how the columns after j can "
+    "U": "U: the upper Cholesky factor of H⁻¹. Its row j says how the columns after j can "
     "compensate for an error in column j",
-    "w": "w_{j}: the column of this step, with all it has received so far",
+    "w": "w_{j}: the column of this step, with all the compensation it has received so far",
     "s": "s: the spacing of the levels, shared by the group",
-    "range": "range: how far the weights of the group reach, as they are by now",
-    "N": "N: how many spacings that is; it depends on the bits",
-    "z": "z: the code of 0",
-    "round": "round: to the nearest level; a code beyond the last level becomes the last",
-    "q": "q: the code that is stored",
-    "what": "ŵ: what the code stands for",
-    "gap": "w_{j} − ŵ: what rounding lost",
-    "Ujj": "U_{jj}: small where other columns cannot stand in for this one",
-    "e": "e: the error, divided once by U_{jj}",
-    "wk": "w_{k}: a column that still waits",
-    "Ujk": "U_{jk}: how far column k can compensate for column j",
+    "range": "range: how far the weights of the group reach at this point",
+    "N": "N: how many spacings fit into the range; it depends on the bits",
+    "z": "z: the zero point, the code that stands for 0",
+    "round": "round: to the nearest level; a code beyond the last level becomes that level's",
+    "q": "q: the stored code",
+    "what": "ŵ: the rounded weight that the code stands for",
+    "gap": "w_{j} − ŵ: the rounding error",
+    "Ujj": "U_{jj}: large where an error in this column does little harm, because its inputs are "
+    "small or later columns can compensate for it",
+    "e": "e: the rounding error divided by U_{jj}, once",
+    "wk": "w_{k}: a column that is still waiting",
+    "Ujk": "U_{jk}: how much column k can compensate for column j",
 }
 LIT = {
     "levels": ["range", "N"],
@@ -143,32 +144,32 @@ _E_WITH_INVERSE = (
 #: Variant → what is wrong, and the lines that are misprinted.
 MISPRINTS: Mapping[str, tuple[str, Mapping[str, tuple[str, str]]]] = {
     "double_division": (
-        "Wrong: e has been divided by U_{jj} already",
+        "Wrong: e is already divided by U_{jj}",
         {
             "w": (
                 _w(_twice(_FACTOR.format("j")), _FACTOR.format("k")),
-                "As misprinted, each later w k is lessened by e over U j j, times U j k.",
+                "As misprinted, from each later w k, e over U j j, times U j k, is subtracted.",
             ),
         },
     ),
     "no_update": (
-        "Wrong: H⁻¹ of all columns, as if none were rounded yet",
+        "Wrong: this is H⁻¹ of all columns, as if none were rounded yet",
         {
             "e": _E_WITH_INVERSE,
             "w": (
                 _w("<mi>e</mi>", _wrong(_INVERSE.format("k"))),
-                "As misprinted, each later w k is lessened by e times H inverse j k.",
+                "As misprinted, from each later w k, e times H inverse j k is subtracted.",
             ),
         },
     ),
     "as_printed": (
-        "Wrong: H⁻¹ of all columns, and e divided a second time",
+        "Wrong: this is H⁻¹ of all columns, and e is divided a second time",
         {
             "e": _E_WITH_INVERSE,
             "w": (
                 _w(_twice(_INVERSE.format("j")), _wrong(_INVERSE.format("k"))),
-                "As misprinted, each later w k is lessened by e over H inverse j j, times H "
-                "inverse j k.",
+                "As misprinted, from each later w k, e over H inverse j j, times H inverse j k, "
+                "is subtracted.",
             ),
         },
     ),
@@ -178,7 +179,7 @@ MISPRINTS: Mapping[str, tuple[str, Mapping[str, tuple[str, str]]]] = {
 @dataclass(frozen=True)
 class Formulas:
     """What an Equation shows: its formulas, in words, what terms mean, and those that light up at
-    each moment of a step."""
+    each stage of a step."""
 
     mathml: str
     spoken: str
@@ -187,7 +188,7 @@ class Formulas:
 
 
 def formulas(variant: str | None = None) -> Formulas:
-    """GPTQ's equations as they are, or as a misprint has them, with what is wrong always lit."""
+    """GPTQ's equations, correct or as misprinted, with the error always lit."""
     meaning, changed = MISPRINTS[variant] if variant is not None else ("", {})
     lines = {**LINES, **changed}
     mathml = "".join(formula for formula, _ in lines.values())

@@ -16,7 +16,7 @@ RUN_FIELDS = ("bits", "scale", "order", "levels", "found", "range", "damp", "blo
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """A kept run: what it was made of, in a link, and of which layer."""
+    """A kept run: what determined it, as in a link, and its layer."""
 
     opened: Opened
     state: str
@@ -24,7 +24,7 @@ class Held:
 
 
 class Keeping:
-    """The button that keeps the present run of a page, and the field that carries it in a link.
+    """The button that keeps the page's present run, and the field that carries it in a link.
     `held` is the kept run, or None."""
 
     def __init__(self, page: Any) -> None:
@@ -38,7 +38,7 @@ class Keeping:
         page.on_press(self.button, self._keep, COMPUTING)
 
     def fit(self, opened: Opened) -> None:
-        """A run of another layer is no longer kept."""
+        """Forget a run of another layer."""
         if self.held is not None and self.held.opened is not opened:
             self.held = None
 
@@ -59,7 +59,9 @@ class Keeping:
         page = self._page
         for key, value in from_address(text).items():
             if key not in RUN_FIELDS:
-                raise ValueError(f"a kept run is made of {', '.join(RUN_FIELDS)}, not of {key}")
+                raise ValueError(
+                    f"a kept run is described by {', '.join(RUN_FIELDS)}, not by {key}"
+                )
             page.fields[key].set(value)
             page.fit()
         self.held = Held(page.opened, text, page.plan().walk())

@@ -31,7 +31,7 @@ from qviz.ui.widgets import (
 )
 
 AXES, OWN_AXES = ("row", "step"), ("row", "column")
-ASPECT = 4 / 3  # of all pictures, so that they stand in line
+ASPECT = 4 / 3  # the same for all pictures, so that they line up
 
 
 class RunPictures:
@@ -52,9 +52,9 @@ class RunPictures:
         self.errors = Chart("Output error so far", height=190)
         self.column_chart = Chart("This column: weights and their codes", height=190)
         self.factor_control = Choice(
-            "What the run knows: shown is", ["factor U", "Hessian H"], kind="segmented"
+            "“What the run knows” shows the", ["factor U", "Hessian H"], kind="segmented"
         )
-        self.stretch_control = Toggle("Stretch the colours of what is passed on")
+        self.stretch_control = Toggle("Stretch the colours of “Passed on by this step”")
         self.single = figures_row(self.now_view, self.passed_view, self.factor_view)
         self.pair = figures_row(*self.pair_views, self.between_view)
         tie_frames(transport, self.now_view, self.passed_view, *self.pair_views, self.between_view)
@@ -65,7 +65,7 @@ class RunPictures:
         link_matrices(*self.pair_views, self.between_view)
 
     def name_pair(self, first: str, second: str) -> None:
-        """As they stand in the middle of a sentence."""
+        """As written in the middle of a sentence."""
         self.names = (first, second)
         for view, name in zip(self.pair_views, self.names, strict=True):
             view.label = f"{name[0].upper()}{name[1:]}"
@@ -87,8 +87,8 @@ class RunPictures:
             limits=limits,
             role="codes",
             axes=AXES,
-            describe=f"{walk.rows} rows; columns before the mark are rounded, the others wait and "
-            f"have been moved by those",
+            describe=f"{walk.rows} rows; columns before the mark are rounded; the others wait and "
+            "have been moved by their errors",
         )
         self.passed_view.set_replay(
             self.replay, show="handed", window=walk.handed_window, limits=_passed_reach(walk),
@@ -118,14 +118,14 @@ class RunPictures:
             self.replays[0], minus=self.replays[1], show="now",
             window=lambda step, rows, columns: a(step, rows, columns) - b(step, rows, columns),
             limits=limits, role="error", axes=OWN_AXES, cells="differences",
-            describe="Weights of the first run less those of the second, after the same step",
+            describe="Weights of the first run minus those of the second, after the same step",
         )  # fmt: skip
 
     def draw_errors(
         self, first: Walk, second: Walk | AttemptWalk | None, *, revealed: bool
     ) -> None:
-        """The curves, once the learner has predicted or stepped: before, they would give the
-        answer away."""
+        """The curves, once the learner has predicted or stepped; earlier they would reveal the
+        answer."""
         steps = np.arange(first.n + 1)
         curves = {"rtn": ("round to nearest", steps, first.rtn_error)}
         if revealed:
@@ -163,13 +163,13 @@ def fill(replay: Replay, walk: Walk | AttemptWalk, turn: torch.Tensor) -> None:
 
 
 def reach(values: torch.Tensor) -> float:
-    """The magnitude that 99.5 % of the values keep, where a colour map may end."""
+    """The magnitude that 99.5 % of the values stay within, where a colour map may end."""
     sizes = values.abs().flatten().float().numpy()
     return float(np.quantile(sizes[:: max(1, len(sizes) // 100_000)], 0.995)) or 1.0
 
 
 def _passed_reach(walk: Walk) -> float:
-    """A colour limit for what steps pass on, which half of the steps reach in places."""
+    """A colour limit for what steps pass on; half of the steps reach it somewhere."""
     errors = walk.recording.errors.abs().quantile(0.95, dim=1)  # [in]
     later = walk.recording.hinv_chol.triu(1).abs().quantile(0.95, dim=1)  # [in]
     return float((errors * later).median()) or 1.0

@@ -1,4 +1,4 @@
-"""The weight that the page tells of: it moves on with the steps, or is held while they go on."""
+"""The weight in focus: it moves on with the steps, or is held while they go on."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,12 +28,12 @@ class ChosenWeight:
         )  # fmt: skip
 
     def begin(self, walk: Walk, step: int) -> None:
-        """With another layer, at a weight of its own."""
+        """Start at the first weight of another layer."""
         self.cell = (walk.rows // 7, int(walk.perm[step]))
         self._following = True
 
     def follow(self, walk: Walk, step: int) -> None:
-        """To the column of this step, while no weight is held."""
+        """Move to the column of this step, unless a weight is held."""
         if self._following and step < walk.n:
             self.cell = (self.cell[0], int(walk.perm[step]))
 

@@ -1,4 +1,4 @@
-"""What the GPTQ lesson says: its guide, a sentence for each moment, one weight's story."""
+"""What the GPTQ lesson says: its guide, a sentence for each stage, one weight's history."""
 
 from typing import Any
 
@@ -18,44 +18,45 @@ GUIDE = (
     Step(
         "Three weights by hand",
         "Step through one row with “One step forward”. Rounding to nearest moves the first two "
-        "weights the same way, and their inputs come together. At the end compare the two sums: "
-        "which one does the next layer see?",
+        "weights in the same direction, and their inputs never have opposite signs, so the two "
+        "errors add up in the output. At the end compare the two error sums, of the weights and "
+        "of the outputs. Which one does the next layer see?",
         {"part": BY_HAND},
         {"part": Is(BY_HAND), "step": AtLeast(12)},
     ),
     Step(
         "One real column",
-        "Choose the four moments at the upper right, one after the other. Each shows its equation, "
-        "and the sentence above the steps' bar gives its numbers.",
+        "Under “Stage of the step” choose the four stages one after the other. Each shows its "
+        "equation, and the sentence above the steps' bar gives its numbers.",
         {"part": A_LAYER, "step": "300", "moment": "levels"},
         {"part": Is(A_LAYER), "moment": Is("pass on")},
     ),
     Step(
         "A weight that waits",
-        "A weight near the right end is held. Play at 64× and watch the line “now” of its table: "
-        "how often it is moved before its turn comes, and how far.",
+        "A weight near the right end is held. Play at 64× and watch the row “now” of its table. "
+        "How often is it moved before its turn comes, and how far?",
         {"part": A_LAYER, "weight": "36, 1000"},
         {"part": Is(A_LAYER), "step": AtLeast(1000)},
     ),
     Step(
         "Two bits, smaller groups",
-        "Move “Scale per” to the smallest groups. Which changes the gap to rounding to nearest "
-        "more, the bits or the groups?",
+        "Move “One scale per” to the smallest groups. Which changes the gap between GPTQ and "
+        "rounding to nearest more, the bits or the group size?",
         {"part": A_LAYER, "bits": "2", "step": "1024"},
         {"bits": Is("2"), "scale": Is("group of 32")},
     ),
     Step(
-        "Take its knowledge",
-        "Open “Calibration text” and take 16 tokens. The run still believes in its Hessian; the "
-        "text that it is measured on does not.",
+        "Calibrate on too little text",
+        "Open “Calibration text” and take 16 tokens. The run fits those 16 tokens well. What "
+        "happens on the text that it is measured on?",
         {"part": A_LAYER, "step": "1024"},
         {"part": Is(A_LAYER), "tokens": Is("16")},
     ),
     Step(
         "Find a misprint",
-        "Choose “failure: Divided twice” under “A second run beside it”. The equation at the "
-        "right is then the misprinted one, with what is wrong in it marked; below the pictures "
-        "stands the sign by which you would find it in your own code.",
+        "Choose “failure: Divided twice” under “A second run beside it”. The equation on the "
+        "right is then the misprinted one, with the error marked. Below the pictures you read "
+        "by what symptom you would find this mistake in your own code.",
         {"part": A_LAYER, "step": "512"},
         {"part": Is(A_LAYER), "beside": Is("double_division")},
     ),
@@ -68,7 +69,7 @@ Row = tuple[str, str, str]
 
 
 def sentence(walk: Walk, step: int, moment: str, row: int) -> str:
-    """What this moment of step `step` does to one row; step n is the end of the run."""
+    """What this stage of step `step` does to one row. Step n is the end of the run."""
     if step == walk.n:
         return (
             f"All {walk.n} columns are rounded. The layer's output is off by "
@@ -82,7 +83,7 @@ def sentence(walk: Walk, step: int, moment: str, row: int) -> str:
         "levels": _levels(walk, step, story),
         "round": _rounding(story),
         "divide": (
-            f"rounding lost w − ŵ = {number(story.rounding_error, 3)}. Divided once by "
+            f"the rounding error is w − ŵ = {number(story.rounding_error, 3)}. Divided once by "
             f"U_{{jj}} = {number(story.diagonal, 3)} this is e = {number(story.error, 3)}."
         ),
         "pass on": _passing_on(walk, step, story),
@@ -97,13 +98,13 @@ def _levels(walk: Walk, step: int, story: Story) -> str:
         first = step // size * size
         if step == first:
             return (
-                f"a group begins. The range of its {counted(size, 'weight')} in this row, as they "
-                f"are by now, gives the spacing of the levels, {s}."
+                f"a group begins. The present range of its {counted(size, 'weight')} in this row "
+                f"gives the spacing of the levels, {s}."
             )
-        return f"its group's levels were found at step {first}; here {s}."
+        return f"its group's scale was set at step {first}; here {s}."
     if walk.options["group_size"] is None:
-        return f"the whole row shares levels, found before the first step; here {s}."
-    return f"group {story.group} has its levels from the original weights; here {s}."
+        return f"the whole row shares one scale, set before the first step; here {s}."
+    return f"group {story.group} has its scale from the original weights; here {s}."
 
 
 def _rounding(story: Story) -> str:
@@ -114,27 +115,30 @@ def _rounding(story: Story) -> str:
     if story.clipped:
         text += ", the last level: w lies beyond it"
     if story.nearest_code != story.code:
-        text += f". Without compensation it would have been code {number(story.nearest_code)}"
+        text += f". Without compensation it would have become code {number(story.nearest_code)}"
     return f"{text}."
 
 
 def _passing_on(walk: Walk, step: int, story: Story) -> str:
     left = walk.n - step - 1
     if not left:
-        return "no column is left to compensate for the last error."
+        return "no column is left to compensate for this last error."
     ((column, amount),) = story.receivers(1)
     if amount == 0:
-        return "there is no error to pass on, or no column that moves together with this one."
-    moves = "weight that waits moves" if left == 1 else "weights that wait move"
+        return (
+            "there is no error to pass on, or no column whose inputs are correlated with this "
+            "one's."
+        )
+    moves = "waiting weight moves" if left == 1 else "waiting weights move"
     text = (
         f"the {left} {moves} by −e·U_{{jk}}, most of all the one in column {column}, by "
         f"{signed(amount)}."
     )
-    return f"{text} What is rounded stays as it is." if step else text
+    return f"{text} Rounded weights stay as they are." if step else text
 
 
 def story_rows(walk: Walk, story: Story, step: int) -> list[Row]:
-    """One weight's whole arithmetic, for a table; `step` is the one the page stands at."""
+    """One weight's whole arithmetic, for a table; `step` is the page's present step."""
     turn = story.step
     state = "done" if turn < step else "now" if turn == step else "waiting"
     rows: list[Row] = [
@@ -146,7 +150,7 @@ def story_rows(walk: Walk, story: Story, step: int) -> list[Row]:
         rows.append(("its input was always 0", "set to 0", "error"))
     rows += [
         _so_far(story, step),
-        ("moved in all by", signed(story.compensation), ""),
+        ("moved in total by", signed(story.compensation), ""),
         ("w at its turn", number(story.live), "original"),
         ("spacing s", number(story.scale), ""),
     ]
@@ -189,7 +193,7 @@ def _most(amounts: list[tuple[int, float]], way: str) -> str:
 
 
 def brief_rows(rows: list[Row], moment: str) -> list[Row]:
-    """Of one weight's rows, those that this moment of a step is about."""
+    """Of one weight's rows, those that this stage of a step is about."""
     wanted = {
         "levels": ("spacing s", "zero point z"),
         "round": ("w at its turn", "w/s + z", "code q", "ŵ"),
@@ -207,13 +211,13 @@ def brief_rows(rows: list[Row], moment: str) -> list[Row]:
 
 NAMES = {
     "bits": "bits", "symmetric": "symmetric levels", "group_size": "scale per",
-    "act_order": "act-order", "static_groups": "levels found beforehand", "mse": "range search",
+    "act_order": "act-order", "static_groups": "scales set beforehand", "mse": "range search",
     "damp": "damping", "block_size": "block size", "scale_dtype": "scales stored as",
 }  # fmt: skip
 
 
 def side_by_side(first: Walk, second: Walk) -> str:
-    """What is different in the run that was kept, and what comes of it."""
+    """How the kept run differs, and what difference that makes."""
     changed = [
         f"{NAMES.get(name, name)} {_setting(name, first.options[name])} beside "
         f"{_setting(name, second.options[name])}"
@@ -228,8 +232,8 @@ def side_by_side(first: Walk, second: Walk) -> str:
     ends = percent(first.error[-1]), percent(second.error[-1])
     if not changed:
         return (
-            f"Both runs are the same so far: the layer's output is off by {ends[0]}. Change a "
-            f"setting, and the first run changes while this one stays."
+            f"Both runs are still the same: the layer's output is off by {ends[0]}. Change a "
+            "setting: the first run changes and this one stays."
         )
     what = "; ".join(changed)
     return (
@@ -239,8 +243,8 @@ def side_by_side(first: Walk, second: Walk) -> str:
 
 
 def differing(first: Walk, second: Walk | AttemptWalk, apart: np.ndarray, step: int) -> str:
-    """How many of the weights that both runs have rounded by this step are not the same; `apart`
-    is the share of each column."""
+    """How many of the weights that both runs have rounded by this step differ; `apart` is the share
+    of each column."""
     both = ((first.turn < step) & (second.turn < step)).numpy()
     if not both.any():
         return ""
@@ -265,12 +269,12 @@ def _sample(calibration: Calibration) -> str:
 
 
 def adapted(walk: Walk) -> list[str]:
-    """What the run had to change to be possible."""
+    """What the run had to change in order to work."""
     info, said = walk.result.info, []
     if info["damp"] != walk.options["damp"]:
         said.append(
-            f"The Hessian had no Cholesky factor with {percent(walk.options['damp'])} damping, so "
-            f"it was raised to {percent(info['damp'])}."
+            f"With {percent(walk.options['damp'])} damping the Hessian had no Cholesky factor, "
+            f"so damping was raised to {percent(info['damp'])}."
         )
     dead = len(info["dead_columns"])
     if dead:
@@ -283,7 +287,7 @@ def adapted(walk: Walk) -> list[str]:
 
 
 def told(report: StepReport) -> list[Any]:
-    """What the report on the learner's function says, and how to go on."""
+    """What the report on the learner's function says, and how to continue."""
     lines = str(report).splitlines()
     return [
         *(
@@ -291,8 +295,8 @@ def told(report: StepReport) -> list[Any]:
             for i, line in enumerate(lines)
         ),
         Text(
-            "The first run is the true one. Yours shows what your function gave: columns that wait "
-            "move only if it emitted its errors and rows of U.",
+            "The first run is the true one. The second shows what your function returned. Its "
+            "waiting columns move only if it also emitted its errors and rows of U.",
             role="wait",
         ),
     ]
@@ -302,15 +306,16 @@ def guess_judged(walk: Walk, guess: int) -> str:
     """The prediction, one of GUESSES, against the run, and what to ask next."""
     left, all_of_it = float(walk.error[-1]), float(walk.rtn_error[-1])
     if all_of_it == 0:
-        return "Rounding to nearest loses nothing here: nothing to guess."
+        return "Rounding to nearest has no output error here, so there is nothing to guess."
     share = left / all_of_it
     right = next(i for i, (low, _) in enumerate(GUESSES) if share >= low)
     why = (
-        "Try calibration text of 16 tokens, or of another kind: does it still win?"
+        "Try a calibration text of 16 tokens, or of another kind. Does it still win?"
         if share < 1
         else "Which of its settings makes it lose? Look at the tokens and the text first."
     )
     return (
-        f"{'Right' if right == guess else 'Not quite'}: GPTQ leaves {percent(left)} where "
-        f"round-to-nearest leaves {percent(all_of_it)}, that is {percent(share)} of it. {why}"
+        f"{'Right' if right == guess else 'Not quite'}: GPTQ leaves an output error of "
+        f"{percent(left)} where rounding to nearest leaves {percent(all_of_it)}, that is "
+        f"{percent(share)} of it. {why}"
     )

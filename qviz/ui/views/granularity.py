@@ -1,9 +1,8 @@
-"""Lesson 4: a scale is a shared fate, and sharing less costs bits.
+"""Lesson 4: values that share a scale share its precision, and sharing less costs bits.
 
-In two parts, of which one is shown: one outlier that grows, and all granularities at equal bits.
+It has two parts, shown one at a time: one outlier that grows, and all granularities at equal bits.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,20 +11,20 @@ from qviz.core.calibration import Calibration
 from qviz.methods.affine import CONVENTIONS, DEFAULT_CONVENTION
 from qviz.models.capture import load_calibration
 from qviz.ui.views.affine_controls import SCALE_DTYPES
-from qviz.ui.views.frame import compose
 from qviz.ui.views.granularity_budget import BudgetPart
 from qviz.ui.views.granularity_outlier import OutlierPart
 from qviz.ui.views.granularity_words import BUDGET, GUIDE, OUTLIER
 from qviz.ui.views.layer_page import OFFLINE, LayerPage
 from qviz.ui.views.lesson_page import COMPUTING
+from qviz.ui.views.parts import PartedLesson
 from qviz.ui.views.spacing import system
-from qviz.ui.widgets import Choice, Code, column_of, details, show_only, stack
+from qviz.ui.widgets import Choice, Code, details
 
 PARTS = (OUTLIER, BUDGET)
 SYMMETRIC = [name for name, one in CONVENTIONS.items() if one.symmetric]
 
 
-class GranularityLesson(LayerPage):
+class GranularityLesson(PartedLesson, LayerPage):
     """The lesson. `.widget` is the page; the rest is plain Python and needs no browser.
 
     source  None (the bundled model), "minilm", a directory, a .safetensors file or a Hub id
@@ -39,12 +38,10 @@ class GranularityLesson(LayerPage):
     def __init__(self, source: str | None = None, layer: str | None = None) -> None:
         super().__init__()
         self.code = Code()
-        self.part_control = self.add(
-            "part", Choice("Part", list(PARTS), kind="segmented"), busy=COMPUTING
-        )
+        self.add_parts(*PARTS)
         self.convention_control = self.add(
             "convention",
-            Choice("Spacing made as by", [system(name, True) for name in SYMMETRIC],
+            Choice("Spacing computed as in", [system(name, True) for name in SYMMETRIC],
                    SYMMETRIC.index(DEFAULT_CONVENTION)),
             busy=COMPUTING, names=lambda: SYMMETRIC, lights=["d"],
         )  # fmt: skip
@@ -55,17 +52,16 @@ class GranularityLesson(LayerPage):
         self.budget = BudgetPart(self)
         self.prediction = self.outlier.prediction
         self.equation = self.outlier.affine_equation
-        self.parts: dict[str, Any] = {OUTLIER: self.outlier, BUDGET: self.budget}
-        self.widget = self._page()
+        self.parts = {OUTLIER: self.outlier, BUDGET: self.budget}
+        self.widget = self.compose_parts(
+            common=[
+                details("More", *self.outlier.also, self.layer_control, self.convention_control,
+                        self.dtype_control),
+            ],
+            code=self.code,
+            own=[self.source_control, self.open_button, self.bundled_button],
+        )  # fmt: skip
         self.open(source, layer)
-
-    @property
-    def part(self) -> str:
-        return str(self.part_control.value)
-
-    @property
-    def current(self) -> Any:
-        return self.parts[self.part]
 
     # ---------------------------------------------------------------- what both parts ask for
 
@@ -80,7 +76,7 @@ class GranularityLesson(LayerPage):
 
     @property
     def has_inputs(self) -> bool:
-        """Whether the layer's inputs are known without running a model of the learner."""
+        """Whether the layer's inputs are known without running the learner's model."""
         return self.source in OFFLINE or self.source in self._captured
 
     def calibration(self) -> Calibration:
@@ -89,53 +85,14 @@ class GranularityLesson(LayerPage):
         return found
 
     def inputs(self) -> torch.Tensor:
-        """[tokens, in] of the layer: those that the calibration has kept."""
+        """[tokens, in] of the layer: the inputs that the calibration kept."""
         return self.calibration().inputs.float()
 
     def capture(self) -> None:
         """Run the learner's model on text."""
         if self.source in OFFLINE:
-            raise ValueError("this model's inputs are known already; open a model of yours first")
+            raise ValueError(
+                "the inputs of this model are already known; open your own model first"
+            )
         load_calibration(self.source, self.layer)
         self._captured.add(self.source)
-
-    # ---------------------------------------------------------------- the page
-
-    def _page(self) -> Any:
-        controls = {name: stack(*part.controls) for name, part in self.parts.items()}
-        more = stack(*self.outlier.more)
-        whole = compose(
-            self,
-            lead=self.outlier.size_control,
-            controls=[
-                self.part_control,
-                *controls.values(),
-                details("More", more, self.layer_control, self.convention_control,
-                        self.dtype_control),
-            ],
-            main=[box for part in self.parts.values() for box in part.main],
-            code=self.code,
-            own=[self.source_control, self.open_button, self.bundled_button],
-        )  # fmt: skip
-        self._of_part = {name: [controls[name], *part.main] for name, part in self.parts.items()}
-        self._of_part[OUTLIER] += [column_of(whole, "qv-lead"), more]
-        return whole
-
-    def fit(self) -> None:
-        self.current.fit()
-
-    def update(self, part: Any = None) -> None:
-        """Of the open part."""
-        for name, boxes in self._of_part.items():
-            for box in boxes:
-                show_only(box, name == self.part)
-        super().update(part)
-
-    def _go(self, state: Mapping[str, str]) -> None:
-        """A link that names no part is about the one that its names belong to."""
-        if "part" not in state:
-            for name, part in self.parts.items():
-                if set(state) & set(part.keys):
-                    state = {"part": name, **state}
-                    break
-        super()._go(state)

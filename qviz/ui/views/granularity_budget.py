@@ -1,6 +1,6 @@
-"""Equal bits: every granularity at every bit-width, against the bits that it truly costs.
+"""Equal bits: every granularity at every bit-width, against the bits that it really costs.
 
-All budgets are worked out and sent ahead, so dragging the budget needs no kernel.
+All budgets are computed and sent ahead, so dragging the budget needs no kernel.
 """
 
 from collections.abc import Mapping
@@ -23,6 +23,7 @@ from qviz.ui.views.granularity_budget_words import (
 )
 from qviz.ui.views.granularity_outlier import BITS, GROUPS
 from qviz.ui.views.layer_page import Opened
+from qviz.ui.views.parts import LessonPart
 from qviz.ui.views.scale_sharing import MATRIX, ROW, sharing
 from qviz.ui.views.snippet import Name, call
 from qviz.ui.widgets import (
@@ -72,7 +73,7 @@ class Shown:
         return point.output_error
 
     def at(self, budget: float) -> Budgeted:
-        """What a budget affords."""
+        """What fits into a budget."""
         best = best_within(self.points, budget, self.error)
         standings = tuple(standing(point, self.error(point)) for point in best.values())
         ahead = next(
@@ -89,25 +90,25 @@ class Shown:
         return shares_won(self.points, BUDGETS[0], BUDGETS[-1], self.error)
 
 
-class BudgetPart:
+class BudgetPart(LessonPart):
     """Controls, chart and words of the part."""
 
     keys = ("budget", "error")
 
+    shown: Shown | None
+
     def __init__(self, page: Any) -> None:
-        self._page = page
-        self.shown: Shown | None = None
-        live = self.is_open
-        self.budget_control = page.add(
+        super().__init__(page)
+        self.budget_control = self.add(
             "budget", Slider("Budget", [f"{number(b)} bits" for b in BUDGETS], FIRST_BUDGET),
-            self.look, looks=True, live=live,
+            self.look, looks=True,
         )  # fmt: skip
-        self.error_control = page.add(
-            "error", Choice("Error of the", [OF_WEIGHTS, OF_OUTPUT], kind="segmented"), live=live
+        self.error_control = self.add(
+            "error", Choice("Error of the", [OF_WEIGHTS, OF_OUTPUT], kind="segmented")
         )
         self.chart = Chart("Error against true bits per weight", height=360)
-        self.behind = Chart("How far behind the best within each budget", height=360)
-        self.table = Table("The best of each within the budget")
+        self.behind = Chart("How far each is behind the best within each budget", height=360)
+        self.table = Table("The best choice of each within the budget")
         self.note = Text("", role="wait")
         self.caption = Caption()
         tie_frames(self.budget_control, self.chart, self.behind, self.table, self.caption)
@@ -120,15 +121,12 @@ class BudgetPart:
             wide=True,
         )
         self.main = [
-            section("What sharing less costs", charts, said, self.note),
+            section("What smaller groups cost", charts, said, self.note),
             section("", self.table),
         ]
 
-    def is_open(self) -> bool:
-        return bool(self._page.current is self)
-
     def fit(self) -> None:
-        there = self._page.has_inputs
+        there = self.page.has_inputs
         self.error_control.disabled = not there
         if not there:
             self.error_control.index = 0
@@ -141,7 +139,7 @@ class BudgetPart:
         return [MATRIX, ROW, *(f"group of {g}" for g in fitting)]
 
     def compute(self) -> Shown:
-        opened, options, last = self._page.opened, self._page.scheme, self.shown
+        opened, options, last = self.page.opened, self.page.scheme, self.shown
         output = self.error_control.index == 1
         labels = self.units(opened.weight.shape[1])
         if last is not None and last.opened is opened and last.options == options and (
@@ -153,7 +151,7 @@ class BudgetPart:
             rows = weight.shape[0]
             points = equal_bits(
                 weight, {label: sharing(label) for label in labels}, BITS, blocks=BLOCKS,
-                calibration=self._page.calibration() if self._page.has_inputs else None, **options,
+                calibration=self.page.calibration() if self.page.has_inputs else None, **options,
             )  # fmt: skip
         return Shown(opened, options, rows, points, (*labels, NF4_BLOCKS), labels[-1], output)
 
@@ -192,13 +190,13 @@ class BudgetPart:
             ],
         )
         self.table.set_rows(
-            ["code bits", "for scales", "true bits", "off by", "× best"],
+            ["code bits", "scale bits", "true bits", "off by", "× best"],
             [budget_rows(one, shown.labels) for one in facts],
         )
         self.caption.set_texts([budget_sentence(one) for one in facts])
         whole = shown.opened.weight.shape[0]
         some = "" if shown.rows == whole else (
-            f" A large layer: measured on {shown.rows} of its {whole} rows."
+            f" This layer is large, so {shown.rows} of its {whole} rows were measured."
         )  # fmt: skip
         self.note.text = tally(shown.wins(), shown.finest) + some
         self._draw_code(shown)
@@ -215,7 +213,7 @@ class BudgetPart:
             options["calibration"] = Name(call("qviz.load_calibration", source, name))
         made = call("equal_bits", Name("weight"), units, list(BITS), **options)
         key = "output_error" if shown.output else "error"
-        self._page.code.set_texts(
+        self.page.code.set_texts(
             f"import qviz, torch\nfrom qviz.study.granularity import best_within, equal_bits\n"
             f"from qviz.ui.views.granularity_budget import some_rows\n"
             f"from qviz.ui.views.scale_sharing import sharing\n\n"
@@ -225,8 +223,8 @@ class BudgetPart:
 
 
 def _behind(facts: Budgeted, label: str) -> float | None:
-    """How many times the error of the best a granularity has within a budget; None where it
-    affords nothing, or where the best makes no error."""
+    """A granularity's error within a budget, as a multiple of the best one's. None where nothing of
+    it fits the budget, or where the best has no error."""
     mine = next((one for one in facts.standings if one.label == label), None)
     if mine is None or not facts.standings[0].error:
         return None

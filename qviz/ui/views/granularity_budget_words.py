@@ -55,9 +55,9 @@ def _spent(one: Standing) -> str:
 
 
 def budget_sentence(facts: Budgeted) -> str:
-    """Who wins at this budget, what the smallest group affords, and what a little more buys."""
+    """Who wins at this budget, what the smallest group achieves, and what a few more bits buy."""
     if not facts.standings:
-        return f"{number(facts.budget)} bits per weight afford nothing here."
+        return f"Nothing here fits into {number(facts.budget)} bits per weight."
     best = facts.standings[0]
     text = (
         f"Within {number(facts.budget)} bits per weight, {_spent(best)} come closest: the "
@@ -66,9 +66,9 @@ def budget_sentence(facts: Budgeted) -> str:
     )
     small = next((one for one in facts.standings if one.label == facts.finest), None)
     if small is None:
-        text += f" One scale for each {facts.finest} costs too much for this."
+        text += f" One scale for each {facts.finest} does not fit into this budget."
     elif small is best:
-        text += f" Scales take {number(small.scales, 3)} of these bits, and here they pay."
+        text += f" Scales take {number(small.scales, 3)} of these bits, and here that pays off."
     else:
         text += (
             f" The {facts.finest} loses: scales take {number(small.scales, 3)} of its "
@@ -78,7 +78,7 @@ def budget_sentence(facts: Budgeted) -> str:
     if facts.ahead is not None:
         more = facts.ahead
         text += (
-            f" For {number(more.cost - facts.budget, 2)} bits more, {_spent(more)} are off by "
+            f" With {number(more.cost - facts.budget, 2)} bits more, {_spent(more)} are off by "
             f"{percent(more.error)}."
         )
     return text

@@ -42,6 +42,7 @@ from qviz.ui.views.granularity_words import (
 )
 from qviz.ui.views.layer_page import Opened
 from qviz.ui.views.lesson_page import COMPUTING
+from qviz.ui.views.parts import LessonPart
 from qviz.ui.views.prediction import Prediction
 from qviz.ui.views.scale_sharing import MATRIX, ROW, sharing
 from qviz.ui.widgets import (
@@ -49,6 +50,7 @@ from qviz.ui.widgets import (
     Choice,
     Slider,
     show_only,
+    stack,
 )
 
 WINDOW = (24, 128)  # rows and columns that are looked at
@@ -60,14 +62,15 @@ FIRST_GROUP, FIRST_BITS = "32", 4
 FAR = SIZES.index("32×")  # where the articles' picture is judged
 
 
-class OutlierPart(OutlierViews):
+class OutlierPart(OutlierViews, LessonPart):
     """Controls, pictures and words of the part. `shown` is what they are about."""
 
     keys = ("matrix", "group", "bits", "at", "size", "outlier", "weight")
 
+    shown: Shown | None
+
     def __init__(self, page: Any) -> None:
-        self._page = page
-        self.shown: Shown | None = None
+        super().__init__(page)
         self._cell = (0, 0)  # in the window, of the value that is pointed at
         self._claims: tuple[Opened, OutlierClaims] | None = None
         self._build_controls()
@@ -79,53 +82,51 @@ class OutlierPart(OutlierViews):
             self.bits_control,
             self.prediction.box,
         ]
-        self.more = [self.at_control, self.capture_button]
+        self.also = [stack(self.at_control, self.capture_button)]
+        self.lead = self.size_control
         self.main = self._main()
-
-    def is_open(self) -> bool:
-        return bool(self._page.current is self)
 
     # ---------------------------------------------------------------- built once, then mutated
 
     def _build_controls(self) -> None:
-        add, live = self._page.add, self.is_open
+        add = self.add
         self.matrix_control = add(
             "matrix", Choice("What is rounded", [WEIGHTS, BLOCKS, INPUTS]), self._other_matrix,
-            busy=COMPUTING, live=live,
+            busy=COMPUTING,
         )  # fmt: skip
         self.group_control = add(
             "group", Slider("Group size", [str(g) for g in GROUPS], GROUPS.index(int(FIRST_GROUP))),
-            self._update, busy=COMPUTING, lights=["g"], live=live,
+            busy=COMPUTING, lights=["g"],
         )  # fmt: skip
         self.bits_control = add(
             "bits", Slider("Bits per code", [str(b) for b in BITS], BITS.index(FIRST_BITS),
                            ticks=True),
-            self._update, busy=COMPUTING, lights=["d"], live=live,
+            busy=COMPUTING, lights=["d"],
         )  # fmt: skip
         self.at_control = add(
             "at", Choice("Look at", [QUIET, LOUD], kind="segmented"), self._other_matrix,
-            busy=COMPUTING, live=live,
+            busy=COMPUTING,
         )  # fmt: skip
         self.size_control = add(
             "size", Slider("Size of the outlier", SIZES), self._drag, lights=["max", "s"],
-            looks=True, live=live,
+            looks=True,
         )  # fmt: skip
-        self.capture_button = Button("Run it on text, to see its inputs")
-        self._page.on_press(self.capture_button, self._capture, "Running the model on text …")
+        self.capture_button = Button("Run it on text to see its inputs")
+        self.page.on_press(self.capture_button, self._capture, "Running the model on text …")
         self.prediction = Prediction(
             QUESTION, [*SIZES[1:], NEVER], self._verdict, lambda: self._draw_curves(self._now)
         )
-        self._page.on_change(self.prediction.control, "index", self.prediction.answer)
+        self.page.on_change(self.prediction.control, "index", self.prediction.answer)
 
     def _build_fields(self) -> None:
-        live, fields = self.is_open, self._page.fields
+        live, fields = self.is_open, self.page.fields
         fields["outlier"] = CellField("outlier", lambda: self.first_view, self._held, live=live)
         fields["weight"] = CellField(
             "weight", lambda: self.error_views[0], lambda: self._cell, live=live
         )
         for trait in ("cursor", "pinned"):
-            self._page.on_change(self.first_view, trait, self._at_first)
-            self._page.on_change(self.error_views[0], trait, self._at_others)
+            self.page.on_change(self.first_view, trait, self._at_first)
+            self.page.on_change(self.error_views[0], trait, self._at_others)
 
     # ---------------------------------------------------------------- what the learner chose
 
@@ -142,7 +143,7 @@ class OutlierPart(OutlierViews):
     def rounding(self) -> Rounding:
         if self.kind == BLOCKS:
             return Rounding("nf4", {})
-        return Rounding("affine", {"bits": int(self.bits_control.value), **self._page.scheme})
+        return Rounding("affine", {"bits": int(self.bits_control.value), **self.page.scheme})
 
     def units(self) -> dict[str, Granularity]:
         """Label → the three granularities that are compared, the coarsest first."""
@@ -162,11 +163,11 @@ class OutlierPart(OutlierViews):
         }
 
     def fit(self) -> None:
-        kinds = [WEIGHTS, BLOCKS, *([INPUTS] if self._page.has_inputs else [])]
+        kinds = [WEIGHTS, BLOCKS, *([INPUTS] if self.page.has_inputs else [])]
         if kinds != list(self.matrix_control.options):
             kept = kinds.index(self.kind) if self.kind in kinds else 0
             self.matrix_control.set_options(kinds, kept)
-        columns = self._page.opened.weight.shape[1]
+        columns = self.page.opened.weight.shape[1]
         fitting = [g for g in GROUPS if g < columns and columns % g == 0] or [columns]
         sizes = {BLOCKS: list(BLOCK_SIZES), WEIGHTS: fitting}.get(self.kind)
         self.group_control.disabled = sizes is None
@@ -175,7 +176,7 @@ class OutlierPart(OutlierViews):
             near = next((i for i, n in enumerate(sizes) if n <= chosen), len(sizes) - 1)
             self.group_control.set_options([str(n) for n in sizes], near)
         self.bits_control.disabled = self.kind == BLOCKS
-        self.capture_button.disabled = self._page.has_inputs
+        self.capture_button.disabled = self.page.has_inputs
 
     def _held(self) -> tuple[int, int]:
         row, column = self.first_view.cursor
@@ -183,14 +184,11 @@ class OutlierPart(OutlierViews):
 
     # ---------------------------------------------------------------- computing
 
-    def _update(self) -> None:
-        self._page.update(self)
-
     def _other_matrix(self) -> None:
-        """Another matrix or another part of it: what was held is not in it any more."""
-        with self._page.quietly():
+        """Another matrix or another part of it: the held value is no longer in it."""
+        with self.page.quietly():
             self._let_go()
-        self._update()
+        self.update()
 
     def _let_go(self) -> None:
         for view in (self.first_view, self.error_views[0]):
@@ -198,17 +196,17 @@ class OutlierPart(OutlierViews):
             view.cursor = [-1, -1]
 
     def _capture(self) -> None:
-        """Run the learner's model, which may take a while and much memory: only when asked."""
-        self._page.capture()
-        self._update()
+        """Run the learner's model, only when asked: it may take a while and much memory."""
+        self.page.capture()
+        self.update()
 
     def compute(self) -> Shown:
-        opened, kind, at = self._page.opened, self.kind, str(self.at_control.value)
+        opened, kind, at = self.page.opened, self.kind, str(self.at_control.value)
         last = self.shown
         if last is not None and last.opened is opened and last.kind == kind:
             matrix, unit = last.matrix, last.typical
         else:
-            matrix = self._page.inputs() if kind == INPUTS else opened.weight.float()
+            matrix = self.page.inputs() if kind == INPUTS else opened.weight.float()
             unit = typical(matrix)
         if self._claims is None or self._claims[0] is not opened:
             weight = matrix if kind != INPUTS else opened.weight.float()
@@ -242,7 +240,7 @@ class OutlierPart(OutlierViews):
         return window, self._first_cell(matrix, at, window)
 
     def _first_cell(self, matrix: torch.Tensor, at: str, window: Window) -> tuple[int, int]:
-        """The outlier before anybody chose one: the largest, or one in the middle."""
+        """The outlier before anyone chose one: the largest, or one in the middle."""
         if at == LOUD:
             return largest(matrix)
         return window.row + window.rows // 2, window.column + window.columns * 9 // 16
@@ -252,7 +250,7 @@ class OutlierPart(OutlierViews):
     def draw(self, shown: Shown) -> None:
         last = self.shown
         new = last is None or last.matrix is not shown.matrix or last.window != shown.window
-        with self._page.quietly():
+        with self.page.quietly():
             if new:
                 self._let_go()
                 self.prediction.reset(possible=shown.kind == WEIGHTS)
@@ -313,8 +311,8 @@ class OutlierPart(OutlierViews):
         held = self.first_view.pinned
         wanted = place if held else self._first_cell(shown.matrix, shown.at, shown.window)
         if wanted != shown.cell and (row >= 0 or not held):
-            self._page.status.busy(COMPUTING)
-            self._update()
+            self.page.status.busy(COMPUTING)
+            self.update()
         elif not held and row >= 0 and not self.error_views[0].pinned:
             self.error_views[0].cursor = [row, column]
 

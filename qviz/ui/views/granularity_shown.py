@@ -23,8 +23,8 @@ class Shown:
     typical  root mean square of the matrix
     cell     row and column of the outlier in the matrix; window: what is looked at
     values   of the outlier, one for each of SIZES
-    shared   label → what becomes of it, the coarsest first
-    claims   what articles say, worked out on the layer's weights
+    shared   label → the outcome, the coarsest first
+    claims   what articles say, computed on the layer's weights
     reach    what colours and the row's axes reach to
     """
 
@@ -94,7 +94,7 @@ def error_reach(error: torch.Tensor, reach: float) -> float:
 
 
 def outlines(one: Shared, window: Window) -> list[list[int]]:
-    """Those who share the outlier's scale, as cells of the window."""
+    """The cells of the window that share the outlier's scale."""
     return [
         [a - window.row, b - window.row, c - window.column, d - window.column]
         for a, b, c, d in one.sharers

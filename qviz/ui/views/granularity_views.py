@@ -47,7 +47,7 @@ class OutlierViews:
     """Pictures, charts and tables of the part. Whoever derives from it brings the page, the slider
     that they all follow, the prediction, and the value that is pointed at."""
 
-    _page: Any
+    page: Any
     _cell: tuple[int, int]  # in the window
     size_control: Slider
     prediction: Prediction
@@ -58,8 +58,10 @@ class OutlierViews:
         self.error_views = [MatrixView("Error", aspect=1.9) for _ in range(3)]
         self.hint = Text("", role="wait")
         self.pays_table = Table("Who pays")
-        self.curves = Chart("Error of those who share, against the outlier's size", height=300)
-        self.row_chart = Chart("The outlier's row, three times", height=300)
+        self.curves = Chart(
+            "Error of the values that share its scale, against the outlier's size", height=300
+        )
+        self.row_chart = Chart("The outlier's row, rounded in three ways", height=300)
         self.claim_parts = [(Text("", "h3"), Text("")) for _ in range(4)]
         self.affine_equation = Equation(EQUATION, TERMS, ["s", "g"], aria=SPOKEN)
         self.block_equation = Equation(BLOCK_EQUATION, BLOCK_TERMS, ["s", "g"], aria=BLOCK_SPOKEN)
@@ -69,7 +71,7 @@ class OutlierViews:
         tie_frames(
             self.size_control, self.first_view, *self.rounded_views, *self.error_views,
             self.pays_table, self.curves, self.row_chart, self.cell_table, self.caption,
-            self._page.code,
+            self.page.code,
         )  # fmt: skip
         others = [*self.error_views, *self.rounded_views]
         link_matrices(*others)
@@ -94,13 +96,13 @@ class OutlierViews:
                 ),
             ),
             section(
-                "The articles' picture, on a real row",
+                "The picture that articles draw, on a real row",
                 figures_row(
                     stack(Text(self.row_chart.label, "h3"), self.row_chart),
                     stack(Text(self.curves.label, "h3"), self.curves),
                     wide=True,
                 ),
-                details("What articles say of it, and what is so here", *claims, open=True),
+                details("What articles claim, and what holds here", *claims, open=True),
             ),
         ]
 
@@ -117,12 +119,13 @@ class OutlierViews:
         self.first_view.set_frames(shown.windows(), limits=shown.reach, role="original", **options)
         self.first_view.outlines = [own]
         self.hint.text = (
-            f"Click any {names.one} in this picture to make it the outlier. In the others, point "
-            f"for its arithmetic; a click holds it. Outlined: the outlier, and those who share "
-            f"its scale."
+            f"Click any {names.one} in this picture to make it the outlier. In the other "
+            "pictures, point at a cell to see its arithmetic; a click holds it. The outlines "
+            "mark the outlier and the cells that share its scale."
         ) + (
-            " A scale for each channel is here for comparison: it differs from term to term of the "
-            "sum that makes an output, so no integer kernel can take it out of that sum."
+            " One scale for each channel is shown for comparison only. It differs from term to "
+            "term of the sum that makes an output, so no integer kernel can factor it out of "
+            "that sum."
             if shown.kind == INPUTS
             else ""
         )
@@ -145,7 +148,7 @@ class OutlierViews:
                 NAMES[shown.kind].axes[1],
             ),
             summary=[
-                f"{axis} {shown.cell[0]} and what comes back of it, for scales per "
+                f"{axis} {shown.cell[0]} and its rounded values, for scales per "
                 f"{', '.join(shown.shared)}. The outlier in column {column} is {number(value, 3)}"
                 + (", beyond the axis" if abs(value) > 1.3 * shown.reach else "")
                 for value in shown.values
@@ -158,7 +161,7 @@ class OutlierViews:
         self.curves.set_figures(
             growing_error(SIZES, curves, drawn=drawn),
             summary=[
-                f"Outlier {size}: those who share its scale are off by "
+                f"Outlier {size}: the values that share its scale are off by "
                 + ", ".join(f"{percent(v[i])} ({label})" for label, v in curves.items())
                 for i, size in enumerate(SIZES)
             ],
@@ -184,7 +187,7 @@ class OutlierViews:
         made = [self._call(shown, one.unit) for one in shown.shared.values()]
         row, column = shown.cell
         body = "\n".join(f"q.append({text})" for text in made)
-        self._page.code.set_texts(
+        self.page.code.set_texts(
             [
                 f"{imports}\n\n{head}\nx[{row}, {column}] = {value!r}\nq = []\n{body}\n"
                 f"for one in q:\n    print(one, (x - one.dequantize())[{row}])"

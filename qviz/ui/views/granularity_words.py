@@ -2,7 +2,7 @@
 
 Every sentence is a function of a dataclass of numbers; directions (up, down, still) follow from
 the numbers as they are written, so that a sentence never says that something grew and then shows
-twice the same.
+the same number twice.
 """
 
 from collections.abc import Sequence
@@ -35,18 +35,18 @@ EQUATION = """
 </mrow></math>
 """
 SPOKEN = (
-    "s of group g is the largest size in the group over D; q is x over s of g, rounded; x hat is "
-    "s of g times q"
+    "s of group g is the largest magnitude in the group over D; q is x over s of g, rounded; x "
+    "hat is s of g times q"
 )
 TERMS = {
-    "s": "s: the scale, which is the spacing of the levels. Everybody in the group has the same",
-    "g": "g: the group, all those who share the scale",
-    "max": "max: the largest size in the group. One large value decides for all",
+    "s": "s: the scale, which is the spacing of the levels. All members of the group have the same",
+    "g": "g: the group, all values that share the scale",
+    "max": "max: the largest magnitude in the group. One large value decides for all",
     "x": "x: the trained value",
     "d": "D: a number that depends on the bits and on the system, such as 7.5 at 4 bits",
-    "q": "q: the stored code, clamped to the codes that so many bits have",
-    "round": "round: to the nearest whole number. Half a spacing is the most that this can miss by",
-    "xhat": "x̂: the value as it comes back",
+    "q": "q: the stored code, clamped to the codes that fit in the chosen number of bits",
+    "round": "round: to the nearest whole number. The rounding error is at most half a spacing",
+    "xhat": "x̂: the value after rounding",
 }
 BLOCK_EQUATION = """
 <math display="block"><mrow>
@@ -64,61 +64,64 @@ BLOCK_EQUATION = """
 </mrow></math>
 """
 BLOCK_SPOKEN = (
-    "s of block g is the largest size in the block; q is the number of the level nearest to x over "
-    "s of g; x hat is s of g times level q"
+    "s of block g is the largest magnitude in the block; q is the number of the level nearest "
+    "to x over s of g; x hat is s of g times level q"
 )
 BLOCK_TERMS = {
-    "s": "s: the block's largest size (bitsandbytes calls it absmax). Everybody in it has the same",
-    "g": "g: the block, so many consecutive weights of the flattened matrix",
-    "max": "max: the largest size in the block. One large value decides for all",
+    "s": "s: the block's largest magnitude (bitsandbytes calls it absmax). All its members have "
+    "the same",
+    "g": "g: the block, a run of consecutive weights of the flattened matrix",
+    "max": "max: the largest magnitude in the block. One large value decides for all",
     "x": "x: the trained weight",
     "nearest": "nearest: of the sixteen levels of NF4, which lie between −1 and 1",
     "q": "q: the number of that level, which is the stored code",
     "v": "v: the sixteen levels",
-    "xhat": "x̂: the weight as it comes back",
+    "xhat": "x̂: the weight after rounding",
 }
 
 GUIDE = (
     Step(
         "Drag one weight",
-        "Drag “Size of the outlier” to the right. The outlined weights share its scale. In which "
-        "picture does everything go blank, and where does nothing change at first? Watch who "
-        "sets the scale in the table below the pictures.",
+        "Drag “Size of the outlier” to the right. The outlined weights share its scale. In "
+        "which picture do all weights round to 0, and in which does nothing change at first? "
+        "Watch “scale set by” in the table below the pictures.",
         {"part": OUTLIER},
         {"size": Is("100×")},
     ),
     Step(
         "Make another weight the outlier",
         "Click a weight in the first picture (or move there with the arrow keys and press Enter). "
-        "The outlines follow it: a row and a group are all that one weight can spoil.",
+        "The outlines follow it. With these scales one weight can only spoil its own row or group.",
         {"part": OUTLIER, "size": "32×"},
         {"outlier": Moved()},
     ),
     Step(
         "Find a real outlier",
-        "Under “More” set “Look at” to “around the largest”. This one comes from training, nobody "
-        "dragged it. Compare what the articles' picture claims with this layer.",
+        "Under “More” set “Look at” to “around the largest”. This outlier comes from training; "
+        "nobody dragged it. Below, compare what articles claim with what this layer shows.",
         {"part": OUTLIER},
         {"at": Is(LOUD)},
     ),
     Step(
-        "Blocks that run on",
-        "bitsandbytes counts blocks along the flattened matrix. A block longer than a row takes "
-        "in rows that have nothing to do with each other. Make the outlier large and see.",
+        "Blocks that cross rows",
+        "bitsandbytes cuts the flattened matrix into blocks. A block that is longer than a row "
+        "covers rows that have nothing to do with each other. Make the outlier large and see "
+        "which rows suffer.",
         {"part": OUTLIER, "matrix": BLOCKS},
         {"size": Is("32×")},
     ),
     Step(
         "Now the inputs",
-        "The real outliers are in what enters a layer. Set “Look at” to “around the largest”: does "
+        "The real outliers are in a layer's inputs. Set “Look at” to “around the largest”: does "
         "a scale for each token confine them? What would a scale for each channel do?",
         {"part": OUTLIER, "matrix": INPUTS, "bits": "8"},
         {"at": Is(LOUD)},
     ),
     Step(
         "Compare at equal bits",
-        "Small groups always look better, because their scales are not in the bit-width. Drag "
-        "“Budget” and watch the star: which combination wins, and where does the small group lose?",
+        "Small groups look better than they are, because the bit-width does not count their "
+        "scales. Drag “Budget” and watch the star. Which combination wins, and where does the "
+        "small group lose?",
         {"part": BUDGET},
         {"part": Is(BUDGET), "budget": Moved()},
     ),
@@ -145,7 +148,7 @@ NAMES = {
 
 
 def one_scale(unit: str) -> str:
-    """Who has one scale each.
+    """What has one scale each.
 
     >>> one_scale("matrix"), one_scale("group of 32")
     ('one scale for the whole matrix', 'one scale for each group of 32')
@@ -162,12 +165,12 @@ def upper(text: str) -> str:
 
 @dataclass(frozen=True)
 class Pays:
-    """What one granularity makes of the outlier at one size.
+    """The effect of the outlier under one granularity, at one size.
 
     unit      who shares a scale; sharing: how many share the outlier's, without itself
     before    what they were off by as trained, now: what they are off by
     whole     what the whole matrix is off by now, the outlier apart
-    lost      how many of them come back as 0 and were not; used: levels in use among them
+    lost      how many of them were not 0 and are rounded to 0; used: levels in use among them
     peak      the largest of them, as a multiple of the typical value
     sets      whether the outlier is larger than that, so that it sets the scale
     scales    bits per value that the scales cost; bits: all in all
@@ -216,9 +219,9 @@ def outlier_sentence(moment: Moment) -> str:
 def _off(pays: Pays, one: str, untouched: bool) -> str:
     """Who shares the outlier's scale, and what they are off by."""
     if pays.sharing == 0:
-        return "nobody shares it"
+        return "no other value shares its scale"
     who = (
-        f"the {counted(pays.sharing, 'other')} who {'shares' if pays.sharing == 1 else 'share'} it"
+        f"the {counted(pays.sharing, 'other')} that {'shares' if pays.sharing == 1 else 'share'} it"
     )
     are = "is" if pays.sharing == 1 else "are"
     was, now = percent(pays.before), percent(pays.now)
@@ -244,10 +247,10 @@ def pays_rows(moment: Moment) -> list[tuple[str, list[str], list[int], str]]:
         ),
         ("they were off by", [percent(p.before) for p in pays], [], ""),
         ("they are off by", [percent(p.now) for p in pays], setting, "error"),
-        ("come back as 0", [str(p.lost) for p in pays], [], ""),
+        ("rounded to 0", [str(p.lost) for p in pays], [], ""),
         ("levels they use", [str(p.used) for p in pays], [], "codes"),
         (f"all {names.many} off by", [percent(p.whole) for p in pays], [], "error"),
-        ("bits for scales", [number(p.scales, 3) for p in pays], [], ""),
+        ("scale bits per value", [number(p.scales, 3) for p in pays], [], ""),
         (f"bits per {names.one}", [number(p.bits) for p in pays], [], "codes"),
     ]
 
@@ -275,16 +278,16 @@ class Guess:
 
 
 QUESTION = (
-    "Before you drag: with one scale for each group, how large must one weight get until the rest "
-    "of its group is off by twice as much?"
+    "Before you drag: with one scale for each group, how large must one weight become before "
+    "the error of the rest of its group doubles?"
 )
-NEVER = "it never gets there"
+NEVER = "it never doubles"
 
 
 def verdict(guess: int, facts: Guess) -> str:
     """The prediction (a number of SIZES[1:], or the one after it: never) against the curve."""
     if facts.errors[0] == 0:
-        return "As trained, this group comes back without an error: there is nothing to double."
+        return "As trained, this group has no rounding error, so there is nothing to double."
     at = facts.doubled
     if at is None:
         judged = "Right" if guess == len(MULTIPLES) else "Not here"
@@ -301,10 +304,10 @@ def verdict(guess: int, facts: Guess) -> str:
         off = percent(facts.errors[guess + 1])
         text = f"Later: at {SIZES[guess + 1]} it is off by {off}; {told}."
     return (
-        f"{text} The scale follows the largest. The largest other weight of this group is already "
-        f"{number(facts.peak, 3)}× the typical one, so nothing happens below that. Above it the "
-        f"spacing grows in step with the outlier, and with the spacing the error: it doubles near "
-        f"2 · {number(facts.peak, 3)} = {number(2 * facts.peak, 3)}×."
+        f"{text} The scale follows the largest weight. The largest other weight of this group is "
+        f"already {number(facts.peak, 3)}× the typical one, so nothing happens below that. Above "
+        "it the spacing grows in proportion to the outlier, and so does the error: it doubles "
+        f"near 2 · {number(facts.peak, 3)} = {number(2 * facts.peak, 3)}×."
     )
 
 

@@ -9,10 +9,10 @@ class Goal(Protocol):
     """When a part of the page's state counts as reached."""
 
     def met(self, text: str, start: str) -> bool:
-        """Whether `text` is there; `start` is what it was when the step began."""
+        """Whether `text` meets the goal; `start` is the value when the step began."""
 
     def example(self, start: str, offered: Sequence[str]) -> str:
-        """A value that meets it, of those offered, for whoever has to show that it can be done."""
+        """One of the offered values that meets it, to show that the step can be done."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Is(Goal):
 
 @dataclass(frozen=True)
 class Moved(Goal):
-    """Any other value than at the beginning."""
+    """Any value other than the one at the beginning."""
 
     def met(self, text: str, start: str) -> bool:
         return text != start
@@ -41,7 +41,7 @@ class Moved(Goal):
 
 @dataclass(frozen=True)
 class AtLeast(Goal):
-    """A step this far or farther on."""
+    """This step or a later one."""
 
     value: int
 
@@ -58,9 +58,9 @@ class Step:
 
     title  what to do, in a few words: the button's
     watch  what to look at, once the page has been set
-    start  the state that the page is set to; what is not named is as the page opens
+    start  the state that the page is set to; whatever is not named is as when the page opens
     done   field → goal; all have to be met
-    deeds  what has to have been done besides, by the page's own names (`LessonPage.deeds`)
+    deeds  what else has to be done, by the page's own names (`LessonPage.deeds`)
     """
 
     title: str
@@ -70,7 +70,8 @@ class Step:
     deeds: tuple[str, ...] = ()
 
     def met(self, state: Mapping[str, str], began: Mapping[str, str], did: set[str]) -> bool:
-        """Whether it has been done, in a page of this state that the step began with `began`."""
+        """Whether it has been done in a page of this state; `began` is the state when the step
+        began."""
         return set(self.deeds) <= did and all(
             goal.met(state.get(name, ""), began.get(name, "")) for name, goal in self.done.items()
         )

@@ -1,4 +1,4 @@
-"""Lesson 11: the real kernels, raced, stepped through, and at work in a model."""
+"""Lesson 11: real kernels, raced, stepped through, and at work in a model."""
 
 from typing import Any
 
@@ -21,37 +21,38 @@ GUIDE = (
     ),
     Step(
         "Another kernel",
-        "Choose another one under “Look closer at”. Compare its two errors in the table: that of "
-        "its arithmetic, and the one that also counts what rounded inputs and scales do.",
+        "Choose another one under “Kernel in focus”. Compare its two errors in the table: the "
+        "error of its own arithmetic, and the error that also counts rounded inputs and scales.",
         {"part": RACE, "format": "int8"},
         {"part": Is(RACE), "kernel": Moved()},
     ),
     Step(
         "Measure this machine",
-        "Press “Measure it here”, twice. Do the intervals of the two runs overlap? Believe of a "
-        "figure what survives that.",
+        "Press “Measure it here” twice. Do the 10th–90th percentile intervals of the two runs "
+        "overlap? Trust only differences that both runs show.",
         {"part": RACE, "figures": "here", "shape": "256x256"},
         deeds=("measure",),
     ),
     Step(
         "A larger shape",
-        "Under “Shape and machine” choose a larger shape and measure again. The smaller a weight, "
-        "the more a fixed cost per call weighs: watch the share of the bandwidth.",
+        "Under “Shape and machine” choose a larger shape and measure again. In a small matrix "
+        "the fixed cost of each call counts for more: watch the share of the bandwidth that is "
+        "used.",
         {"part": RACE, "figures": "here", "shape": "256x256"},
         {"shape": Moved()},
         deeds=("measure",),
     ),
     Step(
         "Inside one program",
-        "Step until the bytes are fetched. How many are they for one weight? Then choose the NF4 "
-        "kernel: what takes the place of subtracting the zero point?",
+        "Step until the bytes are fetched. How many bytes is that per weight? Then choose the "
+        "NF4 kernel: what replaces the subtraction of the zero point?",
         {"part": INSIDE},
         {"part": Is(INSIDE), "step": AtLeast(2), "multiplied": Is("triton.nf4")},
     ),
     Step(
         "A whole model",
-        "Press “Let both write”. Is the packed model faster here? Is it smaller? Do the two texts "
-        "part, and where?",
+        "Press “Let both write”. Is the packed model faster here? Is it smaller? Do the two "
+        "texts differ, and from which token on?",
         {"part": MODEL},
         {"part": Is(MODEL)},
         deeds=("write",),
@@ -75,7 +76,7 @@ class KernelsLesson(PartedLesson):
         self.whole(self.update)
 
     def update(self, part: Any = None) -> None:
-        """What a model writes is computed by its button alone."""
+        """What a model writes is computed only when its button is pressed."""
         if part is None and self.part == MODEL:
             self.show_open()
             with self.quietly():

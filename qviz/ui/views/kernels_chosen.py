@@ -27,8 +27,8 @@ def shape_names(more: Iterable[tuple[int, int]]) -> dict[str, tuple[int, int]]:
 
 
 def only(measured: Measurement, shape: tuple[int, int], format: str) -> Measurement | None:
-    """One shape and format of a measurement, and who was left out of it; None where it has no such
-    points."""
+    """One shape and format of a measurement, and the kernels left out of it. None where it has no
+    such points."""
     points = measured.select(shape=shape, format=format)
     if not points:
         return None

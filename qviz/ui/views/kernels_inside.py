@@ -40,7 +40,7 @@ UNKNOWN = "–"
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What the part shows: a program of a kernel on a weight, and its outputs in float64."""
+    """What the part shows: one program of a kernel on a weight, and its outputs in float64."""
 
     q: QuantizedTensor
     walk: Walk
@@ -66,7 +66,7 @@ class Inside(LessonPart):
         )
         self.format_control = Choice("Weights stored as", ["…"])
         self.program_control = Slider("Program", ["0"])
-        self.rows_control = Slider("Rows of a program", [str(n) for n in ROWS], ROWS.index(4))
+        self.rows_control = Slider("Program, by its rows", [str(n) for n in ROWS], ROWS.index(4))
         self.foot = self.transport = Transport(1, label="step of the program", rate=1.5)
         self.code = Code(label="Source of the kernel")
         self.weight_view = MatrixView("Where it is in the weight", aspect=3)
@@ -79,7 +79,7 @@ class Inside(LessonPart):
             self.kernel_control, self.format_control, self.program_control, self.rows_control,
             self.weight_view,
         ]  # fmt: skip
-        self.main = [section("What it has in hand", self.origin, self.tile_view, self.code)]
+        self.main = [section("What the program holds now", self.origin, self.tile_view, self.code)]
         self.side = [section("", self.table), section("", self.traffic)]
         self._wire()
 
@@ -129,7 +129,7 @@ class Inside(LessonPart):
 
     @property
     def _formats(self) -> list[str]:
-        """Those that the chosen kernel takes."""
+        """The formats that the chosen kernel takes."""
         if self.kernel not in self._takes:
             kernel, small = registry.get(self.kernel), self._layer()[:16, :256]
             self._takes[self.kernel] = [
@@ -162,9 +162,9 @@ class Inside(LessonPart):
             self.weight_view.set_frames([seen.q.codes.float()], axes=("out", "in"), role="codes",
                                         colormap="sequential")  # fmt: skip
         self.origin.text = (
-            f"{FIRST_LAYER} of the bundled model, {seen.q.shape[0]}×{seen.q.shape[1]}, and an "
-            f"input that it really gets. The whole product takes {found.programs} such "
-            f"programs, as many at once as a GPU has room for; this is number {found.program}."
+            f"{FIRST_LAYER} of the bundled model, {seen.q.shape[0]}×{seen.q.shape[1]}, and one "
+            f"of its real inputs. The whole product takes {found.programs} such programs, of "
+            f"which a GPU runs as many at once as fit; this is number {found.program}."
         )
         with self.page.quietly():
             self.transport.set_steps(
@@ -190,7 +190,7 @@ class Inside(LessonPart):
             axes=("row of the program", "column of the tile"),
         )
         self.tile_view.autoscale = True
-        if self._cell is None:  # to begin with, the weight that moves the sum most
+        if self._cell is None:  # to begin with, the weight that changes the sum most
             first = next(i for i, s in enumerate(self.walk.steps) if s.event == "tile.products")
             self._cell = divmod(int(products(self.walk, first).abs().argmax()), width)
         self._cell = (min(self._cell[0], frames[0].shape[0] - 1), min(self._cell[1], width - 1))
@@ -220,7 +220,7 @@ class Inside(LessonPart):
         self._draw_traffic()
 
     def _draw_traffic(self) -> None:
-        """Bytes read up to each step, and what 16-bit weights would have needed."""
+        """Bytes read up to each step, and the bytes that 16-bit weights would have needed."""
         read, packed, weights, here, ours, there = 0, 0, 0, [], [], []
         rows = self.walk.rows.stop - self.walk.rows.start
         for step in self.walk.steps:
@@ -234,14 +234,14 @@ class Inside(LessonPart):
             there.append(f"{2 * weights:,} bytes")
         self.traffic.set_rows(
             [
-                ("moved so far, all in all", here),
-                ("of it weights and scales", ours, "codes"),
-                ("the same weights in 16 bits", there, "original"),
+                ("bytes read so far", here),
+                ("of these, weights and scales", ours, "codes"),
+                ("the same weights at 16 bits", there, "original"),
             ]
         )
 
     def look(self) -> None:
-        """Show in the whole weight where the step is."""
+        """Show the step's place in the whole weight."""
         step = self.walk.steps[int(self.transport.index)]
         self.weight_view.row_mark = step.rows.start
         self.weight_view.column_mark = step.columns.start if step.columns.stop else -1

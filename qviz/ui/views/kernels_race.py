@@ -1,8 +1,8 @@
 """The race: every kernel beside 16-bit weights, as measured here or as recorded elsewhere.
 
-Nothing on this part of the page is known before something was measured. What ships with the package
-is shown as recorded, with machine and date; a press of the button measures this machine. All
-batches are sent ahead, so that the slider needs no kernel.
+Everything on this part of the page comes from a measurement. The package ships recorded ones, shown
+with machine and date; the button measures this machine. All batches are sent ahead, so the slider
+needs no kernel.
 """
 
 from typing import Any
@@ -112,20 +112,21 @@ class Race(LessonPart):
         self.lead = self.batch_control = Slider(
             "Tokens at once (batch)", [str(b) for b in BATCHES], ticks=True
         )
-        self.source_control = Choice("Figures of", [HERE])
+        self.source_control = Choice("Figures from", [HERE])
         self.format_control = Choice("Weights stored as", [FORMATS[DEFAULT_FORMAT].title])
         self.shape_control = Choice("Shape, from a model", ["…"])
-        self.kernel_control = Choice("Look closer at", ["…"])
+        self.kernel_control = Choice("Kernel in focus", ["…"])
         self.measuring = Background(
             self.page, self.measure, label=MEASURE, stop=STOP, deed="measure"
         )
         self.prediction = Prediction(
-            "Before you drag: up to how many tokens is it faster than 16 bits?", [NEVER, BEYOND],
+            "Before you drag: up to how many tokens is it faster than 16-bit weights?",
+            [NEVER, BEYOND],
             self._verdict, self._draw_speedups, tells=True,
         )  # fmt: skip
         self.times = Chart("Time of one product", height=170)
-        self.speedups = Chart("Times as fast as 16 bits", height=215)
-        self.roofline = Chart("What memory and arithmetic allow", height=215)
+        self.speedups = Chart("Speed relative to 16 bits", height=215)
+        self.roofline = Chart("What memory and arithmetic allow (roofline)", height=215)
         self.charts = stack(
             stack(Text(self.times.label, "h3"), self.times),
             figures_row(
@@ -137,7 +138,7 @@ class Race(LessonPart):
         self.origin = Text("", role="wait")
         self.equation = Equation(EQUATION, TERMS, aria=SPOKEN)
         self.table = Readout("The kernel")
-        self.absent = Readout("Kernel, and why it is not here")
+        self.absent = Readout("Kernel, and why it is missing")
         self.caption = Caption()
         self.code = Code()
         self.closer = stack(self.kernel_control)
@@ -152,7 +153,7 @@ class Race(LessonPart):
         self.main = [section("The race", self.origin, self.charts)]
         self.side = [
             section("What bounds the time", self.equation, self.table),
-            section("Not in this race", details("Which kernels, and why not", self.absent)),
+            section("Not in this race", details("Which kernels are missing, and why", self.absent)),
         ]
 
     def _wire(self) -> None:
@@ -173,7 +174,7 @@ class Race(LessonPart):
             names=lambda: [f"{out}x{columns}" for _, (out, columns) in self._offered_shapes],
         )  # fmt: skip
         self.add("format", self.format_control, names=lambda: self._offered_formats)
-        # Before anything was measured there is no kernel and no batch to choose.
+        # Until something is measured there is no kernel and no batch to choose.
         self.add("kernel", self.kernel_control, live=measured)
         self.add("tokens", self.batch_control, self.prediction.moved, looks=True, live=measured)
         self.page.on_change(self.prediction.control, "index", self.prediction.answer)
@@ -181,7 +182,7 @@ class Race(LessonPart):
     # ---------------------------------------------------------------- what can be chosen
 
     def fit(self) -> None:
-        """Offer what the chosen source has: a record its own, this machine everything."""
+        """Offer what the chosen source has: a record only its own, this machine everything."""
         titles = [HERE, *(f"recorded: {one.title}" for one in self.records)]
         if len(self.source_control.options) != len(titles):
             self.source_control.set_options(titles, min(1, len(self.records)))
@@ -216,7 +217,8 @@ class Race(LessonPart):
         return next(name for name, each in self._shapes.items() if each == shape)
 
     def compute(self) -> Measurement | None:
-        """Of what was measured or recorded, the chosen shape and format; None: nothing yet."""
+        """The chosen shape and format of the measurements or the record; None if there are none
+        yet."""
         record = self.record
         found = self.live.get((self.shape, self.format)) if record is None else record.measurement
         if found is None:
@@ -259,8 +261,8 @@ class Race(LessonPart):
         if record is not None:
             about = record.measurement.machine
             self.origin.text = (
-                f"Recorded on {record.title} (torch {about.get('torch', '?')}), not measured here. "
-                f"What this machine does, only measuring tells. {busy_words(record.measurement)}"
+                f"Recorded on {record.title} (torch {about.get('torch', '?')}), not measured "
+                f"here. To know this machine, measure it. {busy_words(record.measurement)}"
             ).strip()
         elif self.shown is None:
             self.origin.text = (
@@ -336,7 +338,7 @@ class Race(LessonPart):
     # ---------------------------------------------------------------- measuring here
 
     def measure(self) -> None:
-        """Begin to measure the chosen shape and format, beside the page: it stays usable."""
+        """Start measuring the chosen shape and format; the page stays usable meanwhile."""
         if self.record is not None:
             with self.page.quietly():
                 shape, format = self.shape, self.format
@@ -352,11 +354,11 @@ class Race(LessonPart):
                 progress=progress, stopped=stopped,
             ),
             lambda found: self._take(found, shape, format),
-            saying="beginning to measure",
+            saying="starting to measure",
         )  # fmt: skip
 
     def _take(self, found: Measurement, shape: tuple[int, int], format: str) -> None:
-        self._ceilings = found.ceilings  # they take seconds, and stay what they are
+        self._ceilings = found.ceilings  # they take seconds and do not change
         if not found.points:
             whys = " ".join(f"{name}: {why}" for name, why in found.left_out.items())
             raise ValueError(
@@ -367,8 +369,8 @@ class Race(LessonPart):
         self.live[shape, format] = found
         if self.record is None and (self.shape, self.format) == (shape, format):
             self.update()
-        else:  # the learner looks at something else meanwhile
+        else:  # the learner has since chosen something else
             self.origin.text += (
-                f" Meanwhile {self._named(shape)}, {FORMATS[format].title}, was measured here: "
-                f"choose it, under figures of {HERE}."
+                f" Meanwhile {self._named(shape)}, {FORMATS[format].title}, was measured here. "
+                f"To see it, choose “{HERE}” under “Figures from”."
             )

@@ -30,20 +30,20 @@ EQUATION = """
 """
 TERMS = {
     "t": "t: the time of one product Y = X·Wᵀ",
-    "bytes": "bytes: the packed weight, the inputs and the outputs, each moved once",
-    "bandwidth": "B: bytes a second that this device moves at best, in a plain copy or a plain "
-    "read, measured in the same run",
+    "bytes": "bytes: the packed weight, the inputs and the outputs, each read or written once",
+    "bandwidth": "B: the memory bandwidth, the most bytes per second that this device moves in "
+    "a plain copy or a plain read, measured in the same run",
     "operations": "2·m·n·k: a multiplication and an addition for each of m tokens, n outputs, k "
     "inputs",
-    "rate": "R: operations a second of the best large product on this device, measured",
+    "rate": "R: the operations per second of the fastest large product on this device, measured",
 }
 SPOKEN = "t is at least the larger of bytes over B and 2 m n k over R"
 MEMORY, ARITHMETIC = ["bytes", "bandwidth"], ["operations", "rate"]
 AXIS_OF = {"memory": MEMORY, "arithmetic": ARITHMETIC}
-FIGURES = ("time", "10th–90th percentile", "16 bits take", "as fast as 16 bits", "weight",
-           "in 16 bits", "bandwidth B", "of it used", "of the best product's rate",
-           "memory asks for", "arithmetic asks for", "error of its arithmetic",
-           "… and of inputs, scales")  # fmt: skip
+FIGURES = ("time", "10th–90th percentile", "16 bits take", "speed, × 16 bits", "weight",
+           "at 16 bits", "bandwidth B", "share of B used", "share of R used",
+           "memory bound", "arithmetic bound", "error of its arithmetic",
+           "… with rounded inputs, scales")  # fmt: skip
 
 
 def figure_rows(
@@ -80,7 +80,7 @@ def _figures(shown: Measurement, point: Point | None) -> list[str]:
 
 
 def sentence(shown: Measurement, kernel: str, batch: int) -> str:
-    """What a kernel takes at a batch, beside 16 bits and beside its bound."""
+    """A kernel's time at a batch, compared with 16 bits and with its bound."""
     point = points_of(shown, kernel).get(batch)
     tokens = "1 token" if batch == 1 else f"{batch} tokens"
     if point is None:
@@ -117,8 +117,8 @@ def roof_in_words(shown: Measurement, kernel: str, batch: int) -> str:
 
 
 def reasons(left_out: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Rows of a table: who is not there, and why. Names may break after a point, so that the table
-    fits beside the charts; a reason that begins with the name does without it."""
+    """Rows of a table: which kernels are missing, and why. Names may break after a point, so that
+    the table fits beside the charts. A name at the beginning of a reason is dropped."""
     return [
         (name.replace(".", ".\u200b"), why.removeprefix(f"{name} "))
         for name, why in left_out.items()

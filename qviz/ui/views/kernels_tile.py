@@ -1,5 +1,5 @@
-"""A tile of a kernel's program in pictures and words: what each step has in hand, and what it tells
-of one weight.
+"""A tile of a kernel's program in pictures and words: what each step holds, and what it shows of
+one weight.
 """
 
 import torch
@@ -42,8 +42,8 @@ def label(step: Step) -> str:
 
 
 def picture(walk: Walk, width: int) -> list[torch.Tensor]:
-    """For each step what the program has in hand, a matrix [rows, width] float32 with a cell for
-    each weight of the tile; zeros beyond the end of a row."""
+    """For each step, what the program holds: a matrix [rows, width] float32 with a cell for each
+    weight of the tile; zeros beyond the end of a row."""
     rows = walk.rows.stop - walk.rows.start
     frames = []
     for i, step in enumerate(walk.steps):
@@ -61,7 +61,7 @@ def picture(walk: Walk, width: int) -> list[torch.Tensor]:
 
 
 def _in_hand(walk: Walk, i: int) -> torch.Tensor:
-    """What one step is about: [rows, columns], [columns], or one number for each row."""
+    """What one step produces: [rows, columns], [columns], or one number for each row."""
     step, rows = walk.steps[i], walk.rows.stop - walk.rows.start
     held = step.tensors
     match step.event:
@@ -95,7 +95,7 @@ def _latest(walk: Walk, i: int, event: str) -> dict[str, torch.Tensor]:
 
 
 def story(walk: Walk, row: int, column: int, wide: torch.Tensor) -> list[dict[str, str]]:
-    """For each step what is known of one weight of the tile: label → text.
+    """For each step, what is known about one weight of the tile: label → text.
 
     wide  [rows] the program's outputs in float64
     """
@@ -118,7 +118,7 @@ def story(walk: Walk, row: int, column: int, wide: torch.Tensor) -> list[dict[st
 
 
 def _told(walk: Walk, i: int, row: int, column: int) -> dict[str, str]:
-    """What step i tells of one weight of its tile."""
+    """What step i shows of one weight of its tile."""
     step, held = walk.steps[i], walk.steps[i].tensors
     span = step.columns.stop - step.columns.start
     if span and column >= span and step.event not in ("tile.step", "tile.quantized"):
@@ -177,7 +177,7 @@ def _word(walk: Walk, words: torch.Tensor, row: int, column: int) -> dict[str, s
     bits = [f"{word:032b}"[i : i + 4] for i in range(0, 32, 4)]
     bits[7 - at.plane] = f"[{bits[7 - at.plane]}]"
     return {
-        "the word it lies in": f"number {at.word}: 0x{word:08x}",
+        "its 32-bit word": f"number {at.word}: 0x{word:08x}",
         "its four bits there": " ".join(bits),
-        "columns of its plane": f"{at.side.start} to {at.side.stop - 1}",
+        "columns in its bit plane": f"{at.side.start} to {at.side.stop - 1}",
     }

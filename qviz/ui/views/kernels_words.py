@@ -17,17 +17,17 @@ def device_words() -> str:
     """What would be measured here, in a sentence."""
     device = registry.default_device()
     if device.type == "cuda":
-        return f"There is a GPU here, {machine(device)['device']}: its kernels are measured."
+        return f"This machine has a GPU, {machine(device)['device']}: its kernels are measured."
     about = machine(device)
     return (
-        f"There is no GPU here; the kernels of the processor ({about['processor']}, threads: "
+        f"This machine has no GPU. The kernels of its processor ({about['processor']}, threads: "
         f"{about['threads']}) are measured."
     )
 
 
 def busy_words(measured: Measurement) -> str:
     """How far to trust it: other work on the machine, and whether it is complete."""
-    words = [] if measured.complete else ["Stopped early: what is missing was not measured."]
+    words = [] if measured.complete else ["Stopped early: whatever is missing was not measured."]
     about = measured.machine
     try:
         load, cores = float(about["load before"]), int(about["cores"])
@@ -36,23 +36,23 @@ def busy_words(measured: Measurement) -> str:
     if load > cores / 4:
         words.append(
             f"In the minute before, the machine was busy (load {load:g} on {cores} cores), with "
-            f"other work or an earlier measuring: do not trust small differences."
+            "other work or an earlier measurement. Do not trust small differences."
         )
     return " ".join(words)
 
 
 def compared(point: Point, beside: Point, speed: float) -> str:
     """How it compares with 16-bit weights, without a full stop."""
-    said = f"{three(max(speed, 1 / speed))} times as {'fast' if speed > 1 else 'slow'} as"
+    said = f"{three(max(speed, 1 / speed))}× as {'fast' if speed > 1 else 'slow'} as"
     if point.time.overlaps(beside.time):
-        said = "within the spread as fast as"
+        said = "no measurable difference from"
     if point.kernel == BASELINE:
-        said = "there is no other kernel to set beside these"
+        said = "there is no other kernel to compare these with"
     unsteady = dict.fromkeys(each.kernel for each in (point, beside) if scattered(each))
     if unsteady:
         said = (
-            f"{said} 16-bit weights, but the repeats of {' and of '.join(unsteady)} are more than "
-            f"a factor of 2 apart (something else ran?)"
+            f"{said} 16-bit weights, but the repeats of {' and of '.join(unsteady)} are more "
+            "than a factor of 2 apart (was something else running?)"
         )
     else:
         said += " 16-bit weights"
@@ -60,14 +60,14 @@ def compared(point: Point, beside: Point, speed: float) -> str:
 
 
 def bound_words(point: Point, bound: Bound) -> str:
-    """What the device's ceilings ask for, and how the measured time compares."""
-    asked = f"Moving {size(point.moved_bytes)} asks for {duration(bound.memory)}"
+    """What the device's ceilings allow, and how the measured time compares."""
+    asked = f"Moving {size(point.moved_bytes)} takes at least {duration(bound.memory)}"
     if bound.arithmetic is not None:
-        asked += f", the arithmetic for {duration(bound.arithmetic)}"
+        asked += f", the arithmetic at least {duration(bound.arithmetic)}"
     times = three(point.time.median / bound.seconds)
-    took = f"the kernel takes {times} times as long as it"
+    took = f"the kernel takes {times}× as long as that"
     if point.time.median < bound.seconds:
-        took += ": the device can do more than what was measured as its best"
+        took += ": the device can do more than the best that was measured"
     return f"{asked}, so {bound.limit} is the tighter bound; {took}."
 
 
@@ -98,14 +98,14 @@ def share(part: float) -> str:
 
 
 def bandwidth_name(ceilings: Ceilings) -> str:
-    """The one bandwidth that everything is compared with: its figure, and what was timed for it."""
+    """The one bandwidth that everything is compared with: its figure, and how it was timed."""
     way = "a read" if ceilings.read_bandwidth >= ceilings.copy_bandwidth else "a copy"
     return f"{three(ceilings.bandwidth / 1e9)} GB/s, {way}"
 
 
 def why_so_fast(point: Point, beside: Point, speed: float, bound: Bound) -> str:
-    """Why it is not just as many times as fast as its weights are smaller; `bound` is that of the
-    16-bit product beside it."""
+    """Why its speed-up differs from how much smaller its weights are; `bound` is that of the 16-bit
+    product beside it."""
     smaller = beside.weight_bytes / point.weight_bytes
     if point.kernel == BASELINE or scattered(point) or scattered(beside):
         return ""
@@ -114,6 +114,6 @@ def why_so_fast(point: Point, beside: Point, speed: float, bound: Bound) -> str:
     if bound.limit == "memory" and speed > 1.1 * smaller and lag > 1.1:
         text += (
             f" It gains more than that because the 16-bit product itself takes {three(lag)}× as "
-            f"long as memory asks for."
+            "long as its memory bound."
         )
     return text

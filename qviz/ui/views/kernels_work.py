@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 PROMPT = "def read_file(path):\n"
 NEW_TOKENS, TOKENS, REPEATS = 48, 512, 3
-WORKING = "Quantizing, packing, and writing with both models …"
+WORKING = "Quantizing, packing, and generating with both models …"
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +58,7 @@ class AtWork(LessonPart):
 
     def __init__(self, page: LessonPage) -> None:
         super().__init__(page)
-        self._formats: dict[str, list[str]] = {}  # filled when the part is opened
+        self._formats: dict[str, list[str]] = {}  # filled when the part is first opened
         self.format_control = Choice("Weights stored as", ["…"])
         self.kernel_control = Choice("Multiplied by", ["…"])
         self.prompt_control = TextField("Prompt", PROMPT.strip())
@@ -67,7 +67,7 @@ class AtWork(LessonPart):
         self.packed_text = Code(label="What the packed model wrote")
         self.reference_text = Code(label="What the model with 16-bit weights wrote")
         self.where = Text("", role="wait")
-        self.figures = Readout("Beside 16-bit weights")
+        self.figures = Readout("Compared with 16-bit weights")
         self.logits = Readout("Is it the same model?")
         self.memory = Readout("Bytes it holds")
         self.caption = Caption()
@@ -92,7 +92,7 @@ class AtWork(LessonPart):
             section("", self.figures),
         ]
         self.side = [section("", self.logits), section("", self.memory)]
-        # A section belongs to the part; what is in it stays away until there is something to show.
+        # A section belongs to the part; its content stays hidden until there is something to show.
         self.hidden_until_written = [texts_row, *self.main[1:], *self.side]
         self._wire()
 
@@ -107,7 +107,7 @@ class AtWork(LessonPart):
         )
 
     def fit(self) -> None:
-        """Find out which formats have a kernel here, the first time that the part is shown."""
+        """Find out which formats have a kernel here, when the part is first shown."""
         if not self._formats:
             self._formats = _formats_with_kernels()
             names = list(self._formats)
@@ -125,18 +125,19 @@ class AtWork(LessonPart):
         return list(self._formats)[int(self.format_control.index)]
 
     def look(self) -> None:
-        """Which format and kernel the figures belong to, where others have been chosen since."""
+        """Which format and kernel the figures belong to, if others have been chosen since."""
         shown = self.shown
         if shown is None:
             self.where.text = (
-                f"The bundled model continues your prompt twice. {_device_words()} It loads the "
-                f"model into this page's Python, which then takes more memory."
+                "The bundled model continues your prompt twice, once with packed weights and "
+                f"once with 16-bit weights. {_device_words()} This loads the model into this "
+                "page's Python process, which then takes more memory."
             )
             self.caption.set_texts(f"Press “{self.write_button.label}”.")
         else:
             found, again = shown.comparison, ""
             if (shown.format, shown.kernel) != (self.format, self.kernel_control.value):
-                again = f" For what you chose since, press “{self.write_button.label}” again."
+                again = f" For your new choice, press “{self.write_button.label}” again."
             self.where.text = (
                 f"{shown.model}: {FORMATS[shown.format].title}, {' and '.join(found.kernels)} in "
                 f"{_name(found.dtype)}, measured here. {' '.join(found.notes)}"
@@ -167,9 +168,9 @@ class AtWork(LessonPart):
         quantized = quantize_model(model, format.method, **format.options)
         say(f"Packing them for {kernel} …")
         packed = pack_model(quantized, kernel, device=registry.default_device())
-        waiting = "Waiting: another page or command measures on this machine …"
+        waiting = "Waiting: another page or command is measuring on this machine …"
         with alone(lambda: say(waiting)):
-            say("Both models read, write, and are timed in turns …")
+            say("Both models read and write, timed in turns …")
             found = compare(
                 packed, prompt=prompt, quantized=quantized, max_tokens=TOKENS,
                 new_tokens=NEW_TOKENS, repeats=REPEATS,
@@ -188,7 +189,7 @@ class AtWork(LessonPart):
             [
                 ("tokens compared", str(logits.tokens)),
                 ("largest difference of a logit", number(logits.max_abs, 3)),
-                ("difference of all, relative", percent(logits.relative)),
+                ("relative difference of all logits", percent(logits.relative)),
                 ("KL divergence", f"{number(logits.kl, 3)} nats"),
                 ("same next token", percent(logits.same_top, 4)),
             ]
@@ -199,7 +200,7 @@ class AtWork(LessonPart):
             for part, size in packed.parts.items()
         ]
         self.memory.set_rows([*rows, ("total", f"{packed.total:,} · {dense.total:,}")],
-                             "Bytes held · in 16 bits")  # fmt: skip
+                             "Bytes held · at 16 bits")  # fmt: skip
         self.caption.set_texts(_verdict(found))
 
 
@@ -218,11 +219,12 @@ def _verdict(found: Any) -> str:
     same = (
         f"the two texts are the same for all {found.texts.new_tokens} tokens"
         if at is None
-        else f"the two texts part at new token {at + 1} of {found.texts.new_tokens}"
+        else f"the two texts differ from new token {at + 1} of {found.texts.new_tokens} on"
     )
     return (
-        f"Packed, the model takes {number(small, 3)} times fewer bytes. Writing, beside 16-bit "
-        f"weights: {pace}. And {same}."
+        f"Packed, the model is {number(max(small, 1 / small), 3)}× "
+        f"{'smaller' if small >= 1 else 'larger'}. Writing, compared with 16-bit weights: {pace}. "
+        f"And {same}."
     )
 
 

@@ -1,4 +1,4 @@
-"""What the lessons about one layer share: which layer it is, and how another one is opened."""
+"""What the lessons about one layer share: which layer is shown, and how another one is opened."""
 
 from dataclasses import dataclass
 from urllib.parse import parse_qs
@@ -42,9 +42,11 @@ class LayerPage(LessonPage):
         self.source: str | None = None
         self.layers: list[str] = []
         self._opened: Opened | None = None
-        self._captured: set[str | None] = set()  # models of the learner that were run
+        self._captured: set[str | None] = set()  # the learner's models that were run
         self._inputs: tuple[Opened, Calibration] | None = None
-        self._pending: dict[str, str] = {}  # what a link asked for, of a model not agreed to yet
+        self._pending: dict[
+            str, str
+        ] = {}  # what a link asked for, of a model that the learner has not agreed to load
         self.layer_control = Choice("Layer", ["…"])
         self.source_control = TextField("Model", placeholder=self.sources)
         self.open_button = Button("Open it")
@@ -108,14 +110,14 @@ class LayerPage(LessonPage):
     # ---------------------------------------------------------------- its real inputs
 
     def add_capture(self) -> Button:
-        """The button by which the learner lets their model run: it may take a while and much
-        memory, so nothing else does."""
-        self.capture_button = Button("Run it on text, to measure outputs")
+        """The button that runs the learner's model. Nothing else runs it, because it may take a
+        while and much memory."""
+        self.capture_button = Button("Run it on text to measure its output error")
         self.on_press(self.capture_button, self._capture, "Running the model on text …")
         return self.capture_button
 
     def inputs_of(self, opened: Opened) -> Calibration | None:
-        """The layer's real inputs, read once; None while nobody has let its model run."""
+        """The layer's real inputs, read once; None until the model has been run."""
         if opened.source not in OFFLINE and opened.source not in self._captured:
             return None
         if self._inputs is None or self._inputs[0] is not opened:
@@ -124,7 +126,9 @@ class LayerPage(LessonPage):
 
     def _capture(self) -> None:
         if self.source is None:
-            raise ValueError("the bundled model's inputs are captured already; open yours first")
+            raise ValueError(
+                "the bundled model's inputs are already captured; open your own model first"
+            )
         load_calibration(self.source, self.layer)
         self._captured.add(self.source)
         self.update()
@@ -134,7 +138,7 @@ class LayerPage(LessonPage):
         if not source:
             raise ValueError(f"type a {self.sources} first")
         if len(source) > 1000:
-            raise ValueError(f"{len(source)} characters are too long for a Hub id or a path")
+            raise ValueError(f"{len(source)} characters are too many for a Hub id or a path")
         if self._pending.get("model") == source:
             self._go(self._pending)
             self._pending = {}
@@ -146,7 +150,7 @@ class LayerPage(LessonPage):
             self._take_names(text or None)
 
     def _on_address(self, text: str) -> None:
-        """From a link: somebody else's choice must not load a model before the learner agrees."""
+        """From a link: another person's choice must not load a model before the learner agrees."""
         asked = parse_qs(text).get("model", [""])[0]
         if (asked or None) in (*OFFLINE, self.source):
             super()._on_address(text)
@@ -156,7 +160,8 @@ class LayerPage(LessonPage):
             self.source_control.value = asked
             self.status.show_error(
                 f"this link is about {asked}, a model that does not come with the page. Its name "
-                f"stands under Your own layer: press “{self.open_button.label}” there to load it"
+                f"is filled in under Your own layer: press “{self.open_button.label}” there to "
+                "load it"
             )
 
 

@@ -18,7 +18,7 @@ AXES = ("out", "in")
 class LayerPictures:
     """The pictures, tied to `control`; `row` has all three side by side.
 
-    stretch_control  stretches the error's colours at each frame instead of over all of them
+    stretch_control  stretches the error's colours for each frame instead of for all together
     """
 
     def __init__(self, control: Any, stretch_label: str = "Stretch the error's colours") -> None:
@@ -32,7 +32,7 @@ class LayerPictures:
         link_matrices(self.original, self.rounded, self.error)
 
     def draw_layer(self, weight: torch.Tensor, cell: tuple[int, int]) -> None:
-        """Another layer, weight [out, in]: its cursor stands at `cell`, held by nobody."""
+        """Another layer, weight [out, in]. The cursor stands at `cell` and is not held."""
         self.original.set_frames([MatrixFrame(weight)], role="original", axes=AXES)
         self.original.cursor = list(cell)
         self.original.pinned = False

@@ -21,7 +21,7 @@ class LayerTexts:
     captured once. `controls` let the learner bring a text."""
 
     def __init__(self, page: LessonPage, take: Callable[[], None]) -> None:
-        """`take` is called when the learner has brought a text."""
+        """`take` is called when the learner has entered a text."""
         self.own = ""  # the learner's own text
         self._page, self._take = page, take
         self._opened: Opened | None = None
@@ -48,7 +48,7 @@ class LayerTexts:
         return self._whole[content]
 
     def sample(self, opened: Opened, text: str, tokens: int) -> Calibration:
-        """So many tokens of it."""
+        """This many tokens of it."""
         whole = self.of(opened, text)
         if tokens >= whole.tokens:
             return whole
@@ -64,7 +64,7 @@ class LayerTexts:
     def _read_own(self) -> None:
         text = str(self.own_control.value).strip()
         if len(text.split()) < 2:
-            raise ValueError("type or paste a few words of text first")
+            raise ValueError("type or paste some text first")
         self.own = text
         self._take()
 

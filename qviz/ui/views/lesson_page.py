@@ -40,12 +40,12 @@ from qviz.ui.widgets import (
 )
 
 COMPUTING = "Computing …"
-# What a handler may meet in the learner's input; anything else is a defect and stays loud.
+# Errors that a learner's input can cause; anything else is a defect and is raised again.
 EXPECTED = (ValueError, TypeError, OSError, ImportError, MemoryError)
 
 
 def words_of(error: Exception) -> str:
-    """An error as the page says it: the learner's in its own words, ours as a defect."""
+    """An error as the page words it: input errors in their own words, ours as a defect."""
     return str(error) if isinstance(error, EXPECTED) else f"this is a defect of qviz: {error!r}"
 
 
@@ -101,20 +101,23 @@ class LessonPage:
 
     @property
     def current(self) -> Any:
-        """What computes and draws now: the page, or the part of it that is open."""
+        """What computes and draws now: the page, or its open part."""
         return self
 
     def fit(self) -> None:
-        """Offer what fits what was chosen so far; called whenever that may have changed."""
+        """Offer the options that fit the present choices; called whenever these may have
+        changed."""
 
     def compute(self) -> Any:
-        """The value that the controls ask for. What can fail is in here, and changes no picture."""
+        """Compute the value that the controls ask for. Whatever can fail happens here, before any
+        picture changes."""
 
     def draw(self, shown: Any) -> None:
         """Show a computed value; called again with the last one when something fails."""
 
     def look(self) -> None:
-        """Draw what depends on where one looks, after fields that only say that were put back."""
+        """Draw what depends on where the learner is looking, after the fields for that were
+        restored."""
 
     # ---------------------------------------------------------------- controls
 
@@ -225,7 +228,7 @@ class LessonPage:
         return handle
 
     def do(self, action: Callable[[], None], busy: str = "") -> bool:
-        """Do it, or be as before and say why not; whether it was done."""
+        """Do it, or restore the earlier state and say why; returns whether it was done."""
         if busy:
             self.status.busy(busy)
         try:
@@ -238,7 +241,7 @@ class LessonPage:
         return True
 
     def whole(self, action: Callable[[], None]) -> None:
-        """Do it whole or not at all: after an exception the page is as it was."""
+        """Do it completely or not at all: after an exception the page is as it was."""
         self._problems = []
         try:
             action()
@@ -252,7 +255,7 @@ class LessonPage:
             self.status.clear()
 
     def problem(self, text: str) -> None:
-        """Something is missing from the page, which is as good as it can be otherwise."""
+        """Say that something is missing from a page that is otherwise complete."""
         self._problems.append(text)
 
     @contextmanager
@@ -284,7 +287,7 @@ class LessonPage:
         part.shown = fresh
 
     def _keep(self) -> None:
-        """All is well: this is what a later failure goes back to, and what the address says."""
+        """Remember the present state: a later failure returns to it, and the address shows it."""
         self._kept = {key: field.keep() for key, field in self.fields.items()}
         self._kept_shown = [(part, part.shown) for part in self._parts]
         if self.prediction is not None:
@@ -323,12 +326,12 @@ class LessonPage:
 
     @property
     def whole_state(self) -> dict[str, str]:
-        """Every field that counts now, by its name in a link."""
+        """Every field that is active now, by its name in a link."""
         return {key: field.text for key, field in self.fields.items() if field.live()}
 
     @property
     def state(self) -> dict[str, str]:
-        """What is not as the page opens: what a link has to say."""
+        """What differs from the page as it opens: what a link has to say."""
         return {k: text for k, text in self.whole_state.items() if text != self._first.get(k)}
 
     def go(self, state: Mapping[str, str]) -> None:

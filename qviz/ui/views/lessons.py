@@ -1,4 +1,4 @@
-"""The course: fifteen lessons by theme, as data, which gallery, frame and tests read."""
+"""The course: fifteen lessons by theme, as data for the gallery, the frame and the tests."""
 
 from dataclasses import dataclass
 
@@ -47,31 +47,33 @@ COURSE = (
         "qviz.ui.views.bit_width", "BitWidthLesson",
     ),
     Lesson(
-        2, "formats", "Number formats", "What can sixteen, eight or four bits say?", THEMES[0],
-        "Press the bits of FP32, BF16, FP8, FP4, NF4 and nine more. Follow one number through all "
-        "of them, zoom along all the numbers that each has, and see blocks of real weights share a "
-        "scale.",
+        2, "formats", "Number formats", "Which numbers can sixteen, eight or four bits "
+            "represent?", THEMES[0],
+        "Press the bits of FP32, BF16, FP8, FP4, NF4 and nine more. Follow one number through "
+        "all of them, zoom along all the numbers that each can represent, and see blocks of "
+        "real weights share a scale.",
         "qviz.ui.views.formats", "FormatsLesson",
     ),
     Lesson(
         3, "scale_and_zero_point", "Scale and zero point",
         "Where do the levels lie, and who decides?", THEMES[1],
-        "Drag the range that sixteen levels span, on real weights. Watch what rounding costs and "
-        "what cutting off costs, find the lowest sum, and see what ten systems make of the same "
-        "numbers.",
+        "Drag the range that sixteen levels span, on real weights. Watch the rounding error and "
+        "the clipping error, find the range with the smallest sum, and see how ten systems "
+        "quantize the same numbers.",
         "qviz.ui.views.scale_and_zero_point", "ScaleAndZeroPointLesson",
     ),
     Lesson(
         4, "granularity", "Granularity and outliers",
         "Whose precision does one large weight destroy?", THEMES[1],
-        "Drag one weight of a trained layer and see who pays for it: everybody, its row, or its "
-        "group. Then set small groups and more bits against each other at the same true price.",
+        "Drag one weight of a trained layer and see which weights pay for it: all of them, its "
+        "row, or its group. Then compare small groups with more bits per code at the same true "
+        "cost.",
         "qviz.ui.views.granularity", "GranularityLesson",
     ),
     Lesson(
         5, "nf4", "NF4", "Where should sixteen levels lie?", THEMES[1],
         "Build NF4's table from the normal distribution, one level at a time. See how full its "
-        "bins really are, read its bytes, and drag sixteen levels of your own against it.",
+        "bins really are, read its bytes, and try to beat it with sixteen levels of your own.",
         "qviz.ui.views.nf4", "Nf4Lesson",
     ),
     Lesson(
@@ -85,22 +87,22 @@ COURSE = (
         "layer, forwards and backwards, and set a second run beside the first.",
         "qviz.ui.views.gptq", "GptqLesson",
     ),
-    Lesson(8, "awq", "AWQ", "Which channels deserve care?", THEMES[2]),
+    Lesson(8, "awq", "AWQ", "Which channels matter most?", THEMES[2]),
     Lesson(9, "gguf", "GGUF and k-quants", "What is inside a Q4_K_M file?", THEMES[3]),
     Lesson(10, "below_4_bits", "Below 4 bits", "Why do two bits break a layer?", THEMES[3]),
     Lesson(
         11, "memory_and_speed", "The real kernels",
         "Why are 4-bit weights faster, and when do they stop paying?", THEMES[4],
-        "Race the kernels of this machine, or of those that we recorded, against 16-bit weights, "
-        "from one token to 256. Step through a kernel's tiles, bit by bit, and let a model write "
-        "with packed weights.",
+        "Race kernels against 16-bit weights, from one token to 256, on this machine or in "
+        "recorded measurements. Step through a kernel's tiles, bit by bit, and let a model "
+        "write with packed weights.",
         "qviz.ui.views.kernels", "KernelsLesson",
     ),
     Lesson(
         12, "model_damage", "Model damage", "What does the model itself lose?", THEMES[4],
     ),
     Lesson(13, "workbench", "Workbench", "Which method for my layer?", THEMES[5]),
-    Lesson(14, "training", "Training", "Can training make up for few bits?", THEMES[5]),
+    Lesson(14, "training", "Training", "Can training compensate for fewer bits?", THEMES[5]),
     Lesson(15, "claims", "Claim checker", "Is what the articles say true?", THEMES[5]),
 )  # fmt: skip
 

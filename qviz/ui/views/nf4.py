@@ -1,25 +1,18 @@
 """Lesson 5: where sixteen levels should lie, on a real layer.
 
-Four parts: the table is built number by number; its bins fill, not equally; what is stored, to the
-byte; and a duel of the learner's own levels with those of others. Everything is computed for every
-block size and sent ahead, so the slider needs no kernel.
+It has four parts. The table is built number by number. Its bins fill unequally. What is stored is
+shown to the byte. In a duel the learner's own levels meet those of others. Everything is computed
+for every block size and sent ahead, so the slider needs no kernel.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
-
-from qviz.core.tensor import QuantizedTensor
 from qviz.methods.affine import CONVENTIONS
 from qviz.models.capture import load_calibration
 from qviz.study.level_duel import (
     CONVENTIONS as INT4,
 )
 from qviz.study.level_duel import (
-    NF4_DOUBLE,
     NF4_NAME,
     RIVALS,
     SYMMETRIC,
@@ -28,8 +21,8 @@ from qviz.study.level_duel import (
 )
 from qviz.study.nf4_bytes import Stored, stored
 from qviz.ui.views.fields import CellField
-from qviz.ui.views.frame import compose, tie_frames
-from qviz.ui.views.layer_page import OFFLINE, LayerPage, Opened
+from qviz.ui.views.frame import tie_frames
+from qviz.ui.views.layer_page import OFFLINE, LayerPage
 from qviz.ui.views.layer_pictures import errors
 from qviz.ui.views.lesson_page import COMPUTING
 from qviz.ui.views.nf4_build import BuildPart
@@ -38,6 +31,7 @@ from qviz.ui.views.nf4_cell import (
     rivals_rows,
 )
 from qviz.ui.views.nf4_duel import DuelPart
+from qviz.ui.views.nf4_shown import SIZES, Shown
 from qviz.ui.views.nf4_stored import FillPart, StorePart
 from qviz.ui.views.nf4_words import (
     BUILD,
@@ -49,6 +43,7 @@ from qviz.ui.views.nf4_words import (
     STORE,
     TERMS,
 )
+from qviz.ui.views.parts import PartedLesson
 from qviz.ui.views.snippet import Name, call
 from qviz.ui.views.spacing import system
 from qviz.ui.widgets import (
@@ -60,16 +55,13 @@ from qviz.ui.widgets import (
     Readout,
     Slider,
     Text,
-    column_of,
     details,
     figures_row,
     link_matrices,
     section,
-    show_only,
     stack,
 )
 
-SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 FIRST_SIZE = 64
 PARTS = (BUILD, FILL, STORE, DUEL)
 LARGEST = 1 << 18  # weights; of a larger layer as many rows as fit are shown
@@ -77,36 +69,7 @@ AXES = ("out", "in")
 SYMMETRIC_CONVENTIONS = [name for name, one in CONVENTIONS.items() if one.symmetric]
 
 
-@dataclass(frozen=True, eq=False)
-class Shown:
-    """What the page shows: a layer and everybody's four bits for it.
-
-    duel        the weight [rows, in] float32, its inputs, and its blocks
-    entries     block size → name → result; a rival that does not fit is left out
-    packed      for each of SIZES NF4's bytes of the codes
-    convention  of INT4 symmetric
-    """
-
-    opened: Opened
-    duel: Duel
-    entries: Mapping[int, Mapping[str, Entry]]
-    packed: list[np.ndarray]
-    convention: str
-
-    @property
-    def weight(self) -> torch.Tensor:
-        return self.duel.weight
-
-    def plain(self, size: int) -> QuantizedTensor:
-        """NF4 in blocks of this size."""
-        return self.entries[size][NF4_NAME].tensor
-
-    def double(self, size: int) -> QuantizedTensor:
-        """The same with double quantization."""
-        return self.entries[size][NF4_DOUBLE].tensor
-
-
-class Nf4Lesson(LayerPage):
+class Nf4Lesson(PartedLesson, LayerPage):
     """The lesson. `.widget` is the page; the rest is plain Python and needs no browser.
 
     source  None (the bundled model), "minilm", a directory, a .safetensors file or a Hub id
@@ -130,8 +93,9 @@ class Nf4Lesson(LayerPage):
     # ---------------------------------------------------------------- what the learner chose
 
     @property
-    def part(self) -> str:
-        return str(self.part_control.value)
+    def current(self) -> Any:
+        """The page: its parts show what it computes."""
+        return self
 
     @property
     def size(self) -> int:
@@ -144,9 +108,7 @@ class Nf4Lesson(LayerPage):
     # ---------------------------------------------------------------- built once, then mutated
 
     def _build_controls(self) -> None:
-        self.part_control = self.add(
-            "part", Choice("Part", list(PARTS), kind="segmented"), self._open_part
-        )
+        self.add_parts(*PARTS)
         self.size_control = self.add(
             "block",
             Slider("Block size", [str(s) for s in SIZES], SIZES.index(FIRST_SIZE)),
@@ -155,12 +117,15 @@ class Nf4Lesson(LayerPage):
         titles = [system(name, True) for name in SYMMETRIC_CONVENTIONS]
         self.convention_control = self.add(
             "int4",
-            Choice("INT4 symmetric as made by", titles,
+            Choice("INT4 symmetric as in", titles,
                    SYMMETRIC_CONVENTIONS.index(INT4[SYMMETRIC])),
             busy=COMPUTING, names=lambda: SYMMETRIC_CONVENTIONS,
         )  # fmt: skip
-        self.building = BuildPart(self, lambda: self.part == BUILD)
-        self.dueling = DuelPart(self, SIZES, lambda: self.part == DUEL)
+        self.building, self.filling = BuildPart(self), FillPart(self)
+        self.storing, self.dueling = StorePart(self), DuelPart(self)
+        self.parts = {
+            BUILD: self.building, FILL: self.filling, STORE: self.storing, DUEL: self.dueling,
+        }  # fmt: skip
         self.prediction = self.dueling.prediction
 
     def _build_views(self) -> None:
@@ -169,7 +134,6 @@ class Nf4Lesson(LayerPage):
         self.error_view = MatrixView("Error w − ŵ")
         self.equation = Equation(EQUATION, TERMS, [], aria=SPOKEN)
         self.cell_table = Readout("The chosen weight in NF4")
-        self.filling, self.storing = FillPart(), StorePart()
         self.part_of_layer = Text("", role="wait")
         self.code = Code()
         duel = self.dueling
@@ -187,49 +151,23 @@ class Nf4Lesson(LayerPage):
             self.on_change(self.weight_view, trait, self._new_cell)
 
     def _page(self) -> Any:
-        build, duel = self.building, self.dueling
+        build, fill, store, duel = self.building, self.filling, self.storing, self.dueling
         layer = section(
             "The layer",
             figures_row(self.weight_view, self.code_view, self.error_view), self.part_of_layer,
         )  # fmt: skip
-        fill, store = self.filling.box, self.storing
         cell = section("What happens to a weight", self.equation, self.cell_table)
-        layer_box, duel_box = stack(self.layer_control), stack(*duel.controls)
-        more = stack(details("More", self.convention_control))
-        bar = stack(build.transport)
-        whole = compose(
-            self,
+        choose, more = stack(self.layer_control), stack(details("More", self.convention_control))
+        fill.also = store.also = [choose, layer, cell]
+        duel.also = [choose, more, layer, cell]
+        return self.compose_parts(
             lead=self.size_control,
-            controls=[
-                self.part_control, layer_box, duel_box, more,
-            ],
-            main=[*build.main, fill, store.box, store.memory, *duel.main, layer, store.bits_box],
-            side=[*build.side, cell, store.second_box, *duel.side],
-            foot=bar,
+            common=[choose, more],
+            main=[*build.main, *fill.main, *store.main, *duel.main, layer, store.bits_box],
+            side=[*build.side, cell, *store.side, *duel.side],
             code=self.code,
             own=[self.source_control, self.open_button, self.bundled_button],
-        )  # fmt: skip
-        lead = column_of(whole, "qv-lead")
-        shared = {FILL: [layer, cell], STORE: [layer, cell], DUEL: [layer]}
-        self._boxes = {
-            BUILD: [*build.main, *build.side, bar],
-            FILL: [lead, layer_box, fill, *shared[FILL]],
-            STORE: [
-                lead, layer_box, store.box, store.memory, store.second_box, store.bits_box,
-                *shared[STORE],
-            ],
-            DUEL: [
-                lead, layer_box, duel_box, more, cell, *duel.main, *duel.side,
-                *shared[DUEL],
-            ],
-        }  # fmt: skip
-        return whole
-
-    def _open_part(self) -> None:
-        here = self._boxes[self.part]
-        for boxes in self._boxes.values():
-            for box in boxes:
-                show_only(box, any(box is one for one in here))
+        )
 
     # ---------------------------------------------------------------- computing
 
@@ -239,7 +177,7 @@ class Nf4Lesson(LayerPage):
         return self.shown
 
     def compute(self) -> Shown:
-        """Everybody's four bits for the layer, at every block size."""
+        """Every contender's four bits for the layer, at every block size."""
         opened, last, convention = self.opened, self.shown, self.convention
         if last is not None and last.opened is opened:
             if last.convention == convention:
@@ -261,14 +199,14 @@ class Nf4Lesson(LayerPage):
                         name, size, convention=convention if name == SYMMETRIC else None
                     )
                 except ValueError as error:
-                    if name not in INT4:  # whose scales are float16, which not every layer fits
+                    if name not in INT4:  # float16 scales may not fit
                         raise
                     left_out.setdefault(name, ([], error))[0].append(size)
                 if entry is not None:
                     entries[size][name] = entry
         for name, (sizes, why) in left_out.items():
             at = ", ".join(map(str, sizes))
-            self.problem(f"{name} is left out in blocks of {at}: {why}")
+            self.problem(f"{name} is omitted in blocks of {at}: {why}")
         packed = [entries[size][NF4_NAME].tensor.pack()["codes"] for size in SIZES]
         return Shown(opened, duel, entries, packed, convention)
 
@@ -276,20 +214,17 @@ class Nf4Lesson(LayerPage):
 
     def draw(self, shown: Shown) -> None:
         last = self.shown
-        if last is shown:  # another part of the same
-            self._open_part()
+        if last is shown:  # another part of the same layer
             return
         self.shown = shown  # what the parts draw from
         if last is None or last.opened is not shown.opened:
             self._draw_layer(shown)
             self.dueling.new_layer()
-        plain, double = zip(*((shown.plain(n), shown.double(n)) for n in SIZES), strict=True)
-        self.filling.draw([shown.duel.blocks(size) for size in SIZES], SIZES)
-        self.storing.draw(plain, double, SIZES)
+        self.filling.draw(shown)
+        self.storing.draw(shown)
         self._draw_cell(shown)
         self.dueling.draw(shown)
         self.code.set_texts([self._snippet(shown, size) for size in SIZES])
-        self._open_part()
 
     def _draw_layer(self, shown: Shown) -> None:
         """Pictures, and a weight to begin with."""
@@ -297,7 +232,9 @@ class Nf4Lesson(LayerPage):
         whole = shown.opened.weight.shape[0]
         self._cell = (rows // 7, columns // 7)
         self.part_of_layer.text = (
-            "" if rows == whole else f"The first {rows} of {whole} rows, as a layer of their own."
+            ""
+            if rows == whole
+            else f"Only the first {rows} of {whole} rows are shown, as a layer of their own."
         )
         labels = [f"blocks of {size}" for size in SIZES]
         with self.quietly():

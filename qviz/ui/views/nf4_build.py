@@ -12,8 +12,8 @@ from qviz.study.nf4_levels import NEGATIVE, PARTS, Made, construction
 from qviz.ui.figures.nf4 import quantiles
 from qviz.ui.views.fields import StepField
 from qviz.ui.views.frame import tie_frames
-from qviz.ui.views.lesson_page import LessonPage
 from qviz.ui.views.nf4_words import BUILD_EQUATION, BUILD_SPOKEN, BUILD_TERMS, built
+from qviz.ui.views.parts import LessonPart
 from qviz.ui.widgets import (
     Chart,
     Equation,
@@ -32,16 +32,18 @@ LIT = ["p", "delta", "i", "n", "z", "phi", "v", "zmax"]
 LAST_LIT = ["m"]
 
 
-class BuildPart:
-    """Pictures, table and the steps' bar of the first part. Nothing in it depends on a layer."""
+class BuildPart(LessonPart):
+    """Pictures, table and the steps' bar of the first part. None of it depends on a layer."""
 
     keys = ("step",)
+    has_lead = False
 
-    def __init__(self, page: LessonPage, live: Callable[[], bool]) -> None:
+    def __init__(self, page: Any) -> None:
+        super().__init__(page)
         self.made = construction()
         self.largest = float(normal_levels().quantile[-1])
         self.transport = Transport(len(self.made) + 2, label="step", rate=1.0)
-        page.fields["step"] = StepField("step", self.transport, live=live)
+        page.fields["step"] = StepField("step", self.transport, live=self.is_open)
         page.on_change(self.transport, "index", lambda: None)
         self.chart = Chart("The normal distribution, cut into slices", height=210)
         self.line = NumberLine("The levels v so far", height=64)
@@ -57,7 +59,7 @@ class BuildPart:
             self.lower,
             self.numbers,
         )
-        self.controls: list[Any] = []
+        self.foot = self.transport
         self.main = [
             section("Quantiles of the normal distribution", self.chart, self.line),
             section(
@@ -89,7 +91,7 @@ class BuildPart:
         self.numbers.set_rows(self._numbers())
 
     def _steps(self) -> list[tuple[Sequence[Made], Made | None]]:
-        """For each step the levels there were before it, and the one it makes."""
+        """For each step, the levels before it and the one it makes."""
         made = self.made
         return [((), None), *((made[:i], made[i]) for i in range(len(made))), (made, None)]
 
@@ -105,7 +107,7 @@ class BuildPart:
         low, high = (number(float(bound)) for bound in midpoints(levels)[[0, -1]])
         return [
             ("δ", number(OFFSET, 7), ""),
-            ("n, equal parts to ½", each(lambda one: str(PARTS[one.half])), ""),
+            ("n, equal slices to ½", each(lambda one: str(PARTS[one.half])), ""),
             ("i", each(lambda one: str(one.index)), ""),
             ("p", each(_share), ""),
             ("z", each(lambda one: number(one.quantile, 6)), ""),
@@ -131,7 +133,7 @@ def narrow(table: Table) -> Any:
 
 
 def _rows(codes: Iterable[int], past: Sequence[Made], now: Made | None) -> list[Any]:
-    """A row for each code; those of levels still to come are empty."""
+    """A row for each code; rows of levels still to come are empty."""
     there = {one.code: one for one in (*past, *([now] if now else []))}
     return [
         (

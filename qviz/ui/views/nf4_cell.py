@@ -26,7 +26,7 @@ ITEMS = {
 
 
 def arithmetic(row: int, column: int, found: Sequence[Stored]) -> list[Row]:
-    """The weight's way to its code and back, a text for each block size."""
+    """From the weight to its code and back, a text for each block size."""
     return [
         ("row, column", f"{row}, {column}", ""),
         ("trained weight w", number(found[0].w), "original"),
@@ -50,7 +50,7 @@ def _between(s: Stored) -> str:
 
 
 def byte_rows(packed: Sequence[np.ndarray], found: Sequence[Stored]) -> list[list[Any]]:
-    """The bytes around the weight's own, which is lit, for each block size."""
+    """The bytes around the weight's own byte, which is lit, for each block size."""
     frames = []
     for bytes_, s in zip(packed, found, strict=True):
         rows: list[Any] = []
@@ -67,7 +67,7 @@ def byte_words(found: Sequence[Stored]) -> list[Row]:
     return [
         ("byte", [f"{s.byte_at}: 0x{s.byte:02x} = {s.byte:08b}" for s in found], ""),
         (
-            "its half",
+            "its half of the byte",
             [
                 f"{'high' if s.high else 'low'}, {s.code:04b} = code {s.code}"
                 for s in found
@@ -128,12 +128,12 @@ def bill(plain: QuantizedTensor, double: QuantizedTensor) -> list[Any]:
     return [
         *rows,
         ("together", ["", *sums], [2, 4], "codes"),
-        ("in 16 bits", [f"{sixteen // 2} × 16", str(sixteen), "16.000", "", ""], [], "wait"),
+        ("at 16 bits", [f"{sixteen // 2} × 16", str(sixteen), "16.000", "", ""], [], "wait"),
     ]
 
 
 def _item(ledger: Ledger, name: str) -> list[str]:
-    """Bytes and bits per weight of one item; nothing where it is not stored."""
+    """Bytes and bits per weight of one item; empty where it is not stored."""
     bits = sum(item.total_bits for item in ledger.items if item.name == name)
     return [f"{bits / 8:g}", f"{ledger.per_weight(name):.3f}"] if bits else ["–", "–"]
 
@@ -141,8 +141,8 @@ def _item(ledger: Ledger, name: str) -> list[str]:
 def rivals_rows(
     w: float, row: int, column: int, own: tuple[float, float], entries: Sequence[Entry]
 ) -> list[Any]:
-    """The weight as each contender gives it back: value, error; `own` is the learner's level and
-    what it stands for."""
+    """The weight as each contender reconstructs it: value, error. `own` is the learner's level and
+    its value."""
     rows: list[Any] = [(SHORT[OWN], [number(own[1]), number(w - own[1], 3)], [], "now")]
     for entry in entries:
         back = entry.value(row, column)

@@ -5,7 +5,7 @@ sums (`qviz.study.level_duel`); the layer's output is computed for the size that
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -21,13 +21,12 @@ from qviz.study.level_duel import (
     RIVALS,
     SYMMETRIC,
     Blocks,
-    Duel,
     Entry,
     distinct,
 )
 from qviz.ui.figures.nf4 import error_by_bits, error_shares
-from qviz.ui.views.lesson_page import LessonPage
 from qviz.ui.views.nf4_build import narrow
+from qviz.ui.views.nf4_shown import SIZES, Shown
 from qviz.ui.views.nf4_words import (
     ANSWERS,
     ROW_NAMES,
@@ -39,6 +38,7 @@ from qviz.ui.views.nf4_words import (
     same,
     verdict,
 )
+from qviz.ui.views.parts import LessonPart
 from qviz.ui.views.prediction import Prediction
 from qviz.ui.views.spacing import system
 from qviz.ui.widgets import (
@@ -64,52 +64,36 @@ EVEN_FLOATS = tuple(float(v) for v in torch.tensor(EVEN))
 Entries = Mapping[int, Mapping[str, Entry]]
 
 
-class Shows(Protocol):
-    """What the part needs of what the page shows."""
-
-    @property
-    def duel(self) -> Duel:
-        """The weight and its rivals."""
-
-    @property
-    def convention(self) -> str:
-        """Of INT4 symmetric."""
-
-    @property
-    def entries(self) -> Entries:
-        """Block size → name → result."""
-
-
-class DuelPart:
-    """Handles, score board and prediction. `levels` are the learner's, [16] ascending float32."""
+class DuelPart(LessonPart):
+    """Handles, scoreboard and prediction. `levels` are the learner's, [16] ascending float32."""
 
     keys = ("levels", "board")
 
-    def __init__(self, page: LessonPage, sizes: tuple[int, ...], live: Callable[[], bool]) -> None:
-        self._page, self._sizes = page, sizes
+    def __init__(self, page: Any) -> None:
+        super().__init__(page)
         self._outputs: dict[int, float] = {}  # of the learner's levels as they are now
         self._scores: dict[int, dict[str, Score]] = {}
         self.line = NumberLine(
-            "Yours (with handles) and NF4’s (short lines), for x = w / a",
+            "Your levels (handles) and NF4’s (short lines), for x = w / a",
             [f"level {i}" for i in range(LEVELS)], root=True, height=150,
         )  # fmt: skip
         self.line.set_line((-1.0, 1.0), list(EVEN_FLOATS), step=STEP)
         self.nf4_button = Button("Start from NF4")
         self.even_button = Button("Equal spacing")
         self.round_button = Button("One round of Lloyd")
-        self.rest_button = Button("Rounds until they rest")
+        self.rest_button = Button("Lloyd until nothing moves")
         self.board_control = Toggle("Everyone's score")
         self.prediction = Prediction(
-            "In the same blocks, on these weights: who has less error than NF4?",
+            "In the same blocks, on these weights: which of these has less error than NF4?",
             ANSWERS, self._verdict, self._reveal,
         )  # fmt: skip
         self.shares = Chart("Each level’s share of the squared error", height=120)
-        self.board = Table("How far off, and at how many bits per weight")
+        self.board = Table("How large the error is, at how many bits per weight")
         self.curves = Chart("Error against true bits", height=250)
         self.curves_box = stack(Text(self.curves.label, "h3"), self.curves)
         self.caption = Caption()
         self.each = Table("The chosen weight, by each")
-        self._wire(live)
+        self._wire()
         self.conventions = Text("", role="wait")
         buttons = figures_row(
             self.even_button, self.nf4_button, self.round_button, self.rest_button, wide=True
@@ -121,10 +105,10 @@ class DuelPart:
         ]
         self.side = [section("", self.each)]
 
-    def _wire(self, live: Callable[[], bool]) -> None:
-        page = self._page
-        page.add("levels", self.line, self._dragged, lights=["v", "q"], looks=True, live=live)
-        page.add("board", self.board_control, self._board_toggled, live=live)
+    def _wire(self) -> None:
+        page = self.page
+        self.add("levels", self.line, self._dragged, lights=["v", "q"], looks=True)
+        self.add("board", self.board_control, self._board_toggled)
         page.on_press(self.nf4_button, lambda: self._put(NF4))
         page.on_press(self.even_button, lambda: self._put(EVEN_FLOATS))
         page.on_press(self.round_button, lambda: self._lloyd(Blocks.moved))
@@ -139,19 +123,19 @@ class DuelPart:
 
     @property
     def size(self) -> int:
-        return int(self._page.size)  # type: ignore[attr-defined]
+        return int(self.page.size)
 
     @property
     def _shown(self) -> Any:
-        return self._page.shown
+        return self.page.shown
 
     def _put(self, levels: Any) -> None:
-        with self._page.quietly():
+        with self.page.quietly():
             self.line.values = [float(v) for v in levels]
         self._dragged()
 
     def _lloyd(self, move: Callable[[Blocks, torch.Tensor], torch.Tensor]) -> None:
-        """Levels to the best places for their weights, in blocks of the size that is shown."""
+        """Move the levels to the best places for their weights, in blocks of the size shown."""
         self._put(move(self._shown.duel.blocks(self.size), self.levels).tolist())
 
     def _dragged(self) -> None:
@@ -163,7 +147,7 @@ class DuelPart:
     def _guessed(self) -> None:
         self.prediction.answer()
         if self.prediction.guessed:
-            with self._page.quietly():
+            with self.page.quietly():
                 self.board_control.value = True
             self.draw_own(self._shown)
 
@@ -181,36 +165,36 @@ class DuelPart:
     # ---------------------------------------------------------------- drawing
 
     def new_layer(self) -> None:
-        """Another layer is another question."""
-        with self._page.quietly():
+        """Another layer means another prediction."""
+        with self.page.quietly():
             self.prediction.reset()
             self.board_control.value = False
 
-    def draw(self, shown: Shows) -> None:
-        """What the learner's levels do not change, and then what they do."""
+    def draw(self, shown: Shown) -> None:
+        """Draw what does not depend on the learner's levels, then what does."""
         self._outputs = {}
-        self._scores = {size: _scores(shown.entries[size]) for size in self._sizes}
+        self._scores = {size: _scores(shown.entries[size]) for size in SIZES}
         curves = {
             ROW_NAMES[name]: [
                 (size, entry.bits, entry.error)
-                for size in reversed(self._sizes)
+                for size in reversed(SIZES)
                 if (entry := shown.entries[size].get(name)) is not None
             ]
             for name in CURVES
         }
         self.curves.set_figures(
-            error_by_bits(curves, self._sizes),
-            [_curve_words(shown.entries[size], size) for size in self._sizes],
+            error_by_bits(curves, SIZES),
+            [_curve_words(shown.entries[size], size) for size in SIZES],
         )
-        nf4 = [shown.duel.blocks(size) for size in self._sizes]
+        nf4 = [shown.duel.blocks(size) for size in SIZES]
         edges = torch.linspace(-1, 1, 101).numpy()
         counts = [_histogram(blocks.x, edges) for blocks in nf4]
         self.line.set_histogram(counts, [edges] * len(counts))
         self.line.set_levels(
-            [NF4] * len(self._sizes),
+            [NF4] * len(SIZES),
             [
                 f"Histogram of x in blocks of {size}, with NF4's sixteen levels and yours"
-                for size in self._sizes
+                for size in SIZES
             ],
         )
         self.conventions.text = conventions(system(shown.convention, True))
@@ -221,14 +205,14 @@ class DuelPart:
         self.draw_own(self._shown)
         self.prediction.answer()
 
-    def draw_own(self, shown: Shows) -> None:
-        """Score board, words and bars for the levels as they are now."""
+    def draw_own(self, shown: Shown) -> None:
+        """Scoreboard, words and bars for the levels as they are now."""
         levels, size = self.levels, self.size
         if shown.duel.calibration is not None and size not in self._outputs:
             own = shown.duel.own(levels, size)
             assert own.output_error is not None
             self._outputs[size] = own.output_error
-        errors = {s: shown.duel.blocks(s).squared_errors(levels) for s in self._sizes}
+        errors = {s: shown.duel.blocks(s).squared_errors(levels) for s in SIZES}
         sums = {s: float(e.sum()) for s, e in errors.items()}
         self.shares.set_figures(
             error_shares([(levels, e / (sums[s] or 1.0)) for s, e in errors.items()]),
@@ -238,33 +222,33 @@ class DuelPart:
                 for s, e in errors.items()
             ],
         )
-        facts = [self._facts(shown, s, levels) for s in self._sizes]
+        facts = [self._facts(shown, s, levels) for s in SIZES]
         told = bool(self.board_control.value)
         self.board.set_rows(COLUMNS, [_board(one) for one in facts])
         self.caption.set_texts([duel_sentence(one) for one in facts])
         show_only(self.curves_box, told)
-        self._page.draw_each()  # type: ignore[attr-defined]
+        self.page.draw_each()
 
-    def _facts(self, shown: Shows, size: int, levels: torch.Tensor) -> DuelFacts:
+    def _facts(self, shown: Shown, size: int, levels: torch.Tensor) -> DuelFacts:
         own = Score(
             shown.duel.blocks(size).relative_error(levels),
             self._outputs.get(size),
-            self._scores[size][LLOYD].bits,  # which stores a table of its own too
+            self._scores[size][LLOYD].bits,  # it too stores a table of its own
         )
         told = bool(self.board_control.value)
         return DuelFacts(size, own, self._scores[size], told, bargain(self._scores, size))
 
 
 def said(caption: Caption) -> Any:
-    """A caption where one looks, marked as the page's."""
+    """A caption where the learner looks, marked as the page's."""
     box = stack(caption)
     box.add_class("qv-caption-row")
     return box
 
 
 def bargain(scores: Mapping[int, Mapping[str, Score]], size: int) -> tuple[str, int, Score]:
-    """The least error that NF4's bits in blocks of `size` buy, over rivals and sizes of `scores`:
-    whose it is, in which blocks."""
+    """The least error for at most NF4's bits in blocks of `size`, over rivals and sizes of
+    `scores`: whose it is, in which blocks."""
     limit = scores[size][NF4_NAME].bits
     found = [
         (name, at, score)
@@ -280,7 +264,7 @@ def _scores(entries: Mapping[str, Entry]) -> dict[str, Score]:
 
 
 def _histogram(x: Any, edges: Any) -> Any:
-    """Counts of values that are sorted."""
+    """Counts of sorted values."""
     at = x.searchsorted(edges, side="left")
     at[-1] = len(x)
     counts = at[1:] - at[:-1]
@@ -289,7 +273,8 @@ def _histogram(x: Any, edges: Any) -> Any:
 
 
 def _board(facts: DuelFacts) -> list[Any]:
-    """A row for the learner and for each rival that may be told, the best of each column lit."""
+    """A row for the learner and for each rival that may be revealed, the best of each column
+    lit."""
     rows = [(OWN, facts.own, "now")]
     told = RIVALS if facts.told else (NF4_NAME,)
     rows += [(name, facts.scores[name], "") for name in told if name in facts.scores]

@@ -20,7 +20,7 @@ from qviz.ui.widgets import counted, number, percent
 BUILD, FILL, STORE, DUEL = "build", "fill", "store", "duel"
 EQUAL = 5e-5  # relative difference of two errors below which neither is said to win
 NONE = "none of them"
-FIXED = (FP4_NAME, SYMMETRIC, ASYMMETRIC)  # rivals whose levels know nothing of the layer
+FIXED = (FP4_NAME, SYMMETRIC, ASYMMETRIC)  # rivals whose levels do not depend on the layer
 ANSWERS = (*FIXED, NONE)
 
 BUILD_EQUATION = """
@@ -49,15 +49,16 @@ BUILD_SPOKEN = (
 )
 BUILD_TERMS = {
     "delta": f"δ = {OFFSET}: the share of the normal distribution below the highest level",
-    "i": "i: how many parts below δ this point lies",
-    "n": f"n: equal parts between ½ and δ; {PARTS['positive']} above zero, {PARTS[NEGATIVE]} below",
+    "i": "i: how many slices below δ this point lies",
+    "n": f"n: the number of equal slices between ½ and δ; {PARTS['positive']} above zero, "
+    f"{PARTS[NEGATIVE]} below",
     "p": "p: the share of the distribution below Φ⁻¹(p)",
     "phi": "Φ⁻¹: the quantile function of the normal distribution",
     "sign": "±: the lower half is mirrored at zero",
     "z": "z: the quantile, in standard deviations",
     "zmax": "z_max: the largest quantile, Φ⁻¹(δ); dividing by it makes the largest level 1",
     "v": "v: the level, a number from −1 to 1, stored as float32",
-    "m": "m: the bound between two levels; a weight goes to the nearer one",
+    "m": "m: the bound between two levels; a weight goes to the nearer level",
 }
 
 EQUATION = """
@@ -82,46 +83,48 @@ SPOKEN = (
 TERMS = {
     "w": "w: the trained weight",
     "a": "a: absmax, the largest magnitude among the weights of the block; one is stored per block",
-    "x": "x: the weight in units of its block's largest, from −1 to 1",
+    "x": "x: the weight in units of its block's largest magnitude, from −1 to 1",
     "q": "q: the stored code, 0 to 15",
     "v": "v: the table of sixteen levels, the same for every block",
-    "what": "ŵ: the weight as it comes back",
+    "what": "ŵ: the reconstructed weight",
 }
 
 GUIDE = (
     Step(
         "Build the sixteen levels",
-        "Press “One step forward” again and again, or play. Each level cuts off the same slice of "
-        "probability. Why are there eight slices above zero and only seven below?",
+        "Press “One step forward” again and again, or press Play. From each level to the next "
+        "lies the same slice of probability. Why are there eight slices above zero and only "
+        "seven below?",
         {"part": BUILD},
         {"part": Is(BUILD), "step": AtLeast(17)},
     ),
     Step(
         "Are the bins equally full?",
-        "They are said to hold 1/16 of the weights each. Drag “Block size” to its right end and "
-        "watch the outer bins. Where do their weights go, and why?",
+        "Each is said to hold 1/16 of the weights. Drag “Block size” to its right end and watch "
+        "the outer bins. Where do their weights go, and why?",
         {"part": FILL},
         {"part": Is(FILL), "block": Is("4096")},
     ),
     Step(
         "Pay for the block size",
-        "Drag “Block size” to its left end. How many bits does the absmax cost then, and how many "
-        "are left with double quantization? Point at a weight to find its byte.",
+        "Drag “Block size” to its left end. How many bits per weight does the absmax cost then, "
+        "and how many with double quantization? Point at a weight to find its byte.",
         {"part": STORE},
         {"part": Is(STORE), "block": Is("32")},
     ),
     Step(
         "Beat NF4",
-        "Start from equal spacing and drag the levels. The bars below say which of them costs "
-        "most. Can you beat NF4? “One round of Lloyd” moves each level to the best place for the "
-        "weights it has; then other weights may prefer it.",
+        "Start from equal spacing and drag the levels. The bars below show which level causes "
+        "the most error. Can you beat NF4? “One round of Lloyd” moves each level to the best "
+        "place for its weights. After that, some weights may be nearer to another level, so a "
+        "second round can help.",
         {"part": DUEL},
         {"part": Is(DUEL), "levels": Moved()},
     ),
     Step(
         "Find the right rival",
-        "Guess who else beats NF4 in blocks of 64, then look at “Everyone's score”. Does your "
-        "answer survive larger blocks?",
+        "Guess which rival beats NF4 in blocks of 64, then look at “Everyone's score”. Does "
+        "your answer still hold in larger blocks?",
         {"part": DUEL},
         {"part": Is(DUEL), "board": Is("on"), "block": Moved()},
     ),
@@ -129,39 +132,40 @@ GUIDE = (
 
 
 def built(made: Made | None, count: int, largest: float) -> str:
-    """What one step of the construction does; None for its first and its last.
+    """What one step of the construction does; None for the first and the last.
 
-    count    levels there are so far
+    count    levels made so far
     largest  the quantile that all are divided by
     """
     if made is None and count == 0:
         return (
-            f"Cut the normal distribution into equally likely bins and take each in its middle: "
-            f"the outermost would lie at 1 − 1/32 for 16 bins, at 1 − 1/30 for 15. Halfway between "
-            f"lies δ = {OFFSET}. Everything else follows from it."
+            "Cut the normal distribution into equally likely bins and take the middle of each. "
+            "Below the outermost middle lies a share of 1 − 1/32 of the distribution with 16 "
+            "bins, and 1 − 1/30 with 15. NF4 takes the value halfway between, δ = {OFFSET}. "
+            "Everything else follows from it."
         )
     if made is None:
         return (
-            f"All {count} levels are there, in float32, bit for bit those of bitsandbytes. A "
-            f"weight goes to the nearest one: the {count - 1} bounds between bins lie halfway "
-            f"between levels. That alone makes the bins unequal."
+            f"All {count} levels are done. In float32 they equal those of bitsandbytes bit for "
+            f"bit. A weight goes to the nearest level, so the {count - 1} bounds between bins "
+            "lie halfway between levels. That alone makes the bins unequal."
         )
     head = f"Code {made.code}: "
     if made.half == ZERO:
         return (
             f"{head}{made.index} slices below δ is one half, whose quantile is 0. So zero has a "
-            f"level of its own: a weight of 0 comes back as 0."
+            "level of its own: a weight of 0 stays 0."
         )
     p, z, v = number(made.p), number(made.quantile), number(made.level)
     if made.index == 0 and made.half == NEGATIVE:
         return (
-            f"{head}the lower half begins at δ again and is mirrored at zero: z = −Φ⁻¹({p}) = {z}, "
-            f"so v = {v}. Zero has its level already: only {PARTS[NEGATIVE]} slices are left to "
-            f"make, each a little larger."
+            f"{head}the lower half begins at δ again and is mirrored at zero: z = −Φ⁻¹({p}) = "
+            f"{z}, so v = {v}. Zero already has its level, so this half gets only "
+            f"{PARTS[NEGATIVE]} slices, each a little larger."
         )
     if made.index == 0:
         return (
-            f"{head}the highest level lies where {p} of the distribution is below it, at z = {z}. "
+            f"{head}the highest level has {p} of the distribution below it, at z = {z}. "
             f"Dividing by {number(largest)} makes it v = {v}."
         )
     slices = "one slice" if made.index == 1 else f"{made.index} slices"
@@ -177,7 +181,7 @@ class FillFacts:
     """How full the bins are in blocks of one size: codes and shares, and the reach of a block.
 
     reach    the largest weight of a block over the root mean square of all weights
-    largest  the same for which the table was made: its largest quantile
+    largest  the reach for which the table was made: its largest quantile
     """
 
     size: int
@@ -192,17 +196,20 @@ class FillFacts:
 def fill_sentence(facts: FillFacts) -> str:
     """How full the bins are, and what the division by the largest weight does to them."""
     if facts.reach == 0:
-        return "Every weight is 0: they all share one level."
+        return "Every weight is 0, so they all share one level."
     text = (
         f"Blocks of {facts.size}: the fullest bin (code {facts.fullest}) holds "
         f"{percent(facts.fullest_share)} of the weights, the emptiest (code {facts.emptiest}) "
-        f"{percent(facts.emptiest_share)}, not 1/16 = {percent(CLAIMED)} each. A block's largest "
-        f"weight is {number(facts.reach, 3)}× the root mean square of all; the table was made for "
-        f"{number(facts.largest, 3)}×."
+        f"{percent(facts.emptiest_share)}, rather than 1/16 = {percent(CLAIMED)} each. A block's "
+        f"largest weight is {number(facts.reach, 3)}× the root mean square of all; the table was "
+        f"made for {number(facts.largest, 3)}×."
     )
     if facts.reach > facts.largest:
-        return f"{text} Dividing by so large a weight crowds the middle and empties the ends."
-    return f"{text} Dividing by so small a weight leaves the middle no fuller than planned."
+        return (
+            f"{text} Dividing by such a large weight crowds the middle bins and empties the "
+            "outer ones."
+        )
+    return f"{text} Dividing by such a small weight leaves the middle bins no fuller than planned."
 
 
 @dataclass(frozen=True)
@@ -229,7 +236,7 @@ def store_sentence(facts: StoreFacts) -> str:
             f"{percent(saved / facts.plain_bytes, 2)}."
         )
     return (
-        f"{text}On so few blocks its own constants cost {counted(-saved, 'byte')} more than it "
+        f"{text}With so few blocks its own constants cost {counted(-saved, 'byte')} more than it "
         f"saves."
     )
 
@@ -249,7 +256,7 @@ class DuelFacts:
 
     own     the learner's levels; scores of the others, by name (without INT4 where blocks do not
             fit)
-    told    whether the others may be named
+    told    whether the others may be revealed
     bargain the least error for at most NF4's bits, over all sizes: (name, size, score)
     """
 
@@ -271,7 +278,7 @@ def beats(error: float, other: float) -> bool:
 
 
 def beside(error: float, nf4: float) -> str:
-    """An error beside NF4's, in parts of NF4's: so much more or less of it."""
+    """An error compared with NF4's, as a share of NF4's: how much more or less."""
     if same(error, nf4):
         return "equal"
     more = "more" if error > nf4 else "less"
@@ -297,7 +304,7 @@ def duel_sentence(facts: DuelFacts) -> str:
 
 
 def _rivals(facts: DuelFacts) -> str:
-    """Who beats NF4 in the same blocks, and what that costs."""
+    """Which rivals beat NF4 in the same blocks, and what that costs."""
     nf4 = facts.scores[NF4_NAME]
     ahead = [n for n in FIXED if n in facts.scores and beats(facts.scores[n].error, nf4.error)]
     if not ahead:
@@ -311,14 +318,14 @@ def _rivals(facts: DuelFacts) -> str:
 
 
 def _bargain(facts: DuelFacts) -> str:
-    """The least error that the same bits buy in blocks of any size."""
+    """The least error for the same bits in blocks of any size."""
     name, size, score = facts.bargain
     nf4 = facts.scores[NF4_NAME]
     if same(score.error, nf4.error):
-        return f"For at most {number(nf4.bits)} bits nobody has less error."
+        return f"With at most {number(nf4.bits)} bits per weight no contender has less error."
     return (
-        f"For at most {number(nf4.bits)} bits the least error is {percent(score.error, 4)}: "
-        f"{name} in blocks of {size}, at {number(score.bits)} bits."
+        f"With at most {number(nf4.bits)} bits per weight the least error is "
+        f"{percent(score.error, 4)}: {name} in blocks of {size}, at {number(score.bits)} bits."
     )
 
 
@@ -337,8 +344,8 @@ def verdict(guess: int, size: int, scores: Mapping[str, Score]) -> str:
         return f"{text}None of them beats NF4 here. Try smaller blocks: does that last?"
     costs = "; ".join(_cost(name, scores[name].bits, nf4.bits) for name in ahead)
     why = (
-        " Why? Its range follows the smallest and the largest weight of a block, and wastes "
-        "nothing on the side that is shorter."
+        " Why? Its range runs from the smallest to the largest weight of a block, so no level "
+        "is wasted on the shorter side."
     )
     return (
         f"{text}{_and(ahead)} {'beat' if len(ahead) > 1 else 'beats'} NF4 ({costs})."
@@ -347,7 +354,7 @@ def verdict(guess: int, size: int, scores: Mapping[str, Score]) -> str:
 
 
 def _cost(name: str, bits: float, nf4: float) -> str:
-    """What a rival's bits are beside NF4's."""
+    """A rival's bits compared with NF4's."""
     if bits == nf4:
         return f"{name} costs the same {number(bits)} bits"
     more = "more" if bits > nf4 else "fewer"
@@ -373,9 +380,10 @@ SHORT = {**ROW_NAMES, OWN: "yours", NF4_DOUBLE: "NF4, double", LLOYD: "Lloyd–M
 
 
 def conventions(symmetric: str) -> str:
-    """Whose convention each row of the score board follows; `symmetric` is INT4 symmetric's."""
+    """Whose convention each row of the scoreboard follows; `symmetric` is INT4 symmetric's."""
     return (
-        f"NF4 and FP4 as in bitsandbytes, with a float32 absmax for each block. INT4 symmetric as "
-        f"in {symmetric}; asymmetric as in LLM Compressor, range ÷ 15; both on the same blocks, "
-        f"with float16 scales. Your levels and Lloyd–Max's are stored with the layer, and paid for."
+        "NF4 and FP4 as in bitsandbytes, with a float32 absmax for each block. INT4 symmetric "
+        f"as in {symmetric}; asymmetric as in LLM Compressor, range ÷ 15; both in the same "
+        "blocks, with float16 scales. Your levels and Lloyd–Max's are stored with the layer, "
+        "and their bits are counted."
     )

@@ -1,4 +1,4 @@
-"""Prediction: a question, judged by what was computed, before the page gives the answer away."""
+"""Prediction: a question asked before the page shows the answer, judged by what was computed."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,8 +15,8 @@ class Prediction:
     tells   judge(−1) has words for who has looked without guessing
     reveal  draws what gives the answer away; called when `revealed` changes
 
-    `revealed` is whether the answer may be seen: after a guess, or once the learner has moved what
-    shows it anyway. Another layer is another question: `reset` hides it again.
+    `revealed` is whether the answer may be seen: after a guess, or once the learner has moved the
+    control that shows it. Another layer means another question: `reset` hides the answer again.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Prediction:
         self.verdict.set_texts(self._judge(int(self.control.index) - 1) if told else "")
 
     def moved(self) -> None:
-        """The learner has seen for themselves: there is nothing left to hide."""
+        """The learner has already seen the answer, so there is nothing left to hide."""
         if not self.revealed:
             self.revealed = True
             self._reveal()
@@ -59,7 +59,7 @@ class Prediction:
         return list(self.control.options), int(self.control.index), self.revealed
 
     def back(self, kept: Any) -> None:
-        """Be as it was; what was drawn meanwhile is drawn again."""
+        """Restore the earlier state; what was drawn meanwhile is drawn again."""
         options, index, revealed = kept
         self.control.set_options(options, index)
         if revealed != self.revealed:
@@ -68,7 +68,7 @@ class Prediction:
         self.answer()
 
     def reset(self, answers: Sequence[str] | None = None, *, possible: bool = True) -> None:
-        """Ask anew; the caller draws. `possible`: there is something to judge a guess by."""
+        """Ask again; the caller draws. `possible`: there is something to judge a guess by."""
         self.revealed = False
         options: Any = self.control.options if answers is None else [YOUR_GUESS, *answers]
         self.control.set_options(options, 0)

@@ -137,8 +137,8 @@ class ScaleAndZeroPointLesson(LayerPage):
             "kept", Slider("Range kept", [*PARTS, BY_HAND], HAND - 1), self._slide, looks=True
         )
         self.prediction = Prediction(
-            "Before you drag: which part of the range should the levels span, for the smallest "
-            "squared error?",
+            "Before you drag: which part of the range should the levels span to make the "
+            "squared error smallest?",
             [f"{part} %" for part in ANSWERS],
             lambda guess: verdict(judged(self._now, guess)),
             self._reveal,
@@ -152,8 +152,8 @@ class ScaleAndZeroPointLesson(LayerPage):
         )
         self.fields["ends"] = EndsField("ends", self.line, self.kept_control)
         self.on_change(self.line, "values", self._drag)
-        self.curves = Chart("What a part of the range costs", height=215)
-        self.stairs = Chart("What becomes of every number", height=215)
+        self.curves = Chart("What each range costs", height=215)
+        self.stairs = Chart("What every number becomes", height=215)
         self.picture = MatrixView("The numbers", aspect=2)
         self.error_view = MatrixView("Their errors x − x̂", aspect=2)
         self.picture_box, self.error_box = stack(self.picture), stack(self.error_view)
@@ -199,7 +199,7 @@ class ScaleAndZeroPointLesson(LayerPage):
             ],
             side=[
                 section("What happens to a number", self.equation, self.number_table),
-                section("Point at one", self.picture_box, self.error_box),
+                section("Point at a number", self.picture_box, self.error_box),
             ],
             below=[self.systems.widget],
             caption=self.caption,
@@ -242,7 +242,7 @@ class ScaleAndZeroPointLesson(LayerPage):
         return int(self.kept_control.index) == HAND
 
     def _slide(self) -> None:
-        """Another part of the range, which the browser shows by itself, or on to one by hand."""
+        """Another part of the range, which the browser shows by itself, or a range by hand."""
         assert self.prediction is not None
         self.prediction.moved()
         now = self._now
@@ -253,7 +253,7 @@ class ScaleAndZeroPointLesson(LayerPage):
             self.show(self, replace(now, hand=None))
 
     def _drag(self) -> None:
-        """The handles were moved: by the learner, or by the slider that takes them along."""
+        """The handles were moved by the learner, or by the slider."""
         if list(self.line.values) not in self.line.places:
             with self.quietly():
                 self.kept_control.index = HAND
@@ -300,7 +300,7 @@ class ScaleAndZeroPointLesson(LayerPage):
         return shown.numbers.n <= PICTURE_UP_TO
 
     def _draw_numbers(self, shown: Shown) -> None:
-        """What belongs to the numbers alone."""
+        """Draw what depends on the numbers alone."""
         numbers, values = shown.numbers, shown.numbers.values
         low, high = min(values.low, 0.0), max(values.high, 0.0)
         room = 0.1 * ((high - low) or 1.0)
@@ -354,7 +354,7 @@ class ScaleAndZeroPointLesson(LayerPage):
             self._draw_cell(self._now)
 
     def _draw_cell(self, shown: Shown) -> None:
-        """One number on its way through every range."""
+        """One number's path through every range."""
         x, place = shown.numbers.at(*self._cell)
         tried, scheme = shown.frames, shown.scheme
         self.number_table.set_rows(
@@ -373,7 +373,7 @@ class ScaleAndZeroPointLesson(LayerPage):
         self.stairs.set_figures(
             staircase(levels, self._span, x, back),
             [
-                f"{len(each)} steps from {number(each[0])} to {number(each[-1])}; {number(x)} "
+                f"{len(each)} levels from {number(each[0])} to {number(each[-1])}; {number(x)} "
                 f"becomes {number(to)}"
                 for each, to in zip(levels, back, strict=True)
             ],

@@ -16,7 +16,7 @@ ANSWERS = (100, 90, 75, 50)  # percent of the range, to guess from
 
 
 class EndsField(HandlesField):
-    """The range by hand; nothing while the slider says which part of the range is kept."""
+    """The range by hand; empty while the slider says which part of the range is kept."""
 
     def __init__(self, key: str, line: NumberLine, slider: Slider) -> None:
         super().__init__(key, line, looks=True)
@@ -39,7 +39,7 @@ class EndsField(HandlesField):
 
 
 def frame_names(shown: Shown) -> list[str]:
-    """What each frame is called: the part of the range, or that it is by hand."""
+    """Each frame's name: the part of the range, or "by hand"."""
     return PARTS if shown.hand is None else [BY_HAND]
 
 
@@ -85,7 +85,7 @@ def snippet(shown: Shown, i: int) -> str:
 
 
 def bars(n: int) -> int:
-    """As many bars as make a shape visible: the square root of the count, from 16 to 96."""
+    """Enough bars to make the shape visible: the square root of the count, from 16 to 96."""
     return int(min(max(2 * n**0.5, 16), 96))
 
 

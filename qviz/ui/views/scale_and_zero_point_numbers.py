@@ -29,7 +29,7 @@ TYPICAL, OUTLIER, ONE_SIDED, GATE = "typical", "outlier", "one-sided", "gate"
 class Numbers:
     """Numbers that share one scale.
 
-    look     why these; unit: who was to share a scale, such as "row"
+    look     why these; unit: what shares a scale, such as "row"
     flat     [n] float32, in their order
     picture  [lines, places] the same, for a picture
     first    row and column of the first in its matrix; width: columns of the matrix
@@ -70,7 +70,7 @@ class Numbers:
         """What they are, in words."""
         row, column = self.first
         if self.look == GATE:
-            return f"What {self.n} gates let through for token {row}"
+            return f"The {self.n} gate activations of token {row}"
         if self.is_layer:
             return f"All {self.n} weights of the layer"
         if self.unit == ROW:
@@ -128,12 +128,12 @@ def _grid(flat: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """What the page shows: numbers that share a scale, and what every range costs them.
+    """What the page shows: numbers that share a scale, and the error that every range causes.
 
     scheme    bits, symmetric, convention
     tried     the ranges of KEPT, the whole one last
     hand      the range by hand; None while the slider says what is kept
-    outcomes  what every system makes of the numbers with so many bits
+    outcomes  how every system quantizes the numbers with this many bits
     """
 
     opened: Opened
@@ -173,6 +173,6 @@ def try_parts(numbers: Numbers, scheme: dict[str, Any]) -> Tried:
 def try_by_hand(numbers: Numbers, scheme: dict[str, Any], ends: list[float]) -> Tried:
     """One range; ValueError for one without width."""
     if ends[0] == ends[1]:
-        raise ValueError("both ends are on one spot; a range needs some width")
+        raise ValueError("both ends of the range are at the same place; move them apart")
     low, high = (torch.tensor([end]) for end in ends)
     return try_ranges(numbers.values, low, high, **scheme)

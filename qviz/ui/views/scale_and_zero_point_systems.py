@@ -22,11 +22,13 @@ from qviz.ui.widgets import Chart, Table, Text, number, section
 
 
 class SystemsPart:
-    """What ten conventions make of the numbers that the page is about. `.widget` is a card."""
+    """How ten conventions quantize the numbers of the page. `.widget` is a card."""
 
     def __init__(self) -> None:
         self.texts = [Text("") for _ in FORMS]
-        self.charts = [Chart(f"Where systems put {form} levels", height=170) for form in FORMS]
+        self.charts = [
+            Chart(f"Where each system puts its {form} levels", height=170) for form in FORMS
+        ]
         self.tables = [Table(f"Systems with {form} levels") for form in FORMS]
         told = zip(self.texts, self.charts, self.tables, strict=True)
         parts = [part for three in told for part in three]

@@ -13,12 +13,12 @@ from qviz.ui.widgets import counted, number, percent
 COLUMNS = [
     "spacing s",
     "codes",
-    "0 is code",
-    "cut off",
+    "code of 0",
+    "clipped",
     "error",
     "result",
-    "best part",
-    "error then",
+    "best range",
+    "error at best",
 ]
 SystemRow = tuple[str, list[str], list[int], str]
 
@@ -66,7 +66,7 @@ def system_rows(
 
 @dataclass(frozen=True)
 class Systems:
-    """What the systems of one form make of the same numbers.
+    """How the systems of one form quantize the same numbers.
 
     systems  how many have such a form, rules how many rules they have between them, refusing how
              many have none for these numbers, results how many different results the others give
@@ -88,11 +88,9 @@ class Systems:
 
 
 def systems_sentence(found: Systems) -> str:
-    """How much “4-bit symmetric” leaves open, on these numbers."""
+    """How many meanings “4-bit symmetric” has, on these numbers."""
     f = found
-    text = (
-        f"“{f.bits}-bit {f.form}” is the name of {f.rules} different rules in {f.systems} systems. "
-    )
+    text = f"“{f.bits}-bit {f.form}” means {f.rules} different rules in {f.systems} systems. "
     if f.refusing == f.systems:
         return f"{text}None of them has a rule for such {f.noun}s."
     text += f"On these {counted(f.n, f.noun)} they give {counted(f.results, 'different result')}"

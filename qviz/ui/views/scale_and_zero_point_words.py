@@ -41,12 +41,11 @@ _TERMS = {
     "s": "s: the spacing of the levels. The range divided by a number that depends on the bits and "
     "on the system: keep less of the range, and s shrinks with it",
     "round": "round: to the nearest whole number, a tie to the even one",
-    "clamp": "clamp: a code beyond the first or last one becomes that one. Here numbers are cut "
-    "off",
-    "q": "q: the stored code, a whole number of so many bits",
-    "xhat": "x̂: the number that comes back",
+    "clamp": "clamp: a code beyond the first or last one becomes that one. This is clipping",
+    "q": "q: the stored code, a whole number that fits in the chosen number of bits",
+    "xhat": "x̂: the number after rounding",
 }
-_ZERO = {"z": "z: the zero point, the code that means 0. It moves all levels to one side"}
+_ZERO = {"z": "z: the zero point, the code that stands for 0. It shifts all levels to one side"}
 _OFFSET = {"o": "o: the offset, the number that code 0 stands for"}
 
 
@@ -59,7 +58,7 @@ class Formula:
     spoken: str
 
 
-#: By what is stored besides codes and scale: nothing, a zero point, an offset.
+#: By what is stored in addition to codes and scale: nothing, a zero point, an offset.
 FORMULAS = {
     "": Formula(
         _formulas(_OVER_S, f"{_S}<mo>·</mo>{_Q}"), _TERMS,
@@ -77,52 +76,56 @@ FORMULAS = {
     ),
 }  # fmt: skip
 
-LEGEND = "The handles are the range; the marks, the levels that the system makes of it."
+LEGEND = (
+    "The handles are the ends of the range. The marks are the levels that the chosen system "
+    "makes from it."
+)
 ONE_SIGNED = {"layer": "model.layers.3.mlp.down_proj", "scale": "group of 16", "look": "one-sided"}
 
 GUIDE = (
     Step(
-        "Cut a little off",
-        "Drag “Range kept” to the left. The levels move together and the rounding error falls; "
-        "numbers beyond the last level are cut off, and that error grows. Where is the sum lowest?",
+        "Clip a little",
+        "Drag “Range kept” to the left. The levels move closer together, so the rounding error "
+        "falls. Numbers beyond the last level are clipped, and the clipping error grows. Where "
+        "is the sum lowest?",
         done={"kept": Moved()},
     ),
     Step(
         "Give it eight bits",
-        "Set “Bits per code” to 8. With 256 levels rounding costs so little that there is next to "
-        "nothing to gain: the lowest point moves to the right. With 2 bits it moves to the left.",
+        "Set “Bits per code” to 8. With 256 levels the rounding error is so small that there is "
+        "almost nothing to gain: the lowest point of the curve moves to the right. With 2 bits "
+        "it moves to the left.",
         {"kept": "75 %"},
         {"bits": Is("8")},
     ),
     Step(
         "Share the scale less",
-        "Open “Other numbers, other systems” and move “Scale per” from a row to groups of 32. In a "
-        "small group the largest number seldom stands out far, so that there is less to gain by "
-        "cutting it off.",
+        "Open “Other numbers, other systems” and move “One scale per” from a row to groups of "
+        "32. In a small group the largest number seldom stands out far, so clipping it gains less.",
         {"kept": "75 %"},
         {"scale": Is("group of 32")},
     ),
     Step(
         "Numbers of one sign",
-        "All sixteen weights of this group are positive. Symmetric levels keep half of the codes "
-        "for numbers that do not exist. Switch “Levels” to “asymmetric” and watch how many are in "
-        "use.",
+        "All sixteen weights of this group are positive. Symmetric levels spend half of the "
+        "codes on negative numbers that do not occur. Switch “Levels” to “asymmetric” and watch "
+        "how many levels are in use.",
         ONE_SIGNED,
         {"levels": Is("asymmetric")},
     ),
     Step(
         "Ask the systems",
-        "Below the charts every system quantizes these weights. Look for those with the same "
-        "letter, and for GPTQ, which places its last level in the middle of this group. Choose one "
-        "of them under “Spacing made as by”.",
+        "Below the charts every system quantizes these weights. Equal letters mean equal "
+        "results. Look at GPTQ, which places its last level in the middle of this group. Choose "
+        "one of the systems under “Spacing computed as in”.",
         ONE_SIGNED,
         {"convention": Moved()},
     ),
     Step(
-        "Take the ends into your hands",
-        "The slider moves both ends alike. These numbers end abruptly on the left and trail off on "
-        "the right, and there are four levels to place: drag the two handles below the histogram. "
-        "Can you get below the lowest point of the curve?",
+        "Move the ends yourself",
+        "The slider moves both ends alike. These numbers stop abruptly on the left and trail "
+        "off on the right, and you have four levels to place. Drag the two handles below the "
+        "histogram. Can you get below the lowest point of the curve?",
         {"look": "gate", "levels": "asymmetric", "bits": "2"},
         {"ends": Moved()},
     ),
@@ -136,7 +139,7 @@ class At:
     kept       the part of the range, such as "75 %", or BY_HAND
     low, high  the range; spacing: of the levels
     n          how many numbers, noun: what one of them is
-    levels     how many, used: how many have a number, beyond: how many numbers are cut off
+    levels     how many, used: how many have a number, beyond: how many numbers are clipped
     rounding   and clipping: squared errors as shares of the squared numbers
     whole      both together with the whole range
     lowest     whether no part of the range does better, once that may be told
@@ -174,21 +177,21 @@ def sentence(at: At) -> str:
     lies = "lie" if at.beyond > 1 else "lies"
     text += f". {off} {lies} beyond the last level"
     if at.total == 0:
-        return f"{text}. Every {at.noun} comes back exactly."
+        return f"{text}. Every {at.noun} is represented exactly."
     text += (
-        f". Squared error: {percent(at.rounding)} by rounding + {percent(at.clipping)} by cutting "
-        f"off = {percent(at.total)} of the squared {at.noun}s{_beside(at)}."
+        f". Squared error: {percent(at.rounding)} from rounding + {percent(at.clipping)} from "
+        f"clipping = {percent(at.total)} of the squared {at.noun}s{_beside(at)}."
     )
     return f"{text} No other point of the curve is lower." if at.lowest else text
 
 
 def _beside(at: At) -> str:
-    """The sum beside that of the whole range."""
+    """The sum compared with that of the whole range."""
     if at.kept == "100 %" or at.whole == 0:
         return ""
     change = at.total / at.whole - 1
     if abs(change) < 5e-4:
-        return ", as much as with the whole range"
+        return ", the same as with the whole range"
     if change < 0:
         return f", {percent(-change)} less than with the whole range"
     if change < 1:
@@ -216,10 +219,13 @@ class Judged:
 
 
 def verdict(judged: Judged) -> str:
-    """The guess beside what was computed, and why."""
+    """The guess compared with what was computed, and why."""
     j = judged
     if j.whole == 0:
-        return f"Every {j.noun} comes back exactly with the whole range. There is nothing to gain."
+        return (
+            f"With the whole range every {j.noun} is represented exactly, so there is nothing to "
+            "gain."
+        )
     nearest = min(abs(answer - j.best) for answer in j.answers)
     right = abs(j.guess - j.best) == nearest
     text = "Right. " if right else ""
@@ -229,11 +235,11 @@ def verdict(judged: Judged) -> str:
     if j.guess not in (j.best, 100):
         text += f". With {j.guess} % it is {percent(j.at_guess)}"
     if j.best == 100:
-        return f"{text}. Here rounding costs so little that cutting off gains nothing."
+        return f"{text}. Here the rounding error is so small that clipping gains nothing."
     few = f"{j.beyond} of {counted(j.n, j.noun)}"
     return (
-        f"{text}. {few} {'lies' if j.beyond == 1 else 'lie'} beyond the last level then, and the "
-        f"others have finer levels."
+        f"{text}. {few} {'lies' if j.beyond == 1 else 'lie'} beyond the last level then, and all "
+        "others are rounded to finer levels."
     )
 
 
@@ -282,7 +288,7 @@ def number_rows(
         (
             "q, clamped",
             [
-                f"{number(q)}{'' if q == r else f', cut off from {number(r)}'}"
+                f"{number(q)}{'' if q == r else f', clipped from {number(r)}'}"
                 for q, r in zip(code, rounded, strict=True)
             ],
             "codes",

@@ -1,4 +1,4 @@
-"""Who shares a scale: one control for the whole matrix, a row, or groups of a row."""
+"""What shares a scale: one control for the whole matrix, a row, or groups of a row."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ FIRST = "group of 128"
 
 
 class ScaleSharing(Slider):
-    """A slider from coarse to fine. `granularity` is what it says.
+    """A slider from coarse to fine. `granularity` is the choice.
 
     >>> sharing = ScaleSharing()
     >>> sharing.fit(256)
@@ -23,11 +23,11 @@ class ScaleSharing(Slider):
         """`matrix`: also one scale for the whole matrix."""
         self._coarse = [MATRIX, ROW] if matrix else [ROW]
         self._sizes = tuple(sizes)
-        super().__init__("Scale per", [*self._coarse, FIRST], len(self._coarse))
+        super().__init__("One scale per", [*self._coarse, FIRST], len(self._coarse))
 
     def fit(self, columns: int) -> None:
-        """Offer what divides rows of so many inputs; the choice stays where it can, else it is a
-        group as near to it as there is."""
+        """Offer what divides rows of this many inputs. The choice stays if possible; otherwise the
+        nearest group size is chosen."""
         sizes = [size for size in self._sizes if size < columns and columns % size == 0]
         options = [*self._coarse, *(f"group of {size}" for size in sizes)]
         chosen = self.value
@@ -50,7 +50,7 @@ def sharing(name: str) -> Granularity:
 
 
 def each(name: str) -> str:
-    """Who has one scale each, in a sentence.
+    """What has one scale each, in a sentence.
 
     >>> each("matrix"), each("group of 32")
     ('the whole matrix', 'each group of 32')

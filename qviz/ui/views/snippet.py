@@ -7,7 +7,7 @@ WIDTH = 88
 
 
 class Name(str):
-    """Code that stands for itself, where other values are written as Python writes them."""
+    """Code that is written as it is, where other values are written with repr."""
 
     def __repr__(self) -> str:
         return str(self)

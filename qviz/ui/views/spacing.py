@@ -1,4 +1,5 @@
-"""How each convention makes the spacing s of a group from its range, as people know the system."""
+"""How each convention computes the spacing s of a group from its range, by the system's usual
+name."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ def _span_with_zero(low: float, high: float) -> float:
 
 
 def _gptq(low: float, high: float) -> float:
-    """Twice the largest size; once in a group without negative weights, as the reference does."""
+    """Twice the largest magnitude, but once in a group without negative weights, as in the
+    reference."""
     return (2 if low < 0 else 1) * _size(min(low, 0.0), max(high, 0.0))
 
 
@@ -36,17 +38,17 @@ class Recipe:
     formula: str
 
 
-_LARGEST = "the largest size"
+_LARGEST = "the largest magnitude"
 _TOP = Recipe(_size, _LARGEST, lambda bits: 2 ** (bits - 1) - 1, "2ᵇ⁻¹ − 1")
 _HALF = Recipe(_size, _LARGEST, lambda bits: (2**bits - 1) / 2, "(2ᵇ − 1) / 2")
 _ALL = Recipe(_span, "largest − smallest", lambda bits: 2**bits - 1, "2ᵇ − 1")
 _ALL_WITH_ZERO = Recipe(
     _span_with_zero, "largest − smallest, 0 included", lambda bits: 2**bits - 1, "2ᵇ − 1"
 )
-_TWICE = Recipe(_gptq, "twice the largest size", lambda bits: 2**bits - 1, "2ᵇ − 1")
+_TWICE = Recipe(_gptq, "twice the largest magnitude", lambda bits: 2**bits - 1, "2ᵇ − 1")
 
 #: Convention → the names under which people know it, and its recipes (symmetric, asymmetric); None
-#: where it has none, or one that is no single division.
+#: where it has none, or where it is not a single division.
 SYSTEMS: dict[str, tuple[str, Recipe | None, Recipe | None]] = {
     "compressed_tensors": ("LLM Compressor, vLLM", _HALF, _ALL_WITH_ZERO),
     "absmax": ("textbook absmax, SmoothQuant", _TOP, None),
@@ -62,7 +64,7 @@ SYSTEMS: dict[str, tuple[str, Recipe | None, Recipe | None]] = {
 
 
 def recipe(convention: str, symmetric: bool) -> Recipe | None:
-    """How the convention divides, or None where that is no single division."""
+    """How the convention divides, or None where it is not a single division."""
     _, even, uneven = SYSTEMS[convention]
     return even if symmetric else uneven
 
@@ -75,7 +77,7 @@ def system(convention: str, symmetric: bool) -> str:
     """
     name, made = SYSTEMS[convention][0], recipe(convention, symmetric)
     if made is None:
-        return f"{name}: by the farther end"
+        return f"{name}: by the end farther from 0"
     formula = made.formula if "/" in made.formula else f"({made.formula})"
     return f"{name}: ÷ {formula}"
 
@@ -83,7 +85,7 @@ def system(convention: str, symmetric: bool) -> str:
 def spacing(
     convention: str, symmetric: bool, bits: int, low: float, high: float, scale: float
 ) -> str:
-    """The division that made `scale`, with its numbers; the scale alone where another rule did
+    """The division that made `scale`, with its numbers; the scale alone where another rule made it
     (a constant group, a floor)."""
     made = recipe(convention, symmetric)
     if made is not None:

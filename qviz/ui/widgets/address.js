@@ -1,6 +1,6 @@
-// The page's state stands behind the # of its address. The kernel says what it is; whoever opens a
+// The page's state is kept behind the # of its address. The kernel writes it. Anyone who opens a
 // link, goes back or edits the address asks the kernel for that state. A kernel that was started
-// before anybody came knows no address, so it is read here, when the page is shown.
+// before anyone visited knows no address, so it is read here, when the page is shown.
 
 const PAUSE = 300; // milliseconds: browsers refuse an address that changes with every move
 
@@ -17,7 +17,7 @@ export default widget(({ model, el, signal }) => {
     written = now();
     waiting = true;
     clearTimeout(timer);
-    model.send({ type: "go", state: written });
+    sendAfterChanges(model, { type: "go", state: written });
   };
   const write = () => {
     timer = 0;

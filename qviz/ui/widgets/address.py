@@ -12,7 +12,7 @@ from .base import BrowserWidget, module
 
 
 def as_address(state: Mapping[str, str]) -> str:
-    """A state as it stands behind the #; any text survives, brackets and spaces among it.
+    """A state as written behind the #; any text survives, including brackets and spaces.
 
     >>> as_address({"layer": "experts.up[3]", "bits": "3"})
     'layer=experts.up%5B3%5D&bits=3'
@@ -33,8 +33,8 @@ def from_address(text: str) -> dict[str, str]:
         pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=True, errors="strict")
     except ValueError as error:
         raise ValueError(
-            f"what stands behind the # of the address, {text[:60]!r}, is no state of a page: it is "
-            f"written as name=value&name=value"
+            f"the text behind the # of the address, {text[:60]!r}, is not a page's state: write "
+            "it as name=value&name=value"
         ) from error
     return dict(pairs)
 
@@ -53,7 +53,7 @@ class Address(BrowserWidget):
         self.on_msg(self._on_message)
 
     def on_ask(self, handler: Callable[[str], Any]) -> None:
-        """`handler` gets the text behind the # when somebody comes with a link or goes back."""
+        """`handler` gets the text behind the # when someone follows a link or goes back."""
         self._ask = handler
 
     def _on_message(self, _widget: Any, content: Any, _buffers: Any) -> None:

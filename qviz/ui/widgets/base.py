@@ -1,9 +1,9 @@
-"""What every widget of qviz shares: how its browser module is put together, and links.
+"""What all widgets of qviz share: how a browser module is assembled, and links.
 
 A widget is a Python class and one JavaScript file of the same folder. `shared.js` is put in front
 of each module when the class is made: modules must load within two seconds (anywidget stops
 delivering the kernel's messages to a widget whose module came later), so each is a few kilobytes,
-complete in itself, and imports nothing.
+self-contained, and imports nothing.
 """
 
 from __future__ import annotations
@@ -64,6 +64,13 @@ class BrowserWidget(anywidget.AnyWidget):  # type: ignore[misc]
         style()
         traits.setdefault("layout", plain_layout())
         super().__init__(**traits)
+        self.on_msg(_heard)
+
+
+def _heard(widget: BrowserWidget, content: Any, _buffers: Any) -> None:
+    """Answers a browser that waits until its changes were heard (`sendAfterChanges`)."""
+    if isinstance(content, dict) and content.get("type") == "hear":
+        widget.send({"heard": content.get("id")})
 
 
 def link(

@@ -1,15 +1,15 @@
-// A row of bits. A press turns a bit over; dragging on from it paints the bits that it meets with the
-// same value. One bit at a time has the Tab stop, arrows move it; up and down go to the next code.
+// A row of bits. A press flips a bit; dragging on from it gives the bits that are crossed the
+// same value. One bit is the Tab stop, arrows move it; up and down go to the next code.
 
 export default widget(({ model, el, signal }) => {
   el.classList.add("qv-bits");
   const row = elem("div", "qv-bit-row");
   row.setAttribute("role", "group");
-  const about = elem("p", "qv-hint", "Press a bit, or paint several by dragging. Arrow keys: ← → move, ↑ ↓ next code.");
+  const about = elem("p", "qv-hint", "Press a bit, or drag to paint several. Arrow keys: ← → move, ↑ ↓ go to the next code.");
   about.id = uid("bits");
   row.setAttribute("aria-describedby", about.id);
   el.append(row, about);
-  const save = painter(() => model.save_changes(), signal);
+  const save = saver(model, signal);
   let [buttons, notes] = [[], []];
   let built = -1; // the frame whose bits stand here
   let code = 0;

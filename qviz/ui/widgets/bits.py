@@ -69,7 +69,7 @@ class Bits(BrowserWidget):
             self.answered = self.pressed[2] if self.pressed else 0
 
     def press(self, frame: int, code: int) -> None:
-        """What a learner's press on a bit does: the frame has this code now."""
+        """The effect of a press on a bit: the frame now has this code."""
         if not 0 <= code < 1 << self.width(frame):
             raise ValueError(f"code {code} does not fit into {self.width(frame)} bits")
         self.pressed = [frame, code, (self.pressed[2] if self.pressed else 0) + 1]

@@ -1,7 +1,7 @@
 export default widget(({ model, el, signal }) => {
   const button = elem("button", "qv-button");
   button.type = "button";
-  button.addEventListener("click", () => model.send({ type: "click" }), { signal });
+  button.addEventListener("click", () => sendAfterChanges(model, { type: "click" }), { signal });
   el.append(button);
   const show = () => {
     button.textContent = model.get("label");

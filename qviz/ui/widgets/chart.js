@@ -62,7 +62,7 @@ function wait() {
   const rest = Math.max(0, due - performance.now());
   queue.timer = setTimeout(() => requestAnimationFrame(() => setTimeout(run)), rest);
 }
-/** Whether there is something else to do; browsers that cannot tell have it always. */
+/** Whether other input is waiting; browsers that cannot tell always say yes. */
 const wanted = () => navigator.scheduling?.isInputPending?.() ?? true;
 async function run() {
   const begun = performance.now();
@@ -84,7 +84,7 @@ export default widget(({ model, el, signal }) => {
   el.classList.add("qv-chart");
   const plot = elem("div", "qv-plot");
   plot.setAttribute("role", "img");
-  const words = elem("p", "qv-hint", "The chart is being loaded …");
+  const words = elem("p", "qv-hint", "Loading the chart …");
   const more = elem("details", "qv-more");
   const numbers = elem("div", "qv-scroll");
   numbers.tabIndex = 0;
@@ -179,7 +179,7 @@ export default widget(({ model, el, signal }) => {
     plot.setAttribute("aria-label", [model.get("label"), text].filter(Boolean).join(". "));
     if (more.open) tabulate();
   }
-  /** The values of all traces, for whoever cannot see or point at the picture. */
+  /** The values of all traces, for people who cannot see or point at the picture. */
   function tabulate() {
     const figure = figures[frame()];
     if (!figure) return;

@@ -1,7 +1,8 @@
 """Chart: plotly figures built in Python, sent ahead, switched in the browser.
 
-A FigureWidget carries five megabytes of JavaScript each; here plotly.js comes into the page once,
-over HTTP where the server offers it, else from the kernel. The figures travel as their description
+A FigureWidget carries five megabytes of JavaScript each. Here plotly.js is loaded once per page,
+over HTTP where the server offers it, otherwise from the kernel. The figures travel as their
+description
 plus one block of bytes for all arrays of all frames, equal arrays once.
 """
 
@@ -140,7 +141,7 @@ class PlotlyLoader(BrowserWidget):
 
 
 def _answer_plotly(widget: Any, content: Any, _buffers: Any) -> None:
-    """The page could not get plotly.js over HTTP and asks for it here."""
+    """The page could not get plotly.js over HTTP and requests it here."""
     if isinstance(content, dict) and content.get("type") == "plotly":
         try:
             source = plotly_js_file().read_bytes()

@@ -1,4 +1,4 @@
-"""Matrices on their way to the screen: reduced to what it can show, one byte per cell.
+"""Matrices on their way to the screen: reduced to its resolution, one byte per cell.
 
 A frame is sent as indices 0…254 into its own range, with 255 for "not a number". The browser turns
 indices into values (`lo + k·(hi − lo)/254`) and values into colours, so that one picture can be
@@ -117,7 +117,7 @@ def encode(values: Array, lo: float, hi: float) -> npt.NDArray[np.uint8]:
 
 
 def decode(indices: Array, lo: float, hi: float) -> npt.NDArray[np.float64]:
-    """What the browser takes the indices for: the middle of each index's interval."""
+    """The values that the browser shows for indices: the middle of each index's interval."""
     middle, half = lo / 2 + hi / 2, hi / 2 - lo / 2
     values = middle + (indices.astype(np.float64) / (_TOP / 2) - 1) * half
     return np.where(indices == NAN_INDEX, np.nan, values)
@@ -125,7 +125,7 @@ def decode(indices: Array, lo: float, hi: float) -> npt.NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Summary:
-    """What can be said of a matrix in one line. `low`, `high`, `rms` are over its finite values."""
+    """A one-line summary of a matrix. `low`, `high`, `rms` are over its finite values."""
 
     shape: tuple[int, int]
     low: float

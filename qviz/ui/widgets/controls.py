@@ -115,7 +115,8 @@ class Toggle(BrowserWidget):
 
 
 class TextField(BrowserWidget):
-    """A line of text. `value` follows while typing stops; Enter does what `on_submit` was given.
+    """A line of text. `value` follows when typing pauses; Enter calls the handler given to
+    `on_submit`.
 
     `submitted` counts the presses of Enter; `value` is then what stands in the line.
     """
@@ -140,7 +141,7 @@ class TextField(BrowserWidget):
 
 
 class Button(BrowserWidget):
-    """A button; what `on_click` was given is called with the button."""
+    """A button; the handler given to `on_click` is called with the button."""
 
     _esm = module("button")
 
@@ -156,7 +157,7 @@ class Button(BrowserWidget):
         self._handlers.append(handler)
 
     def click(self) -> None:
-        """What a press of the button does."""
+        """The effect of a press."""
         for handler in list(self._handlers):
             handler(self)
 

@@ -41,8 +41,9 @@ class Equation(BrowserWidget):
         actives: Sequence[Sequence[str]] = (),
         calm: bool = False,
     ) -> None:
-        """`aria` is the formula in words. `calm`: of several formulas, show those in which a term
-        lights up, or all while none does. Raises ValueError for a term that is not in `mathml`."""
+        """`aria` is the formula in words. `calm`: of several formulas, show only those in which a
+        term lights up, or all if none does. Raises ValueError for a term that is not in
+        `mathml`."""
         meanings = {str(k): str(v) for k, v in (terms or {}).items()}
         marked = set(re.findall(r'data-term="([^"]*)"', mathml))
         for name in {*meanings, *active, *(t for step in actives for t in step)}:

@@ -294,7 +294,7 @@ export default widget(({ model, el, signal }) => {
     const linear = get("scale") === "linear";
     kind.textContent = "Even spacing";
     kind.setAttribute("aria-pressed", String(linear));
-    kind.title = "On: equal distances are equally far apart. Off: each decade is as wide as the next.";
+    kind.title = "On: equal differences are equally far apart. Off: every power of ten is equally wide.";
     schedule();
   };
 

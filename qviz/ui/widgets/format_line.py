@@ -22,7 +22,7 @@ class FormatLine(BrowserWidget):
 
     `view` is [from, to] of what is seen; `scale` is "log" (each decade is as wide as the next, with
     zero and the negative numbers in their places) or "linear". `number` is marked, and on each lane
-    what it became: `values` has that for each format, None where it is no number.
+    what it became: `values` has that for each format, None where it is not a number.
     """
 
     _esm = module("format_line")

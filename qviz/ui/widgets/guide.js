@@ -36,7 +36,7 @@ export default widget(({ model, el, signal }) => {
       const button = elem("button");
       button.type = "button";
       button.append(elem("b", "", String(i + 1)), elem("span", "", step.title), elem("span", "qv-sr"));
-      button.addEventListener("click", () => model.send({ type: "step", index: i }));
+      button.addEventListener("click", () => sendAfterChanges(model, { type: "step", index: i }));
       buttons.push(button);
       item.append(button);
       return item;

@@ -1,4 +1,4 @@
-"""Guide: what to try on a page, as steps to click that are ticked off once they were done."""
+"""Guide: things to try on a page, as steps to click that are ticked off when done."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Guide(BrowserWidget):
             handler(index)
 
     def tick(self, index: int) -> None:
-        """The learner has done it."""
+        """Tick a step off."""
         self.done = [was or i == index for i, was in enumerate(self.done)]
 
     def _on_message(self, _widget: Any, content: Any, _buffers: Any) -> None:

@@ -85,7 +85,7 @@ export default widget(({ model, el, signal }) => {
     const [before, after] = [there[model.get("before")], there[model.get("after")]];
     nav.replaceChildren();
     if (model.get("gallery")) nav.append(anchor("qviz", model.get("gallery"), "All lessons"), list());
-    if (before) nav.append(anchor(`‹ ${before.title}`, before.href, `Lesson before: ${before.title}`));
+    if (before) nav.append(anchor(`‹ ${before.title}`, before.href, `Previous lesson: ${before.title}`));
     if (after) nav.append(anchor(`${after.title} ›`, after.href, `Next lesson: ${after.title}`));
     nav.hidden = !nav.childNodes.length;
     if (voila) document.title = `${model.get("tab")} · qviz`;

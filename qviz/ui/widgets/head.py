@@ -1,4 +1,4 @@
-"""Head: what a page is about, the way to the other lessons, and the page's own tools."""
+"""Head: the subject of a page, the way to the other lessons, and the page's own tools."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a page is put together: cause on the left, picture in the middle, one weight on the right.
+"""The layout of a page: controls on the left, pictures in the middle, one weight on the right.
 
 Everything is an ipywidgets Box with classes of the one stylesheet. Widths follow the box the page
 stands in, not the window, so that a page also fits into a notebook's output in JupyterLab.
@@ -64,7 +64,8 @@ def stack(*children: Widget) -> ipywidgets.Box:
 
 
 def figures_row(*children: Widget, wide: bool = False) -> ipywidgets.Box:
-    """Children side by side as long as each keeps 180 pixels (300 with `wide`), else stacked."""
+    """Children side by side if each has at least 180 pixels (300 with `wide`), otherwise
+    stacked."""
     return _box(children, "qv-row", *(["qv-row-wide"] if wide else []))
 
 
@@ -77,7 +78,7 @@ def details(summary: str, *children: Widget, open: bool = False) -> ipywidgets.B
 
 
 def show_only(box: Widget, shown: bool) -> None:
-    """Show a box (a section, a stack), or take it out of the page.
+    """Show a box (a section, a stack), or remove it from the page.
 
     TypeError for a single widget: anywidget does not pass a later change of classes on.
     """

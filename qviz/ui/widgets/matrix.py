@@ -230,8 +230,8 @@ class MatrixView(BrowserWidget):
         """Show a run instead of frames: `frame` is the step s = 0 … n, computed in the browser.
 
         - `show`: "now", the matrix after s steps; "moved", that minus the start; "handed", what the
-          column whose turn it is will hand on, −errors[r, s]·shares[s, c] for the columns after it
-          and 0 elsewhere (0 everywhere at s = n).
+        current column passes on, −errors[r, s]·shares[s, c] for the columns after it and 0
+        elsewhere (0 everywhere at s = n).
         - `minus`: another replay of the same shape, whose picture is subtracted.
         - `window(s, rows, columns)`: the exact values of a part (two slices) after s steps; asked
           for where the learner zooms in or points, only for the step that is shown.
@@ -245,7 +245,7 @@ class MatrixView(BrowserWidget):
         if not isinstance(replay, Replay) or not isinstance(minus, Replay | None):
             raise TypeError("replay and minus must be Replay widgets")
         if replay.comm is None or (minus is not None and minus.comm is None):
-            raise ValueError("a replay that was closed cannot be shown; make another one")
+            raise ValueError("a closed replay cannot be shown; make a new one")
         if show not in ("now", "moved", "handed"):
             raise ValueError(f"unknown show {show!r}: use 'now', 'moved' or 'handed'")
         if colormap == "categorical":
@@ -326,8 +326,8 @@ class MatrixView(BrowserWidget):
         self.readout = {"row": row, "column": column, "texts": texts, "version": frames.version}
 
     def _on_message(self, _widget: Any, content: Any, _buffers: Any) -> None:
-        """Requests of the browser. Whatever does not fit the present frames came late: ignore it,
-        the browser asks again for what it needs."""
+        """Requests of the browser. A request that does not fit the present frames came late: ignore
+        it, because the browser asks again for what it needs."""
         frames = self._frames
         if frames is None or not isinstance(content, dict):
             return

@@ -1,4 +1,4 @@
-"""What stands behind a MatrixView: matrices that were given, or a run of which each step is one.
+"""The data behind a MatrixView: given matrices, or a run in which each step is one.
 
 Both answer the same questions: how many frames, which part of one, what a tile's indices stand for.
 """
@@ -60,7 +60,8 @@ class Frames:
         found = self.kept.get(i)
         if found is None:
             found = codec.as_matrix(values(), f"frame {i}")
-            self.keep(i, found)
+            if self.items[i].window is None or found.nbytes < KEPT // 8:
+                self.keep(i, found)  # of a larger one its windows are computed when asked for
         return found
 
     def keep(self, i: int, matrix: Array) -> None:

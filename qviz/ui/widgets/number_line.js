@@ -133,7 +133,7 @@ export default widget(({ model, el, signal }) => {
   }
   const build = () => {
     title.textContent = get("label");
-    few.textContent = get("root") ? "Heights are square roots of the counts, so that few can be seen." : "";
+    few.textContent = get("root") ? "Bar heights are square roots of the counts, so that small counts stay visible." : "";
     few.hidden = !few.textContent;
     const names = get("handles");
     if (knobs.length !== names.length) {

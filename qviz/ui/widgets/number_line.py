@@ -16,7 +16,7 @@ class NumberLine(BrowserWidget):
     """Handles on a line of numbers.
 
     A handle is dragged, or moved with the arrow keys (Shift: by ten), Page Up and Down, Home and
-    End. Handles keep their order: none passes its neighbour. `values` follows while dragging.
+    End. Handles keep their order: none can pass its neighbour. `values` follows while dragging.
     `frame` says which of the histograms and sets of levels is shown, and takes the handles to that
     frame's places where there are any.
 

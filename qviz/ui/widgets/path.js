@@ -9,7 +9,7 @@ export default widget(({ model, el, signal }) => {
     const begun = open.some((one) => kept[one.slug]?.visited);
     begin.href = next?.href ?? "";
     begin.hidden = !next;
-    if (next) begin.textContent = begun ? `Go on with ${next.number} · ${next.title}` : `Begin with ${next.number} · ${next.title}`;
+    if (next) begin.textContent = begun ? `Continue with ${next.number} · ${next.title}` : `Start with ${next.number} · ${next.title}`;
     const themes = [...new Set(course.map((one) => one.theme))];
     el.replaceChildren(begin, ...themes.map((theme) => {
       const part = elem("section");

@@ -1,4 +1,4 @@
-"""Path: the course by theme, what is there and what was visited, and one way to begin."""
+"""Path: the course by theme, which lessons exist and which were visited, and where to start."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ function fromKernel(model) {
   });
 }
 
-/** Everybody on the page waits for the same copy; whoever comes after a failure tries again. */
+/** All charts on the page wait for the same copy; a request after a failure tries again. */
 function getPlotly(model) {
   const page = globalThis;
   page.qvPlotly ??= (page.Plotly

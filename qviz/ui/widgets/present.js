@@ -49,7 +49,7 @@ function presenter(el, signal, button) {
   const sizes = new ResizeObserver(refit);
   signal.addEventListener("abort", () => sizes.disconnect());
   addEventListener("resize", refit, { signal });
-  const present = button("Present", "For a projector: larger type, pictures in one view, controls folded", () => {
+  const present = button("Present", "For a projector: larger type, pictures in one view, controls folded away", () => {
     const page = el.closest(".qv-root");
     const on = page.classList.toggle("qv-present");
     document.body.classList.toggle("qv-presenting", on);

@@ -3,7 +3,7 @@
 const MARKS = 48; // kept sums along a run; a jump replays at most half of the way between two
 const LOOK = 30; // milliseconds of one animation frame that a jump into unknown steps may take
 
-/** What has been handed on after any step, in integers: sums that are exact can be run backwards,
+/** What has been passed on after any step, in integers: exact sums can be run backwards,
  *  and every way to a step gives the same picture. All views of a Replay share one Run. */
 class Run {
   constructor(model) {
@@ -167,7 +167,7 @@ function replayedFrames(model, signal, changed, failed) {
   watch(model, signal, ["replay", "minus"], bind);
   signal.addEventListener("abort", () => models.forEach((one) => one.off("change:version", changed)));
 
-  /** The runs if they are those that the view's other traits speak of: messages come one by one. */
+  /** The runs if they are those that the view's other traits name: messages come one by one. */
   function present() {
     const versions = get("runs");
     const fit = versions.length && models.length === versions.length

@@ -62,9 +62,39 @@ function painted(el, frame) {
   el.dispatchEvent(new CustomEvent("qv-painted", { bubbles: true, detail: { frame } }));
 }
 
+/** Saves changes at most once per animation frame. The kernel hears of a further one only when it has
+ *  answered the last. */
+function saver(model, signal) {
+  const later = painter(() => model.save_changes(), signal);
+  return () => {
+    window.qvChanges = (window.qvChanges ?? 0) + 1;
+    later();
+  };
+}
+
+/** Sends a message after every change that was made before it. By itself a message goes out at once
+ *  and overtakes a change that waits for the kernel's answer to the one before it; so, where there
+ *  were changes, an answer of the kernel is awaited first. */
+function sendAfterChanges(model, content) {
+  const changes = window.qvChanges;
+  if (changes === window.qvHeard) {
+    model.send(content);
+    return;
+  }
+  const id = uid("heard");
+  const answered = (answer) => {
+    if (answer?.heard !== id) return;
+    model.off("msg:custom", answered);
+    window.qvHeard = changes;
+    model.send(content);
+  };
+  model.on("msg:custom", answered);
+  requestAnimationFrame(() => model.send({ type: "hear", id })); // behind what is saved in this frame
+}
+
 /** Sets a trait in the browser at once and tells the kernel at most once per animation frame. */
 function setter(model, signal) {
-  const save = painter(() => model.save_changes(), signal);
+  const save = saver(model, signal);
   return (name, value) => {
     model.set(name, value);
     save();

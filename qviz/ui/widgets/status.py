@@ -8,7 +8,7 @@ from .base import BrowserWidget, module
 
 
 class Status(BrowserWidget):
-    """One line for an error or for work in progress; takes no room while there is neither."""
+    """One line for an error or for work in progress; takes no space when there is neither."""
 
     _esm = module("status")
 
@@ -20,7 +20,7 @@ class Status(BrowserWidget):
         self._show("error", text)
 
     def busy(self, text: str) -> None:
-        """What is being worked on."""
+        """Say what is being computed."""
         self._show("busy", text)
 
     def clear(self) -> None:

@@ -6,7 +6,7 @@ export default widget(({ model, el, signal }) => {
     node.id = uid("text");
     if (model.get("role")) node.dataset.role = model.get("role");
     el.replaceChildren(node);
-    // A heading names the region that it stands in, for whoever moves by landmarks.
+    // A heading names its region, for people who move by landmarks.
     requestAnimationFrame(() => {
       if (signal.aborted || !model.get("names")) return;
       const region = el.closest(`.${CSS.escape(model.get("names"))}`);

@@ -8,12 +8,13 @@ export default widget(({ model, el, signal }) => {
   const about = elem("p", "qv-hint");
   about.id = `${id}-about`;
   el.append(label, input, about);
+  const save = saver(model, signal);
   let timer = 0;
   const send = () => {
     clearTimeout(timer);
     if (input.value === model.get("value")) return;
     model.set("value", input.value);
-    model.save_changes();
+    save();
   };
   signal.addEventListener("abort", () => clearTimeout(timer));
   input.addEventListener("input", () => {
@@ -26,7 +27,7 @@ export default widget(({ model, el, signal }) => {
     if (event.key !== "Enter") return;
     send();
     model.set("submitted", model.get("submitted") + 1);
-    model.save_changes();
+    save();
   }, { signal });
   const show = () => {
     label.textContent = model.get("label");

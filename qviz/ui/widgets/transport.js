@@ -100,7 +100,7 @@ export default widget(({ model, el, signal }) => {
     const all = Object.entries(get("events"));
     jump.hidden = !all.length;
     const event = all.length ? all[0][0] : "";
-    keys.textContent = "Keys: Space plays and pauses, arrows step, with Shift by ten, Home and End go to the ends"
+    keys.textContent = "Keys: Space plays and pauses, arrow keys step (with Shift by ten), Home and End go to the ends"
       + (event ? `, [ and ] or Page Down and Page Up to the previous and next ${event}.` : ".");
     scrub.title = keys.textContent;
     const pick = elem("option", "", "Jump to …");

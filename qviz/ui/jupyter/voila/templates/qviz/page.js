@@ -129,7 +129,7 @@ window.qvizPage = (() => {
     say(
       heartbeats < 6
         ? "Still computing. The first opening takes longest."
-        : "No answer for a minute. The terminal in which the server runs may say why.",
+        : "No answer for a minute. The server's terminal may say why.",
     );
   };
 
