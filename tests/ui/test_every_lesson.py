@@ -202,10 +202,12 @@ def hidden(page: Any) -> list[str]:
             break
     assert not prediction.revealed and not "".join(prediction.verdict.texts)
     its_own = {id(widget) for widget in widgets(prediction.box)}
+    shows = (Caption, Chart, MatrixView, Readout, Table)
     others = [
         f"{i} {type(widget).__name__}"
-        for i, widget in enumerate(widgets(page.widget)) if id(widget) not in its_own
-    ]  # fmt: skip
+        for i, widget in enumerate(widgets(page.widget))
+        if isinstance(widget, shows) and id(widget) not in its_own
+    ]
     before = on_screen(page)
     prediction.control.index = 1
     assert prediction.revealed and "".join(prediction.verdict.texts)
@@ -360,9 +362,9 @@ DECIDING = {
 }
 
 
-#: Lesson → how many of its captions are about what no choice changes (a table of hardware, the
-#: levels of NF4), so that only their own control moves them on.
-STILL = {"formats": 2, "memory_and_speed": 1, "nf4": 3}
+#: Lesson → how many of its captions and readouts are about what no choice changes (a table of
+#: hardware, the levels of NF4), so that only their own control moves them on.
+STILL = {"formats": 2, "memory_and_speed": 1, "nf4": 4}
 #: Of some lessons what is worked out frame by frame, as the learner comes there.
 AS_ASKED = {"nf4": ("Caption.texts", "Table.frames")}
 
@@ -394,7 +396,7 @@ def in_sight(page: Any) -> dict[str, Any]:
 
 
 #: What a page says of what it shows, by the trait that says it.
-SAYS = {Caption: "texts", Readout: "frames", Table: "frames", Chart: "summaries",
+SAYS = {Caption: "texts", Table: "frames", Chart: "summaries",
         MatrixView: "summaries", Code: "texts"}  # fmt: skip
 
 
@@ -411,6 +413,8 @@ def said(page: Any) -> dict[int, tuple[str, str]]:
 
 def words_of(widget: Any) -> Any:
     """What it says, a frame each; empty where it says nothing."""
+    if isinstance(widget, Readout):
+        return [widget.rows] * max((len(row["texts"]) for row in widget.rows), default=0)
     traits = (trait for kind, trait in SAYS.items() if isinstance(widget, kind))
     return getattr(widget, next(traits, ""), ())
 
