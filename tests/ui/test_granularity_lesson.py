@@ -597,6 +597,10 @@ def test_equal_bits_on_the_page(at):
                 (_, bits), (cost, error) = min(mine.items(), key=lambda item: item[1][1])
                 cells = rows[label][:4]
                 holds(cells, bits=bits, scales=cost - bits, cost=cost, error=error)
+                times = rows[label][part.table.columns.index("× best")]
+                blocks = [part.shown.error(p) for p in part.shown.points
+                          if p.label == NF4_BLOCKS and p.cost <= budget]  # fmt: skip
+                holds(times, ratio=error / min([*blocks, *(v[1] for v in affordable.values())]))
         assert (OF_OUTPUT if output else OF_WEIGHTS) in part.caption.texts[0]
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -58,6 +59,11 @@ def test_opens_on_the_table_before_its_first_level(lesson):
     assert (lesson.part, lesson.size, lesson.status.kind) == ("build", FIRST_SIZE, "")
     build = lesson.building
     assert build.transport.index == 0 and build.line.levels[0] == []
+    lit = build.equation.actives  # a step each, and the sign where it turns the half round
+    assert len(lit) == build.transport.n == len(build.line.levels)
+    made = [set(new) - set(old) for old, new in pairwise(build.line.levels)]
+    negative = [bool(new) and min(new) < 0 for new in made]
+    assert ["sign" in terms for terms in lit[1:]] == negative and any(negative)
     assert torch.equal(lesson.shown.weight, qviz.load_layer(None, SMALL).float())
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from exactness.affine import awq_by_its_text, gptq_by_its_text
 from safetensors.torch import save_file
+from said import holds
 
 import qviz
 from qviz.methods.affine import CONVENTIONS
@@ -346,7 +347,9 @@ def test_pictures_show_the_library_s_numbers(lesson, state):
         at = (numbers.flat - x).abs().argmin()
         assert back == pytest.approx(float(q.dequantize()[0, at]), rel=1e-5, abs=1e-9)
         assert f"{len(levels)} levels from" in lesson.stairs.summaries[i]
-        assert f"{len(levels)} levels from" in lesson.line.summaries[i]
+        ends = lesson.line.places[i]
+        holds(lesson.line.summaries[i], n=(len(levels), "levels"), first=levels[0], last=levels[-1],
+              low=ends[0], high=ends[1])  # fmt: skip
     counts, edges = lesson.line.bars[0]
     assert sum(counts) == numbers.n
     assert (edges[0], edges[-1]) == pytest.approx((numbers.values.low, numbers.values.high))

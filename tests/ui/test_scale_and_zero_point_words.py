@@ -287,6 +287,7 @@ def test_the_curve_and_its_marks():
     for at, side in ((5, "top right"), (40, "top center"), (79, "top left")):  # where there is room
         (star,) = [t for t in cost_curves(kept, rounding, clipping, at)["data"] if len(t["x"]) == 1]
         assert star["textposition"] == side
+        assert star["x"] == [kept[at]] and star["y"] == pytest.approx([100 * total[at]])
     above = cost_curves(kept, rounding, clipping, low, by_hand=(30, 0.5))["data"][-1]
     assert above["y"][0] < top and above["marker"]["symbol"] == "triangle-up"
     holds(above["text"][0], hand=0.5)  # what is written stays true
