@@ -79,8 +79,8 @@ def test_a_byte_says_what_its_bits_mean_to_pointer_and_keys(tab, data):
     cell.hover()
     about = page.locator(".qv-byte-about")
     low, high = row[53] & 15, row[53] >> 4
-    eventually(lambda: f"code 101 (sub-block 3, place 5) = {high}" in about.inner_text())
-    assert f"code 69 (sub-block 2, place 5) = {low}" in about.inner_text()
+    eventually(lambda: f"code of weight 101 (sub-block 3, place 5) = {high}" in about.inner_text())
+    assert f"code of weight 69 (sub-block 2, place 5) = {low}" in about.inner_text()
     assert f"{row[53]:08b}"[:4] in about.inner_text()
     cell.click()
     page.locator(CELLS).nth(0).hover()
@@ -90,7 +90,8 @@ def test_a_byte_says_what_its_bits_mean_to_pointer_and_keys(tab, data):
     page.mouse.move(5, 5)
     page.keyboard.press("ArrowRight")
     eventually(lambda: "Byte 9" in about.inner_text())
-    assert "minimum 1" in about.inner_text() and "minimum 5, its bits 4 to 5" in about.inner_text()
+    assert "minimum of sub-block 1" in about.inner_text()
+    assert "minimum of sub-block 5, its bits 4 to 5" in about.inner_text()
 
 
 def test_a_click_in_the_layer_opens_another_block(tab, data):

@@ -207,9 +207,9 @@ def test_the_lit_bits_are_the_weights(lesson):
     assert [byte, 4 * (77 // 32 % 2), 4] in part.pictures.bytes.lit
     assert part.pictures.bytes.values[byte] >> (4 * (77 // 32 % 2)) & 15 == int(code)
     words = [text for _, _, text in part.pictures.bytes.meanings[byte]]
-    assert f"code 77 (sub-block {group}, place {place}) = {int(code)}" in words
+    assert f"code of weight 77 (sub-block {group}, place {place}) = {int(code)}" in words
     k = [text for low, bits, text in part.pictures.bytes.meanings[4 + group] if bits == 6]
-    assert k == [f"scale {group} = {int(part.shown.walk.second[2][group])}"]
+    assert k == [f"scale of sub-block {group} = {int(part.shown.walk.second[2][group])}"]
 
 
 # ------------------------------------------------------------------------------------ second runs

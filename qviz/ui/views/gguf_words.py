@@ -61,7 +61,7 @@ GUIDE = (
     Step(
         "Pay for bits",
         "Drag “Type” from one end to the other. Which type of 4.5 bits comes closest, the one with "
-        "a search or the one without? What does importance cost in bits?",
+        "a search or the one without? Then judge by “outputs”: whom does importance help there?",
         {"part": TYPES_PART},
         {"part": Is(TYPES_PART), "kind": Moved()},
     ),
@@ -435,10 +435,11 @@ def bit_words(bits: Bits, size: int) -> str:
         which = {0: "lower 8 bits of the fraction", 8: "upper 2 bits of the fraction",
                  10: "exponent", 15: "sign"}[bits.low]  # fmt: skip
         return f"{noun}, float16: {which}"
-    whose = f"{noun} {bits.index}" if bits.part != "exponent" else noun
-    if bits.part == "codes":
-        group, place = divmod(bits.index, size)
-        whose += f" (sub-block {group}, place {place})" if size < 256 else ""
+    group, place = divmod(bits.index, size)
+    whose = {
+        "codes": f"code of weight {bits.index} (sub-block {group}, place {place})",
+        "exponent": noun,
+    }.get(bits.part, f"{noun} of sub-block {bits.index}")
     if bits.bits == bits.width:
         return f"{whose} = {bits.value}"
     high = bits.low + bits.bits - 1
