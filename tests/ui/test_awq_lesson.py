@@ -13,6 +13,7 @@ from said import cut, holds, numbers_in, points
 import qviz
 from qviz.methods.awq import GRIDS
 from qviz.models.capture import load_calibration
+from qviz.models.checkpoint import find_checkpoint
 from qviz.study import awq_beside as beside
 from qviz.study.awq_steps import AT_RANDOM, BY_INPUTS, BY_WEIGHTS
 from qviz.ui.views import AwqLesson
@@ -183,6 +184,30 @@ def test_one_channel_scaled_does_what_is_said(page, held):
             values = {"old": first[name], "new": now[name]}
             known |= {key: values[key] for key in order if way or key == "new"}
             holds(told, **known, ways={phrases: way})
+
+
+def test_the_table_of_all_rows_is_that_of_the_paper(page):
+    page.go({"part": ONE})
+    truth, rows = Truth(), {row["label"]: row["texts"] for row in page.one.paper.rows}
+    j = int(truth.a.argmax())
+    part = slice(j // GROUP * GROUP, (j // GROUP + 1) * GROUP)
+    spans, own = [], []
+    for s in FACTORS:
+        factor = np.ones(256)
+        factor[j] = s
+        group = (truth.w * factor).astype(np.float32)[:, part]
+        spans.append(group.max(1) - group.min(1))
+        own.append(np.linalg.norm((truth.rounded(truth.w * factor) / factor - truth.w)[:, j]))
+    for i, s in enumerate(FACTORS):
+        growth = float((spans[i] / spans[0]).mean())
+        want = {
+            "rows in which Δ grew": (spans[i] > spans[0]).mean(),
+            "rows in which Δ shrank": (spans[i] < spans[0]).mean(),
+            "mean Δ′/Δ": growth, "(Δ′/Δ)/s": growth / s,
+            "own errors, × s = 1": own[i] / own[0],
+        }  # fmt: skip
+        for label, value in want.items():
+            holds(rows[label][i], value=float(value))
 
 
 def test_holding_another_weight_scales_its_channel(page):
@@ -358,6 +383,22 @@ def test_folding_is_worked_out_on_the_layers_inputs(page):
     assert 0 < folded < 1e-4
 
 
+def test_the_table_of_folding_divides_the_norm_and_multiplies_the_weights(page):
+    page.go({"part": CLIP})
+    truth = Truth()
+    s = page.clip.shown.search.chosen.scale.double().numpy()
+    gamma = find_checkpoint(None).read("model.layers.1.input_layernorm.weight").double().numpy()
+    size = np.abs(truth.w).mean(0)
+    rows = page.clip.fold_table.frames[0]
+    loud = np.argsort(-truth.a, kind="stable")[: len(rows)]
+    assert [row["label"] for row in rows] == [f"channel {j}" for j in loud]
+    for j, row in zip(loud, rows, strict=True):
+        holds(
+            row["cells"], a=truth.a[j], s=s[j], gamma=gamma[j], folded=gamma[j] / s[j],
+            weights=size[j], scaled=size[j] * s[j],
+        )  # fmt: skip
+
+
 def test_shared_values_cannot_be_folded_and_it_is_said(page):
     page.go({"part": CLIP, "layer": O_PROJ})
     text = page.clip.said.texts[0]
@@ -418,6 +459,10 @@ def test_all_methods_at_equal_bits(page):
                 holds(row["cells"][1], error=truth.off(w))
                 holds(row["cells"][2], judged=truth.off(w, truth.judge))
         nearest = shown.scores[bits][0]
+        for row, one in zip(rows, shown.scores[bits], strict=True):
+            holds(row["cells"][3], times=(one.judged / nearest.judged, "×"))
+        least = min(one.judged for one in shown.scores[bits])
+        assert [bool(r["lit"]) for r in rows] == [s.judged == least for s in shown.scores[bits]]
         assert nearest.error == pytest.approx(truth.off(truth.rounded()), rel=5e-3)
         text = page.others.caption.texts[i]
         least = min(shown.scores[bits], key=lambda one: one.judged)
@@ -437,6 +482,9 @@ def test_every_layer_is_measured_beside_the_page(page, monkeypatch):
     assert page.status.text == "" and not page.others.every.running
     found = page.others.shown.layers
     assert len(found) == 4 and page.others.every_table.frames[0][0]["label"].endswith("k_proj")
+    for row, made in zip(page.others.every_table.frames[0], found.values(), strict=True):
+        holds(row["cells"], **{one.method: one.judged for one in made})
+        assert row["lit"] == [int(np.argmin([one.judged for one in made]))]
     own = {one.method: one.judged for one in found[K_PROJ]}
     assert own == {one.method: one.judged for one in page.others.shown.scores[3]}
     better = sum(one[2].judged < one[0].judged for one in found.values())

@@ -130,6 +130,8 @@ class ClipPart(AwqPart):
         self.block_table = Table("Every input of this block")
         self._siblings_box = stack(self.sibling_table)
         self._block_box = stack(self.block_table)
+        for box in (self._siblings_box, self._block_box):
+            show_only(box, False)
         for one in (self.whole, self.said):
             one.add_class("qv-aside")
         tie_frames(self.foot, self.line, self.curves, self.counts, self.table)

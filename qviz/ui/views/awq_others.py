@@ -76,6 +76,7 @@ class OthersPart(AwqPart):
         self.tally = Caption()
         self.tally.add_class("qv-aside")
         self._every_box = stack(self.tally, self.every_table)
+        show_only(self._every_box, False)
         self.main = [
             section(
                 "Equal bits, five methods",

@@ -13,7 +13,7 @@ from qviz.ui.views.parts import LessonPart
 from qviz.ui.widgets import MatrixFrame, MatrixView
 
 AXES = ("out", "channel")
-ROWS = 128  # of a layer that pictures show
+ROWS, CELLS = 128, 1 << 16  # of a layer that pictures show; twenty of them are kept
 
 
 class AwqPart(LessonPart):
@@ -24,7 +24,7 @@ class AwqPart(LessonPart):
 
 def part(matrix: torch.Tensor) -> torch.Tensor:
     """The rows that pictures show."""
-    return matrix[:ROWS]
+    return matrix[: max(1, min(ROWS, CELLS // matrix.shape[1]))]
 
 
 def felt(case: Case, back: torch.Tensor) -> torch.Tensor:

@@ -120,6 +120,8 @@ class SearchPart(AwqPart):
         self._sign_box = stack(Text("The second search", "h3"), self.sign)
         tie_frames(self.foot, self.picture, self.second_view, self.curve, self.cloud, self.table)
         link_matrices(self.picture, self.second_view)
+        for box in (self._second_box, self._sign_box):
+            show_only(box, False)
         self.controls = [self.grid_control, self.why, self.beside_control]
         self.main = [
             section(
