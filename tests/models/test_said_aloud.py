@@ -45,7 +45,7 @@ def test_a_model_prints_what_its_checkpoint_lacks_or_has_too_much():
     bert = load_model(directory("BERT"))
     odd = replace(bert, missing=frozenset({"pooler.dense.bias"}), unused=frozenset("dcba"))
     assert "random, because the checkpoint lacks them: pooler.dense.bias" in repr(odd)
-    assert "without a place in the model: a, b, c and 1 more" in repr(odd)
+    assert "but unused by the model: a, b, c and 1 more" in repr(odd)
 
 
 @pytest.mark.parametrize(
