@@ -90,7 +90,7 @@ def test_layers_by_pattern(llama, captured):
         llama, "gptq", layers="*.0.mlp.*", calibration=captured, bits=4, group_size=32
     )
     assert done.tensors.keys() == {name for name in names if ".0.mlp." in name}
-    with pytest.raises(ValueError, match=r"no layer matches the pattern '\*\.mpl\.\*'.*named like"):
+    with pytest.raises(ValueError, match=r"no layer matches the pattern '\*\.mpl\.\*'.*names like"):
         qviz.quantize_model(llama, layers="*.mpl.*")
 
 
