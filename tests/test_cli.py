@@ -247,13 +247,13 @@ def test_kernels_prints_what_ships_as_recorded(capsys: pytest.CaptureFixture[str
     ("arguments", "words"),
     [
         (["--shape", "4096"], "a shape is written OUTxIN"),
-        (["--batch", "1,two"], "--batch takes whole numbers with commas between, got 'two'"),
+        (["--batch", "1,two"], "--batch takes whole numbers separated by commas, got 'two'"),
         (["--batch", "0"], "a batch must be from 1"),
         (["--format", "int5"], "unknown format 'int5'"),
         (["--kernel", "torch.int9"], "unknown kernel 'torch.int9'"),
         (["--seconds", "0"], "seconds must be above 0"),
         (["--seconds", "nan"], "seconds must be above 0"),
-        (["--shape", "64x128", "--shape", "64x100"], "int4-g128 does not take this shape"),
+        (["--shape", "64x128", "--shape", "64x100"], "int4-g128 does not accept this shape"),
         (["--device", "tpu"], 'there is no device \'tpu\'; take "cpu" or "cuda"'),
         (["--list", "--device", "tpu"], 'there is no device \'tpu\'; take "cpu" or "cuda"'),
     ],
@@ -278,7 +278,7 @@ def test_what_cannot_be_written_is_said_before_anything_is_measured(
     monkeypatch.setattr("qviz.kernels.measure", fail)
     (tmp_path / "file").touch()
     for path, words in [
-        (tmp_path, f"--json takes a file to write, and {tmp_path} is a folder"),
+        (tmp_path, f"--json needs a file to write to, but {tmp_path} is a folder"),
         (tmp_path / "file" / "found.json", "file"),
     ]:
         assert cli.main(["kernels", "--device", "cpu", "--json", str(path)]) == 2

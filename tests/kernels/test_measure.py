@@ -433,7 +433,7 @@ def test_without_the_sixteen_bit_product_there_is_no_race(fakes, monkeypatch):
 
 def test_a_format_that_does_not_fit_is_refused_before_anything_is_measured(fakes):
     steps = []
-    with pytest.raises(ValueError, match="q4_k does not take this shape: Q4_K needs rows"):
+    with pytest.raises(ValueError, match="q4_k does not accept this shape: Q4_K needs rows"):
         quick((64, 96), ["int8", "q4_k"], [1], progress=lambda *step: steps.append(step))
     assert steps == []
 

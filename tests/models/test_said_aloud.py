@@ -45,7 +45,7 @@ def test_a_model_prints_what_its_checkpoint_lacks_or_has_too_much():
     bert = load_model(directory("BERT"))
     odd = replace(bert, missing=frozenset({"pooler.dense.bias"}), unused=frozenset("dcba"))
     assert "random, because the checkpoint lacks them: pooler.dense.bias" in repr(odd)
-    assert "without a place in the model: a, b, c and 1 more" in repr(odd)
+    assert "but unused by the model: a, b, c and 1 more" in repr(odd)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_layers_by_pattern(llama, captured):
         llama, "gptq", layers="*.0.mlp.*", calibration=captured, bits=4, group_size=32
     )
     assert done.tensors.keys() == {name for name in names if ".0.mlp." in name}
-    with pytest.raises(ValueError, match=r"no layer matches the pattern '\*\.mpl\.\*'.*named like"):
+    with pytest.raises(ValueError, match=r"no layer matches the pattern '\*\.mpl\.\*'.*names like"):
         qviz.quantize_model(llama, layers="*.mpl.*")
 
 
