@@ -14,6 +14,8 @@ import torch
 from qviz.core.granularity import Granularity
 from qviz.core.ledger import LedgerItem, Stream
 
+RUN = 1 << 20  # codes that are looked up at once
+
 
 class Grid(Protocol):
     """What a QuantizedTensor asks of its grid."""
@@ -84,11 +86,10 @@ def affine_values(
     zero: torch.Tensor | None,
     offset: torch.Tensor | None,
 ) -> torch.Tensor:
-    """s·(q − z) + offset, a new tensor in the dtype and the shape of `codes`, in which the others
-    are given too, or broadcast."""
-    x = codes if zero is None else codes - zero
-    x = x * scale
-    return x if offset is None else x + offset
+    """s·(q − z) + offset, a new tensor in the shape of `codes` and the dtype of the others, which
+    broadcast; codes are in that dtype too, or integers, which need no copy of their own."""
+    x = codes * scale if zero is None else (codes - zero).mul_(scale)
+    return x if offset is None else x.add_(offset)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +125,9 @@ class Affine(ScalarGrid):
 
         scale = self.scale.to(self.compute).unsqueeze(-1)
         zero, offset = spread(self.zero_point), spread(self.offset)
-        return affine_values(codes.to(self.compute), scale, zero, offset)
+        if codes.is_floating_point():
+            codes = codes.to(self.compute)
+        return affine_values(codes, scale, zero, offset)
 
     def at(self, rows: torch.Tensor, groups: torch.Tensor) -> "Affine":
         def pick(x: torch.Tensor | None) -> torch.Tensor | None:
@@ -183,7 +186,12 @@ class Codebook(ScalarGrid):
     fill: int = 0
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        return (self.values[codes.int()] * self.scale.unsqueeze(-1)).to(self.dtype)
+        # A run at a time: indices and values of a large matrix would be four bytes each.
+        found = torch.cat([self.values[run.int()] for run in torch.split(codes.flatten(), RUN)])
+        scale = self.scale.unsqueeze(-1)
+        x = found.reshape(codes.shape)
+        same = torch.result_type(x, scale) == x.dtype
+        return (x.mul_(scale) if same else x * scale).to(self.dtype)
 
     def at(self, rows: torch.Tensor, groups: torch.Tensor) -> "Codebook":
         return replace(self, scale=self.scale[rows, groups])

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -122,7 +123,7 @@ class QuantizedTensor:
         """Name → bytes (uint8) of everything that must be stored to rebuild the weight."""
         return {stream.name: stream.pack() for stream in self._streams()}
 
-    @property
+    @cached_property
     def ledger(self) -> Ledger:
         return ledger_of(self._streams(), self.shape[0] * self.shape[1])
 

@@ -444,9 +444,8 @@ def affine(
     if emit is not None:
         emit("affine.position", position=unit.join(position, shape))
     rounded = levels.round_(position)
-    whole = rounded.clamp(grid.qmin, grid.qmax)
-    clipped = whole != rounded
-    codes = unit.join(whole.to(grid.code_dtype), shape)
+    clipped = (rounded < grid.qmin) | (rounded > grid.qmax)
+    codes = unit.join(rounded.clamp_(grid.qmin, grid.qmax).to(grid.code_dtype), shape)
     if emit is not None:
         emit("affine.codes", codes=codes, clipped=unit.join(clipped, shape))
 

@@ -28,6 +28,8 @@ from qviz.core.tensor import QuantizedTensor
 from qviz.core.trace import Emit, EventSpec
 from qviz.methods.registry import Method
 
+RUN = 1 << 20  # numbers that are encoded at once
+
 
 @dataclass(frozen=True)
 class BlockFormat:
@@ -346,8 +348,10 @@ def microscaling(
     if emit is not None:
         emit("microscaling.scaled", scaled=scaled.reshape(weight.shape))
 
-    clipped = scaled.abs() > block.top
-    codes = _elements(scaled, block, rounding, fit.minus_zero).reshape(weight.shape)
+    clipped = (scaled > block.top) | (scaled < -block.top)
+    runs = torch.split(scaled.flatten(), RUN)
+    codes = torch.cat([_elements(run, block, rounding, fit.minus_zero) for run in runs])
+    codes = codes.reshape(weight.shape)
     if emit is not None:
         emit("microscaling.codes", codes=codes, clipped=clipped.reshape(weight.shape))
 
