@@ -318,7 +318,7 @@ def test_a_second_search_that_is_the_first_gives_way(page):
 
 
 def test_clipping_does_what_is_said(page):
-    page.go({"part": CLIP, "weight": "20, 30"})
+    page.go({"part": CLIP, "weight": "20, 200"})
     truth, clip = Truth(), page.clip.shown.clip
     s = page.clip.shown.search.chosen.scale.numpy()
     # In float32: cut at both ends, a group's zero point is a tie, which the last bit decides.
@@ -350,15 +350,15 @@ def test_clipping_does_what_is_said(page):
         share=1 - low / 20, together=uniform[low], ways={"up from/down from/still": now - before},
     )  # fmt: skip
     for k, text in enumerate(page.clip.foot.captions):
-        reach = float(top[20, 0, 0]) * (1 - k / 20)
-        points(text, "takes this one/takes another", bool(step[20, 0] == k))
+        reach = float(top[20, 1, 0]) * (1 - k / 20)
+        points(text, "takes this one/takes another", bool(step[20, 1] == k))
         said = [n.value for n in numbers_in(text)]
-        assert said[:3] == [k, 20, 0]
+        assert said[:3] == [k, 20, 1]
         if k:
             assert numbers_in(text)[4].is_(reach)
-            assert said[5] == int((np.abs(groups[20, 0]) > reach * (1 + 1e-6)).sum())
-            assert numbers_in(text)[-1].is_(float(np.sqrt(own[k, 20, 0] / own[0, 20, 0])))
-    assert page.clip.foot.events == {"taken": [int(step[20, 0])]}
+            assert said[5] == int((np.abs(groups[20, 1]) > reach * (1 + 1e-6)).sum())
+            assert numbers_in(text)[-1].is_(float(np.sqrt(own[k, 20, 1] / own[0, 20, 1])))
+    assert page.clip.foot.events == {"taken": [int(step[20, 1])]}
 
 
 def test_pointing_at_another_group_cuts_that_one(page):
