@@ -174,13 +174,15 @@ def test_one_channel_scaled_does_what_is_said(page, held):
             first = now
             holds(text, s=1, j=j, own=now["own"], others=127, rest=now["rest"], out=now["output"])
             continue
-        head, _, end = cut(text, ". In ", " The layer's output")
+        head, middle, end = cut(text, ". In ", " The layer's output")
+        _, tail = cut(middle, ", and the others")
         for told, name, known, phrases in (
             (head, "own", {"j": j, "s": s}, "rise/fall/stay"),
+            (tail, "rest", {}, "rise/fall/stay"),
             (end, "output", {}, "up from/down from/still"),
         ):
             way = float(f"{100 * now[name]:.3g}") - float(f"{100 * first[name]:.3g}")
-            order = ("old", "new") if name == "own" else ("new", "old")
+            order = ("new", "old") if name == "output" else ("old", "new")
             values = {"old": first[name], "new": now[name]}
             known |= {key: values[key] for key in order if way or key == "new"}
             holds(told, **known, ways={phrases: way})
