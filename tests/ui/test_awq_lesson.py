@@ -174,13 +174,15 @@ def test_one_channel_scaled_does_what_is_said(page, held):
             first = now
             holds(text, s=1, j=j, own=now["own"], others=127, rest=now["rest"], out=now["output"])
             continue
-        head, _, end = cut(text, ". In ", " The layer's output")
+        head, middle, end = cut(text, ". In ", " The layer's output")
+        _, tail = cut(middle, ", and the others")
         for told, name, known, phrases in (
             (head, "own", {"j": j, "s": s}, "rise/fall/stay"),
+            (tail, "rest", {}, "rise/fall/stay"),
             (end, "output", {}, "up from/down from/still"),
         ):
             way = float(f"{100 * now[name]:.3g}") - float(f"{100 * first[name]:.3g}")
-            order = ("old", "new") if name == "own" else ("new", "old")
+            order = ("new", "old") if name == "output" else ("old", "new")
             values = {"old": first[name], "new": now[name]}
             known |= {key: values[key] for key in order if way or key == "new"}
             holds(told, **known, ways={phrases: way})
@@ -318,7 +320,7 @@ def test_a_second_search_that_is_the_first_gives_way(page):
 
 
 def test_clipping_does_what_is_said(page):
-    page.go({"part": CLIP, "weight": "20, 30"})
+    page.go({"part": CLIP, "weight": "20, 200"})
     truth, clip = Truth(), page.clip.shown.clip
     s = page.clip.shown.search.chosen.scale.numpy()
     # In float32: cut at both ends, a group's zero point is a tie, which the last bit decides.
@@ -350,15 +352,15 @@ def test_clipping_does_what_is_said(page):
         share=1 - low / 20, together=uniform[low], ways={"up from/down from/still": now - before},
     )  # fmt: skip
     for k, text in enumerate(page.clip.foot.captions):
-        reach = float(top[20, 0, 0]) * (1 - k / 20)
-        points(text, "takes this one/takes another", bool(step[20, 0] == k))
+        reach = float(top[20, 1, 0]) * (1 - k / 20)
+        points(text, "takes this one/takes another", bool(step[20, 1] == k))
         said = [n.value for n in numbers_in(text)]
-        assert said[:3] == [k, 20, 0]
+        assert said[:3] == [k, 20, 1]
         if k:
             assert numbers_in(text)[4].is_(reach)
-            assert said[5] == int((np.abs(groups[20, 0]) > reach * (1 + 1e-6)).sum())
-            assert numbers_in(text)[-1].is_(float(np.sqrt(own[k, 20, 0] / own[0, 20, 0])))
-    assert page.clip.foot.events == {"taken": [int(step[20, 0])]}
+            assert said[5] == int((np.abs(groups[20, 1]) > reach * (1 + 1e-6)).sum())
+            assert numbers_in(text)[-1].is_(float(np.sqrt(own[k, 20, 1] / own[0, 20, 1])))
+    assert page.clip.foot.events == {"taken": [int(step[20, 1])]}
 
 
 def test_pointing_at_another_group_cuts_that_one(page):

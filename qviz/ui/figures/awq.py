@@ -260,7 +260,7 @@ def factor_cloud(
     every = np.concatenate([np.asarray(s) for s in scales])
     low, high = float(np.log10(every.min())), float(np.log10(every.max()))
     pad = 0.06 * (high - low) or 0.5
-    figure.update_xaxes(type="log", exponentformat="none")
+    figure.update_xaxes(type="log", exponentformat="none", nticks=5, tickangle=0)
     figure.update_yaxes(type="log", range=[low - pad, high + pad], exponentformat="none")
     _legend(figure)
     frames = [

@@ -125,7 +125,7 @@ class ClipPart(AwqPart):
         self.counts = Chart("What all groups take", height=200)
         self.table = Readout("The chosen weight")
         self.whole, self.said = Caption(), Caption()
-        self.fold_table = Table("The loudest channels, folded")
+        self.fold_table = Table("The loudest channels")
         self.sibling_table = Table("Inputs that one value channel becomes, and their factors")
         self.block_table = Table("Every input of this block")
         self._siblings_box = stack(self.sibling_table)
