@@ -15,15 +15,9 @@ from qviz.study.gguf_types import importance_of
 from qviz.study.gguf_walk import RowWalk
 from qviz.ui.views.gguf import GgufLesson
 from qviz.ui.views.gguf_encode import TYPES_OFFERED
+from qviz.ui.views.gguf_guide import BESIDE, IMPORTANCE, NO_PASS, NOTHING, OUTLIER, PAIRS, UNREACHED
 from qviz.ui.views.gguf_words import (
     ANSWERS,
-    BESIDE,
-    IMPORTANCE,
-    NO_PASS,
-    NOTHING,
-    OUTLIER,
-    PAIRS,
-    UNREACHED,
 )
 
 LAYER = "model.layers.1.mlp.down_proj"

@@ -18,7 +18,15 @@ from qviz.study.gguf_facts import (
     WeighFacts,
     ZooFacts,
 )
+from qviz.ui.views.gguf_beside_words import (
+    BY_INPUTS,
+    BY_REST,
+    BesideFacts,
+    beside_words,
+    zoo_words,
+)
 from qviz.ui.views.gguf_equation import formulas
+from qviz.ui.views.gguf_guide import NO_PASS, OUTLIER, PAIRS, UNREACHED
 from qviz.ui.views.gguf_types_words import (
     FileFacts,
     ShiftFacts,
@@ -32,16 +40,8 @@ from qviz.ui.views.gguf_types_words import (
 )
 from qviz.ui.views.gguf_words import (
     ANSWERS,
-    BY_INPUTS,
-    BY_REST,
-    NO_PASS,
-    OUTLIER,
-    PAIRS,
-    UNREACHED,
-    BesideFacts,
     Won,
     back_words,
-    beside_words,
     bit_words,
     block_words,
     bytes_words,
@@ -55,7 +55,6 @@ from qviz.ui.views.gguf_words import (
     try_words,
     verdict,
     weigh_words,
-    zoo_words,
 )
 
 Q4 = Sizes("Q4_K", 8, 32, 144, 4, 4.5, 63, 6)

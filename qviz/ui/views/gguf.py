@@ -8,8 +8,8 @@ from typing import Any
 
 from qviz.ui.views.gguf_encode import EncodePart
 from qviz.ui.views.gguf_file import FilePart
+from qviz.ui.views.gguf_guide import ENCODE, FILE, GUIDE, TYPES_PART
 from qviz.ui.views.gguf_types import TypesPart
-from qviz.ui.views.gguf_words import ENCODE, FILE, GUIDE, TYPES_PART
 from qviz.ui.views.layer_page import LayerPage
 from qviz.ui.views.parts import PartedLesson
 from qviz.ui.widgets import Code, stack

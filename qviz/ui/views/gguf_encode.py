@@ -9,16 +9,17 @@ from qviz.study.gguf_facts import zoo_facts
 from qviz.study.gguf_types import fitting, importance_of
 from qviz.study.gguf_walk import BLOCK, START, WEIGH, tries
 from qviz.ui.views.fields import ValueField
+from qviz.ui.views.gguf_beside_words import (
+    beside_words,
+    zoo_words,
+)
+from qviz.ui.views.gguf_guide import BESIDE, IMPORTANCE
 from qviz.ui.views.gguf_pictures import BlockPictures
 from qviz.ui.views.gguf_run import Shown, code_of, offered, run
 from qviz.ui.views.gguf_said import beside_at, sentence, won
 from qviz.ui.views.gguf_words import (
     ANSWERS,
-    BESIDE,
-    IMPORTANCE,
-    beside_words,
     verdict,
-    zoo_words,
 )
 from qviz.ui.views.layer_page import LayerPage, Opened
 from qviz.ui.views.lesson_page import COMPUTING

@@ -16,9 +16,13 @@ from qviz.ui.figures.gguf import input_sizes, on_levels, search_curve
 from qviz.ui.views.frame import tie_frames
 from qviz.ui.views.gguf_cell import weight_rows
 from qviz.ui.views.gguf_equation import formulas
+from qviz.ui.views.gguf_guide import IMPORTANCE
 from qviz.ui.views.gguf_run import Shown
 from qviz.ui.views.gguf_said import section_holds, sentence
-from qviz.ui.views.gguf_words import IMPORTANCE, bit_words, section_words
+from qviz.ui.views.gguf_words import (
+    bit_words,
+    section_words,
+)
 from qviz.ui.widgets import (
     BlockBytes,
     Caption,

@@ -21,7 +21,7 @@ from qviz.study.gguf_walk import (
     with_outlier,
     without_second_pass,
 )
-from qviz.ui.views.gguf_words import (
+from qviz.ui.views.gguf_guide import (
     BESIDE,
     FACTOR,
     IMPORTANCE,

@@ -24,16 +24,17 @@ from qviz.study.gguf_walk import (
     RowWalk,
     Walk,
 )
-from qviz.ui.views.gguf_run import Shown
-from qviz.ui.views.gguf_words import (
+from qviz.ui.views.gguf_beside_words import (
     BY_INPUTS,
     BY_REST,
-    OUTLIER,
-    PAIRS,
     BesideFacts,
+    beside_words,
+)
+from qviz.ui.views.gguf_guide import OUTLIER, PAIRS
+from qviz.ui.views.gguf_run import Shown
+from qviz.ui.views.gguf_words import (
     Won,
     back_words,
-    beside_words,
     block_words,
     bytes_words,
     found_words,

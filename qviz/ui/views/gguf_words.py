@@ -15,19 +15,9 @@ from qviz.study.gguf_facts import (
     Sizes,
     TryFacts,
     WeighFacts,
-    ZooFacts,
 )
-from qviz.ui.views.guide_steps import AtLeast, Is, Moved, Step
 from qviz.ui.widgets import counted, number, percent
 
-ENCODE, TYPES_PART, FILE = "encode", "types", "file"
-NOTHING, IMPORTANCE = "nothing", "with importance"
-NO_PASS, OUTLIER, UNREACHED, PAIRS = (
-    "second pass left out", "one weight 100×", "importance 0 here", "bytes read in pairs",
-)  # fmt: skip
-BESIDE = (NOTHING, IMPORTANCE, NO_PASS, OUTLIER, UNREACHED, PAIRS)
-FACTOR = 100.0  # by which the outlier of the zoo grows
-BY_INPUTS, BY_REST = "Weighed by the inputs", "Without the large weight"
 NOUNS = {
     "codes": "code", "scales": "scale", "mins": "minimum", "exponent": "exponent",
     "d": "d", "dmin": "dmin", "m": "m",
@@ -36,50 +26,6 @@ HALVES = {
     "d": "the step of the scales", "dmin": "the step of the minimums", "m": "the minimum",
 }  # fmt: skip
 
-GUIDE = (
-    Step(
-        "Walk from weights to bytes",
-        "Press “One step forward” again and again, or play. Watch the error curve find a better "
-        "scale than the plain one, then see what storing that scale in a few bits takes back.",
-        {"part": ENCODE},
-        {"part": Is(ENCODE), "step": AtLeast(31)},
-    ),
-    Step(
-        "Leave the second pass out",
-        "Set “Beside it” to “second pass left out” and step to the end. The codes that the search "
-        "found belong to scales that nobody stores. How many of them change in the second pass?",
-        {"part": ENCODE},
-        {"part": Is(ENCODE), "beside": Is(NO_PASS), "step": AtLeast(28)},
-    ),
-    Step(
-        "Let one weight spoil a super-block",
-        "Set “Beside it” to “one weight 100×” and step to the end. Seven sub-blocks did not "
-        "change. Why do they suffer? Look at the integers that their scales become.",
-        {"part": ENCODE},
-        {"part": Is(ENCODE), "beside": Is(OUTLIER), "step": AtLeast(24)},
-    ),
-    Step(
-        "Pay for bits",
-        "Drag “Type” from one end to the other. Which type of 4.5 bits comes closest, the one with "
-        "a search or the one without? Then judge by “outputs”: whom does importance help there?",
-        {"part": TYPES_PART},
-        {"part": Is(TYPES_PART), "kind": Moved()},
-    ),
-    Step(
-        "K names the block, M the mix",
-        "Move “File type” between Q4_K_S and Q4_K_M. The block is the same; which tensors change "
-        "theirs, in which layers?",
-        {"part": FILE, "file": "Q4_K_S"},
-        {"part": Is(FILE), "file": Is("Q4_K_M")},
-    ),
-    Step(
-        "A file with almost no Q4_K in it",
-        "Set “Model shape” to Qwen2.5-0.5B. Its rows have 896 weights, no multiple of 256. What "
-        "does llama.cpp take instead, and how many bits does this file have then?",
-        {"part": FILE},
-        {"part": Is(FILE), "model_shape": Is("Qwen2.5-0.5B")},
-    ),
-)
 ANSWERS = (
     "more spacings than the plain way: the ends are cut off",
     "exactly as many as the plain way",
@@ -308,87 +254,6 @@ def back_words(sizes: Sizes, off: float, exact: bool = True) -> str:
         f"the model computes with, off by {percent(off)}. "
         + ("Nothing else is stored." if exact else "They were read in the wrong order.")
     )
-
-
-@dataclass(frozen=True)
-class BesideFacts:
-    """Two walks at the end of a step: how far off each is; `weighed`: the same `by` what tells them
-    apart, the importance of the inputs say."""
-
-    off: float
-    other: float
-    weighed: float | None = None
-    weighed_other: float | None = None
-    by: str = BY_INPUTS
-
-
-def beside_words(facts: BesideFacts) -> str:
-    """What the second run has come to, after the first run's own sentence."""
-    text = (
-        f" Beside it: off by {percent(facts.other)}, "
-        f"{_more_or_less(facts.other, facts.off)} than the first run."
-        if percent(facts.other) != percent(facts.off)
-        else f" Beside it: off by {percent(facts.other)} as well."
-    )
-    if facts.weighed is None or facts.weighed_other is None:
-        return text
-    way = _more_or_less(facts.weighed_other, facts.weighed)
-    tail = f" {facts.by}: {percent(facts.weighed_other)}, {way} than {percent(facts.weighed)}."
-    if percent(facts.weighed_other) == percent(facts.weighed):
-        tail = f" {facts.by}: {percent(facts.weighed_other)} in both."
-    return text + tail
-
-
-def _more_or_less(mine: float, other: float) -> str:
-    return "more" if mine > other else "less"
-
-
-# --------------------------------------------------------------------------------- what goes wrong
-
-
-def zoo_words(name: str, facts: ZooFacts) -> str:
-    """What a failure does to the block, and the sign by which one knows it."""
-    if name == NO_PASS:
-        return (
-            f"The search's codes are stored with rounded scales that they were not made for. "
-            f"{facts.farther} of {facts.weights} weights lie nearer to another level of their own "
-            f"block: that is the sign. Off by {percent(facts.off)}; with the second pass "
-            f"{percent(facts.off_true)}."
-        )
-    if name == OUTLIER:
-        zero = f", {facts.zero_scales} of them 0" if facts.zero_scales else ""
-        small = (
-            f"{facts.small_scales} of {facts.groups} scales are at most a tenth of the largest "
-            f"integer{zero}: so small integers are coarse, and that is the sign. "
-            if facts.groups > 1
-            else "Most codes are the same: that is the sign. "
-        )
-        return (
-            f"One weight is {number(facts.factor)}× as large, and takes its block's scale with it. "
-            f"{small}The other {facts.weights - 1} weights are off by {percent(facts.rest)}, "
-            f"{_from(facts.rest, facts.rest_true)}; the error of the whole block, "
-            f"{percent(facts.off)}, hides that, because the outlier is nearly all of it."
-        )
-    if name == UNREACHED:
-        return (
-            f"No calibration text reached these inputs (an expert of a mixture that it never "
-            f"chose, say), so their importance is 0. Errors cost nothing and there is nothing to "
-            f"fit: {facts.zero_scales} of {facts.groups} scales become 0, and the block is off by "
-            f"{percent(facts.off)}, {_from(facts.off, facts.off_true)}. Scales of 0 are the sign."
-        )
-    if name == PAIRS:
-        same = (
-            "the codes are the same, each as often as before, but"
-            if facts.same_codes
-            else "the codes differ too, and"
-        )
-        return (
-            f"The bytes are right, the reader is not: it takes the two halves of a byte for "
-            f"neighbours. So {same} they belong to other weights. Off by {percent(facts.off)} "
-            f"instead of {percent(facts.off_true)}: an error near or above 100 % with an ordinary "
-            f"histogram is the sign."
-        )
-    raise KeyError(name)
 
 
 # --------------------------------------------------------------------------------- the prediction
