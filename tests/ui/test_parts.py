@@ -10,7 +10,7 @@ import qviz.ui.views
 from qviz.ui.views.background import Background
 from qviz.ui.views.lessons import COURSE
 from qviz.ui.views.parts import LessonPart, PartedLesson
-from qviz.ui.widgets import Button, Caption, Choice, Slider, column_of, section
+from qviz.ui.widgets import Button, Caption, Choice, Code, Slider, column_of, section
 
 
 class Doubling(LessonPart):
@@ -20,11 +20,11 @@ class Doubling(LessonPart):
 
     def __init__(self, page):
         super().__init__(page)
-        self.lead = self.add("first", Slider("A number", ["1", "2"]))
+        self.lead = self.number = self.add("first", Slider("A number", ["1", "2"]))
         self.caption, self.main = Caption(), [section("Twice")]
 
     def compute(self):
-        return 2 * int(self.lead.value)
+        return 2 * int(self.number.value)
 
     def draw(self, shown):
         self.caption.set_texts(f"{shown}")
@@ -32,7 +32,7 @@ class Doubling(LessonPart):
 
 class Squaring(LessonPart):
     keys = ("second",)
-    has_code = False
+    has_own = False
 
     def __init__(self, page):
         super().__init__(page)
@@ -53,7 +53,9 @@ class Parted(PartedLesson):
         self.add_parts("double", "square")
         self.doubling, self.squaring = Doubling(self), Squaring(self)
         self.parts = {"double": self.doubling, "square": self.squaring}
-        self.widget = self.compose_parts(own=[Button("Something")])
+        self.box = section("Of the first, and of others to come")
+        self.doubling.also = [self.box]
+        self.widget = self.compose_parts(first=[self.box], own=[Button("Something")])
         self.whole(self.update)
 
 
@@ -69,10 +71,35 @@ def test_what_belongs_to_the_open_part_is_on_the_page():
         page.part_control.index = int(name == "square")
         assert page.part == name and page.current is page.parts[name]
         assert page.doubling.is_open() is first and page.squaring.is_open() is not first
-        assert [hidden(c) for c in (*columns, said)] == [not first] * 3
+        assert [hidden(c) for c in (*columns, said, page.box)] == [not first] * 4
         assert hidden(page.doubling.main[0]) is not first
         assert hidden(page.squaring.main[0]) is first
     assert page.doubling.shown == 2 and page.squaring.shown == 9
+
+
+def test_panels_are_there_for_the_parts_they_are_about():
+    """Here the code stays where the learner's own layer goes, and the lead with it."""
+
+    class Shared(Parted):
+        def compose_parts(self, **frame):
+            self.doubling.lead, self.squaring.has_lead = None, False
+            return super().compose_parts(lead=self.squaring.choice, code=Code(), **frame)
+
+    page = Shared()
+    lead, wide = (column_of(page.widget, name) for name in ("qv-lead", "qv-wide"))
+    own, code = wide.children
+    assert [hidden(box) for box in (lead, own, code, wide)] == [False] * 4
+    page.part_control.index = 1
+    assert [hidden(box) for box in (lead, own, code, wide)] == [True, True, False, False]
+
+
+def test_after_a_failure_the_part_that_is_back_is_on_the_page():
+    page = Parted()
+    with page.quietly():
+        page.squaring.choice.index = 1  # which cannot be computed
+    page.part_control.index = 1
+    assert "no fours" in page.status.text and page.part == "double"
+    assert not hidden(page.doubling.main[0]) and hidden(page.squaring.main[0])
 
 
 def test_a_link_opens_the_part_that_its_names_belong_to():
