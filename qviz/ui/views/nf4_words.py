@@ -141,7 +141,7 @@ def built(made: Made | None, count: int, largest: float) -> str:
         return (
             "Cut the normal distribution into equally likely bins and take the middle of each. "
             "Below the outermost middle lies a share of 1 − 1/32 of the distribution with 16 "
-            "bins, and 1 − 1/30 with 15. NF4 takes the value halfway between, δ = {OFFSET}. "
+            f"bins, and 1 − 1/30 with 15. NF4 takes the value halfway between, δ = {OFFSET}. "
             "Everything else follows from it."
         )
     if made is None:
