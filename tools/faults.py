@@ -141,10 +141,18 @@ def _nodes(node: ast.AST, place: _Place) -> Iterator[tuple[ast.AST, str]]:
                     continue  # its name on the page, which no value decides: a reader checks it
                 if isinstance(child, ast.Constant) and getattr(node, "arg", "") in NAMES:
                     continue
+                if isinstance(child, ast.Constant) and child in _named_in(node):
+                    continue
                 found = _nodes(child, within)
                 if name == "comparators" and isinstance(child, ast.Tuple):
                     next(found)  # `x in (a, b)`: their order says nothing
                 yield from found
+
+
+def _named_in(node: ast.AST) -> list[ast.expr]:
+    """What stands under one of NAMES in a dict: `{"name": "the closest within the budget"}`."""
+    pairs = zip(node.keys, node.values, strict=True) if isinstance(node, ast.Dict) else ()
+    return [value for key, value in pairs if isinstance(key, ast.Constant) and key.value in NAMES]
 
 
 def _makes_a_part(node: ast.AST) -> bool:

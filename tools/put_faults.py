@@ -62,6 +62,7 @@ AREAS = {
 EQUIVALENT = {
     "qviz/core/granularity.py: (torch.zeros_like(rows), torch.zeros_like(columns)) → "
     "(torch.zeros_like(columns), torch.zeros_like(rows))": "zeros, which broadcast either way",
+    "qviz/study/clipping.py: known - back → back - known": "only its size counts",
 }
 
 NOT_COPIED = shutil.ignore_patterns(

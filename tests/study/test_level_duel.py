@@ -104,6 +104,10 @@ def test_distinct_levels_are_sorted_within_the_range_and_hardly_moved(levels):
         assert torch.equal(v, want)
 
 
+def test_equal_spacing_is_equal_from_end_to_end():
+    assert pytest.approx(np.linspace(-1, 1, 16)) == EVEN
+
+
 @pytest.mark.parametrize("levels", [[0.5] * 15, [float("nan"), *EVEN[1:]], [*EVEN, 1.0]])
 def test_other_than_sixteen_finite_levels_are_refused(levels):
     with pytest.raises(ValueError, match="16 finite levels"):

@@ -424,7 +424,7 @@ DECIDING = {
 
 #: Lesson → how many of its captions and readouts are about what no choice changes (a table of
 #: hardware, the levels of NF4), so that only their own control moves them on.
-STILL = {"formats": 2, "memory_and_speed": 1, "nf4": 4}
+STILL = {"formats": 2, "gguf": 1, "memory_and_speed": 1, "nf4": 4}
 #: Of some lessons what is worked out frame by frame, as the learner comes there.
 AS_ASKED = {"nf4": ("Caption.texts", "Table.frames")}
 

@@ -305,7 +305,7 @@ def check_sentence(text, at, x, v, rounding):
     f = FORMATS.get(at.format)
     if at.subnormal:
         text, least = cut(text, " Below ")
-        holds(least, fixed=["the leading 1", "with fewer bits"], least=f.min_normal)
+        holds(least, fixed=["no leading 1", "fewer significant bits"], least=f.min_normal)
     last = math.copysign(max(r for r in ends(at.format)), x) if f and f.signed else max(
         ends(at.format)
     )  # fmt: skip

@@ -18,6 +18,7 @@ import qviz
 from qviz.methods.affine import affine
 from qviz.methods.nf4 import nf4
 from qviz.study.granularity import NF4_BLOCKS, OutlierClaims, Window, quietest, sharers
+from qviz.ui.figures.granularity import row_picture
 from qviz.ui.views import GranularityLesson
 from qviz.ui.views.granularity_budget import BUDGETS, MEASURED, some_rows
 from qviz.ui.views.granularity_budget_words import (
@@ -336,6 +337,10 @@ def test_pictures_tables_and_captions_are_what_the_library_computes(at, state):
     window = shown.window
     row, column = shown.cell
     assert window.holds(row, column)
+    if not part.error_views[0].pinned:
+        assert part.error_views[0].cursor == [row - window.row, column - window.column]
+    assert part.hint.text.startswith("Click any")
+    assert ("for each channel" in part.hint.text) == (shown.kind == INPUTS)
     unit = float(np.sqrt((shown.matrix.numpy().astype(float) ** 2).mean()))
     before: dict[str, float] = {}
     for i in (0, 3, len(SIZES) - 1):
@@ -559,6 +564,23 @@ def test_who_sets_the_scale_is_seen_in_the_curves(at):
         assert errors[-1] > 0.9
 
 
+def test_each_granularity_has_its_own_axis_and_its_stretch_is_shaded():
+    x = np.array([1.0, -2.0, 3.0])
+    figure = row_picture([4, 5, 6], [x], {"matrix": [x / 2], "row": [x / 4]},
+                         {"matrix": (4, 6), "row": (5, 5)}, 9.0, "input")  # fmt: skip
+    layout = figure["layout"]
+    for i, (label, (first, last)) in enumerate({"matrix": (4, 6), "row": (5, 5)}.items()):
+        bars, marks = figure["data"][2 * i : 2 * i + 2]
+        axis = "yaxis" + bars["yaxis"][1:]
+        assert marks["yaxis"] == bars["yaxis"] and layout[axis]["title"]["text"] == label
+        assert label in bars["name"] and label in marks["name"]
+        shade = layout["shapes"][i]
+        assert (shade["x0"], shade["x1"]) == (first - 0.5, last + 0.5)
+        assert shade["layer"] == "below" and shade["yref"] == f"{bars['yaxis']} domain"
+        assert list(figure["frames"][0]["data"][2 * i]["y"]) == x.tolist()
+    assert len({layout[a]["domain"][0] for a in layout if a.startswith("yaxis")}) == 2
+
+
 # ------------------------------------------------------------------------- equal bits
 
 
@@ -589,6 +611,12 @@ def test_equal_bits_on_the_page(at):
             budget = BUDGETS[i]
             affordable = {k: v for k, v in known.items() if v[0] <= budget}
             rows = {row["label"]: row["cells"] for row in part.table.frames[i]}
+            holds(part.budget_control.options[i], budget=(budget, "bits"), digits=4)
+            told, _, behind = part.behind.summaries[i].partition(": ")
+            holds(told, budget=(budget, "bits"), digits=4, fixed=["Within"])
+            for text in behind.split(", "):
+                label, ratio = text.rsplit(" ", 1)
+                assert rows[label][part.table.columns.index("× best")] == f"{ratio}×"
             for label in part.shown.labels[:-1]:
                 mine = {k: v for k, v in affordable.items() if k[0] == label}
                 if not mine:

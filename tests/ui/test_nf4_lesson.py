@@ -165,6 +165,9 @@ def test_the_bars_are_the_shares_and_the_diamonds_what_normal_weights_have(lesso
         assert frame["data"][1]["y"] == pytest.approx(100 * b)
     assert numbers(figure["data"][2]["y"]) == pytest.approx(100 * normal[0])
     assert list(numbers(figure["data"][3]["y"])) == [6.25, 6.25]
+    low, high = figure["layout"]["yaxis"]["range"]
+    highest = 100 * max(map(np.max, (*measured, *normal)))
+    assert low == 0 and highest < high < 1.2 * highest
     edges = np.linspace(-1, 1, 11)
     counts = [np.arange(10), np.ones(10, int)]
     figure = spread(counts, edges, NF4, 2.0)

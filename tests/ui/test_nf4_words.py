@@ -92,7 +92,7 @@ def test_each_step_of_the_construction_says_its_own_numbers():
 def test_the_first_and_the_last_step():
     first = built(None, 0, LARGEST)
     holds(first, a=1, b=(1, "/32"), c=32, d=16, e=1, f=(1, "/30"), g=30, h=15, delta=0.9677083,
-          fixed=[])  # fmt: skip
+          fixed=["Below the outermost middle"])  # fmt: skip
     assert pytest.approx(0.9677083, abs=1e-7) == 1 - (1 / 32 + 1 / 30) / 2
     holds(built(None, 16, LARGEST), levels=16, bounds=15)
 
