@@ -107,6 +107,7 @@ def _golden(method: str) -> str:
     """The golden vectors that the tests of a method read."""
     files = [ROOT / "tests" / "exactness" / f"{method}.py"]
     files += [ROOT / "tests" / "methods" / f"test_{method}.py"]
+    files += sorted((ROOT / "tests" / "study").glob(f"test_{method}_*.py"))
     text = "".join(f.read_text(encoding="utf-8") for f in files if f.exists())
     names = [f.name for f in sorted((ROOT / "tests" / "golden").glob("*.npz"))]
     said = re.findall(r"[\w{}]+\.npz", text)

@@ -83,7 +83,7 @@ def test_too_much_is_refused_in_words(tmp_path, monkeypatch):
     system(tmp_path, monkeypatch, groups={"": v2(2 * GIB, GIB)})
     memory.require_memory(GIB, "this copy", "Take less.")
     with pytest.raises(
-        MemoryError, match=r"this copy needs 1\.5 GiB of memory, 1\.0 GiB are free\. T"
+        MemoryError, match=r"this copy needs 1\.5 GiB of memory, but only 1\.0 GiB are free\. T"
     ):
         memory.require_memory(3 * GIB // 2, "this copy", "Take less.")
 

@@ -426,7 +426,7 @@ def test_without_the_sixteen_bit_product_there_is_no_race(fakes, monkeypatch):
     assert {p.batch for p in found.points} == {1} and len(found.points) == 2
     assert found.left_out == {
         "torch.matmul, batch 4": "It failed: out of memory.",
-        "fake.off, batch 4": "There is no torch.matmul to compare it with: that failed.",
+        "fake.off, batch 4": "There is no torch.matmul to compare it with, because that failed.",
     }
     assert [one.batches for one in found.crossovers()] == [(1,)]
 
@@ -538,7 +538,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_made(fakes, monkeypatch
 def test_buffers_that_do_not_fit_on_a_gpu_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**29, 2**34))
-    with pytest.raises(MemoryError, match=r"needs 1.0 GiB of the GPU's memory, 0.5 GiB are free"):
+    with pytest.raises(
+        MemoryError, match=r"needs 1.0 GiB of the GPU's memory, but only 0.5 GiB are free"
+    ):
         _require_room(2**30, torch.device("cuda", 0))
 
 
@@ -606,18 +608,19 @@ def test_a_power_law_is_met_where_it_is_one(slope, meets):
         ({1: 3, 4: 2}, 0, "always", "is faster at every batch measured, 1 to 4."),
         ({1: 0.5, 4: 0.4}, 0, "never", "is not faster at any batch measured, 1 to 4."),
         ({2: 3}, 0, "always", "is faster at batch 2."),
-        ({2: 1}, 0, "within the spread", "is not faster at batch 2. At batch 2 the two lie within "
-         "each other's spread."),
-        ({1: 4, 4: 0.25}, 0, "crosses", "is faster up to batch 1 but no longer at 4; they meet at "
-         "about batch 2."),
+        ({2: 1}, 0, "within the spread", "is not faster at batch 2. At batch 2 there is no "
+         "measurable difference."),
+        ({1: 4, 4: 0.25}, 0, "crosses", "is faster up to batch 1 but no longer at 4; they break "
+         "even at about batch 2."),
         ({1: 0.5, 4: 2, 16: 0.5}, 0, "crosses", "is faster up to batch 4 but no longer at 16; they "
-         "meet at about batch 8. Not at batch 1, though."),
-        ({1: 0.5, 2: 0.6, 4: 2}, 0, "crosses", "is faster at the largest batch measured, 4. Not at "
-         "batch 1 and 2, though."),
+         "break even at about batch 8. At batch 1 it is not, though."),
+        ({1: 0.5, 2: 0.6, 4: 2}, 0, "crosses", "is faster at the largest batch measured, 4. At "
+         "batch 1 and 2 it is not, though."),
         ({1: 1.1, 4: 0.95}, 0.2, "within the spread", "is faster up to batch 1 but no longer at 4; "
-         "they meet at about batch 2.46. At batch 1 and 4 the two lie within each other's spread."),
-        ({1: 2, 4: 0.95}, 0.2, "crosses", "is faster up to batch 1 but no longer at 4; they meet "
-         "at about batch 3.64. At batch 4 the two lie within each other's spread."),
+         "they break even at about batch 2.46. At batch 1 and 4 there is no measurable "
+         "difference."),
+        ({1: 2, 4: 0.95}, 0.2, "crosses", "is faster up to batch 1 but no longer at 4; they break "
+         "even at about batch 3.64. At batch 4 there is no measurable difference."),
     ],
 )  # fmt: skip
 def test_where_a_kernel_stops_being_faster(speedups, spread, verdict, words):
@@ -632,7 +635,9 @@ def test_comparisons_that_cannot_be_made_are_refused():
     found = measured({1: 2})
     with pytest.raises(ValueError, match="the baseline that the others are compared with"):
         found.crossover("torch.matmul", "int8", (8, 8))
-    with pytest.raises(LookupError, match="x was not measured with int8 at 8×8: it was not asked"):
+    with pytest.raises(
+        LookupError, match="x was not measured with int8 at 8×8: it was not requested"
+    ):
         found.crossover("x", "int8", (8, 8))
     alone = Measurement({}, GIVEN, (point("k", 1, 1.0),), {"x": "It is absent."})
     with pytest.raises(LookupError, match=r"torch.matmul was not measured in bfloat16 at batch 1"):

@@ -132,7 +132,9 @@ def test_files(tmp_path):
     path = records.save(example(), tmp_path / "new" / "folder" / "found.json")
     assert records.load(path) == example()
     path.write_text("[]", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"found.json is no measurement of kernels: Measurement"):
+    with pytest.raises(
+        ValueError, match=r"found.json is not a measurement of kernels: Measurement"
+    ):
         records.load(path)
     with pytest.raises(FileNotFoundError):
         records.load(tmp_path / "nothing.json")

@@ -114,7 +114,7 @@ def test_errors():
     with pytest.raises(ValueError, match="24 input channels"):
         obq(w[:, :8], c)
     wide = calibration_for(torch.randn(10, 4096))
-    with pytest.raises(ValueError, match=r"Take weight\[:2\], or use gptq"):
+    with pytest.raises(ValueError, match=r"Use weight\[:2\], or gptq"):
         obq(torch.randn(64, 4096), wide)
     with pytest.raises(TypeError, match="pass one layer's entry"):
         obq(w, {"layer": c})

@@ -124,7 +124,7 @@ def test_what_would_not_be_the_models_attention_is_refused(loaded, words):
     module = loaded["llama"].model.model.layers[0].self_attn
     module.sliding_window = 16
     try:
-        with pytest.raises(ValueError, match="take max_tokens=16"):
+        with pytest.raises(ValueError, match="use max_tokens=16"):
             capture_attention(loaded["llama"], words[:40])
         assert len(capture_attention(loaded["llama"], words[:40], max_tokens=16).keys) == 16
     finally:

@@ -289,9 +289,9 @@ def test_what_is_asked_is_checked(loaded, words, checkpoints):
     model = loaded["llama"]
     for options, said in [
         ({"layers": ["mlp.down_pro"]}, "unknown layer"),
-        ({"layers": ["lm_head"]}, "lm_head is left out: .*tied"),
+        ({"layers": ["lm_head"]}, "lm_head cannot be used: .*tied"),
         ({"layers": []}, "layers is empty"),
-        ({"sequence_length": 129}, "positions for 128"),
+        ({"sequence_length": 129}, "positions for only 128"),
         ({"max_tokens": 0}, "max_tokens must be from 1"),
         ({"keep_inputs": 0}, "keep_inputs"),
     ]:

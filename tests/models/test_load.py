@@ -129,7 +129,10 @@ def with_config(checkpoint, tmp_path, **changes):
     [
         ({"quantization_config": {"quant_method": "gptq"}}, r"already quantized \(gptq\)"),
         ({"model_type": "t5", "architectures": ["T5Model"]}, "encoder–decoder"),
-        ({"hidden_size": 64}, r"embed_tokens.weight as \[260, 32\].*it is \[260, 64\]"),
+        (
+            {"hidden_size": 64},
+            r"embed_tokens.weight with shape \[260, 32\].*config.json says \[260, 64\]",
+        ),
         ({"num_hidden_layers": 3}, "lacks 9 parameters"),
     ],
 )
@@ -313,7 +316,7 @@ def test_weights_elsewhere_are_pointed_at(checkpoints, tmp_path):
 
     with pytest.raises(ValueError, match=r"in model\.fp16\.safetensors; .*Rename the file"):
         load_model(moved("a/model.fp16.safetensors"))
-    with pytest.raises(FileNotFoundError, match=r"but \S+b/sub has: give that directory"):
+    with pytest.raises(FileNotFoundError, match=r"but \S+b/sub does: pass that directory"):
         load_model(moved("b/sub/model.safetensors"))
     with pytest.raises(FileNotFoundError, match="only GGUF files"):
         load_model(moved("c/model.gguf"))

@@ -98,7 +98,7 @@ def test_what_is_asked_is_checked(loaded, words):
     with pytest.raises(TypeError, match="prompt must be a string"):
         generate(loaded["llama"], None)
     model = loaded["llama"]
-    with pytest.raises(ValueError, match="less than two tokens"):
+    with pytest.raises(ValueError, match="fewer than two tokens"):
         perplexity(model, "a")
     with pytest.raises(ValueError, match="empty"):
         perplexity(model, [])

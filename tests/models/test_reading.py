@@ -93,7 +93,7 @@ def test_a_cache_in_a_blocks_call_is_refused(named):
     )
     twin.model.model.layers[0] = first
     how = "leftover" if named else "by position"
-    with pytest.raises(ValueError, match=rf"hands model.layers.0 a cache \({how}\)"):
+    with pytest.raises(ValueError, match=rf"passes model.layers.0 a cache \({how}\)"):
         hessians(twin, TEXTS)
 
 
@@ -177,7 +177,7 @@ def test_how_long_an_input_may_be(name, longest):
     ids = torch.full((1, longest or 200), 5)
     run(model, ids)  # as long as it may be
     if longest is not None:
-        with pytest.raises(ValueError, match=f"has positions for {longest} tokens"):
+        with pytest.raises(ValueError, match=f"has positions for only {longest} tokens"):
             qviz.capture(model, TEXT, sequence_length=longest + 1)
 
 
@@ -196,7 +196,7 @@ def test_a_token_without_an_embedding_is_named():
     added = replace(model, tokenizer=tokenizer)
     rows = model.model.get_input_embeddings().num_embeddings
     assert len(tokenizer) > rows
-    said = rf"token {len(tokenizer) - 1} \('<new>'\).*embeddings for {rows} tokens"
+    said = rf"token {len(tokenizer) - 1} \('<new>'\).*embeddings for only {rows} tokens"
     with pytest.raises(ValueError, match=said):
         qviz.capture(added, "a <new> b")
     with pytest.raises(ValueError, match=said):
@@ -242,7 +242,7 @@ def test_images_are_no_text():
         lambda: qviz.generate(model, "a"),
         lambda: qviz.quantize_model(model, "gptq", calibration=Sequential(TEXT)),
     ):
-        with pytest.raises(ValueError, match=r"does not read text alone|has no tokenizer"):
+        with pytest.raises(ValueError, match=r"does not read plain text|has no tokenizer"):
             ask()
     assert qviz.quantize_model(model, bits=4, group_size=32, on_error="skip").share > 0.5
 

@@ -252,5 +252,5 @@ def test_layers_that_multiply_quantized_keep_their_online_rotation(loaded, words
     assert qviz.perplexity(made, words, max_tokens=100).nll_per_token == pytest.approx(
         fine, rel=0.02
     )
-    with pytest.raises(ValueError, match="q_proj multiplies quantized already"):
+    with pytest.raises(ValueError, match="q_proj already multiplies quantized"):
         rotate_model(made)

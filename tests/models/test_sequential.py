@@ -344,7 +344,7 @@ def test_a_run_goes_on_after_an_interruption_at_any_layer(
         )
         assert len(made_layers) == len(set(made_layers)) == 14, "one was made twice, or not at all"
         assert steps == list(range(1, 15))
-        assert again.notes == (f"{count} of 14 layers were taken from {directory}",)
+        assert again.notes == (f"{count} of 14 layers were read from {directory}",)
         assert_same(whole, again)
 
 
@@ -496,7 +496,7 @@ def test_a_directory_that_cannot_be_written_says_what_to_do(loaded, words, tmp_p
     assert not list(tmp_path.glob("*.partial"))
     monkeypatch.undo()
     resumed = quantize(loaded["llama"], words, tmp_path)
-    assert resumed.notes[0].startswith("3 of 14 layers were taken")
+    assert resumed.notes[0].startswith("3 of 14 layers were read")
     assert_same(whole, resumed)
 
 
@@ -574,7 +574,7 @@ class Odd(nn.Module):
         ("none", "no list of blocks"),
         ("twice", r"blocks\.0 out of turn, or twice"),
         ("absent", "does not run all of its blocks"),
-        ("between", r"blocks\.1 receives something else"),
+        ("between", r"blocks\.1 receives something other than"),
         ("memory", r"blocks\.1 is called with more than hidden states"),
     ],
 )
@@ -633,7 +633,7 @@ def test_what_is_asked_is_checked(changes, error, message):
 
 
 def test_a_method_that_needs_no_calibration_says_so(loaded, words):
-    with pytest.raises(ValueError, match="affine looks at weights alone"):
+    with pytest.raises(ValueError, match="affine only looks at weights"):
         quantize_model(loaded["llama"], calibration=Sequential(words), group_size=16)
 
 

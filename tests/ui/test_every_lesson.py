@@ -776,7 +776,7 @@ def test_each_step_of_the_guide_can_be_done(page: Any) -> None:
 
 
 def test_words_of_the_guide_name_what_is_on_the_page(page: Any) -> None:
-    """What stands in quotation marks is a control, a button or an option of one."""
+    """What stands in quotation marks is a control, a button, an option, or a row of a table."""
     for i, step in enumerate(page.guide_steps):
         page.guide.click(i)
         said = set()
@@ -784,6 +784,8 @@ def test_words_of_the_guide_name_what_is_on_the_page(page: Any) -> None:
             for name in ("label", "summary", "text"):
                 said.add(getattr(widget, name, ""))
             said |= set(getattr(widget, "options", ()))
+            for rows in [getattr(widget, "rows", ()), *getattr(widget, "frames", ())]:
+                said |= {row["label"] for row in rows if isinstance(row, dict)}
             said |= {"One step forward", "now"} if isinstance(widget, Transport) else set()
         for quoted in step.watch.split("“")[1:]:
             assert quoted.partition("”")[0] in said, (step.title, quoted)

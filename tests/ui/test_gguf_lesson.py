@@ -133,7 +133,7 @@ def test_the_words_at_the_end_are_about_the_bytes(lesson, weight, name):
     plain, beside = text.split(" Beside it")
     holds(plain, bytes=bits // 8, weights=len(x), off=a)
     same = f"{100 * a:.3g}" == f"{100 * b:.3g}"
-    first, second = beside.split(" Weighed by the inputs")
+    first, second = beside.split(" Weighted by the inputs")
     holds(first, off=b, ways={} if same else {"less/more": a - b},
           fixed=["as well"] if same else ["than the first run"])  # fmt: skip
     holds(second, bw=bw, aw=aw, ways={"less/more": aw - bw})

@@ -49,7 +49,7 @@ GUIDE = (
         "Share the scale less",
         "One large weight spreads the levels of every weight that shares its scale. Move “One "
         "scale per” from the whole matrix to small groups. The damage stays in one group, and "
-        "the table “What the bits cost” shows what the extra scales cost.",
+        "the table “What the bits cost, per weight” shows what the extra scales cost.",
         {"bits": "4", "scale": "matrix"},
         {"scale": Is("group of 32")},
     ),

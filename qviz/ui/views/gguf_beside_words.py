@@ -9,7 +9,7 @@ from qviz.ui.views.gguf_words import (
 )
 from qviz.ui.widgets import number, percent
 
-BY_INPUTS, BY_REST = "Weighed by the inputs", "Without the large weight"
+BY_INPUTS, BY_REST = "Weighted by the inputs", "Without the large weight"
 
 
 @dataclass(frozen=True)

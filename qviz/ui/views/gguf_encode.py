@@ -205,7 +205,7 @@ class EncodePart(LessonPart):
         self.pictures.beside_said.set_texts(text)
         columns = shown.opened.weight.shape[1]
         self.note.text = "" if columns % SUPER_BLOCK == 0 else (
-            f"Rows of {columns} weights are no multiple of {SUPER_BLOCK}: no k-quant fits them, "
+            f"Rows of {columns} weights are not a multiple of {SUPER_BLOCK}: no k-quant fits them, "
             f"and llama.cpp falls back to a type with blocks of 32."
         )  # fmt: skip
 
