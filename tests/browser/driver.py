@@ -311,7 +311,7 @@ def jupyterlab(folder: Path, home: Path, theme: str = "JupyterLab Light") -> Ite
 
 def run_first_cell(tab: Tab, url: str) -> None:
     """Open a notebook in JupyterLab and run its first cell as a reader would."""
-    tab.page.goto(url)
+    tab.page.goto(f"{url}?reset")  # not beside what an earlier test had open
     tab.page.wait_for_selector(".jp-Notebook .jp-InputPrompt", timeout=60_000)
     tab.until("document.body.innerText.includes('| Idle')", seconds=60)  # the kernel is there
     tab.page.click(".jp-Notebook .jp-Cell .jp-InputArea-editor")

@@ -169,7 +169,7 @@ def test_pointing_at_a_weight_reads_it_out_everywhere(tab, weight):
 
 def test_a_bad_source_is_said_in_words_and_the_page_keeps_working(tab):
     tab.page.get_by_role("button", name="Your own layer").click()
-    tab.page.get_by_label("Model").fill("/no/such/place")
+    tab.page.get_by_role("textbox", name="Model").fill("/no/such/place")
     tab.page.get_by_role("button", name="Open it").click()
     tab.page.wait_for_selector(".qv-status [role=alert]")
     assert "/no/such/place" in str(tab.page.text_content(".qv-status [role=alert]"))

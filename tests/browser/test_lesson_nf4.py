@@ -72,7 +72,7 @@ def test_each_step_adds_one_level_without_the_kernel(tab):
         )
     page.keyboard.press("End")
     eventually(lambda: table(tab, "Zero and below")["code 0"][2] == "−1")
-    assert "All 16 levels are there" in page.locator(".qv-transport .qv-caption").inner_text()
+    assert "All 16 levels are done" in page.locator(".qv-transport .qv-caption").inner_text()
 
 
 def test_the_block_size_by_keyboard_changes_bill_and_words(tab, weight):

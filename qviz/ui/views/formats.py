@@ -44,6 +44,7 @@ class FormatsLesson(PartedLesson, LayerPage):
         self.parts = {NUMBER: self.number, BLOCK: self.block, HARDWARE: self.hardware}
         self.widget = self.compose_parts(
             lead=self.format_control,
+            caption=None,
             code=self.code,
             own=[self.source_control, self.open_button, self.bundled_button],
         )

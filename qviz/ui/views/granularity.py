@@ -54,6 +54,7 @@ class GranularityLesson(PartedLesson, LayerPage):
         self.equation = self.outlier.affine_equation
         self.parts = {OUTLIER: self.outlier, BUDGET: self.budget}
         self.widget = self.compose_parts(
+            caption=None,
             common=[
                 details("More", *self.outlier.also, self.layer_control, self.convention_control,
                         self.dtype_control),

@@ -158,10 +158,12 @@ class Nf4Lesson(PartedLesson, LayerPage):
         )  # fmt: skip
         cell = section("What happens to a weight", self.equation, self.cell_table)
         choose, more = stack(self.layer_control), stack(details("More", self.convention_control))
-        fill.also = store.also = [choose, layer, cell]
+        fill.also = [choose, layer, cell]
+        store.also = [*fill.also, store.bits_box]
         duel.also = [choose, more, layer, cell]
         return self.compose_parts(
             lead=self.size_control,
+            caption=None,
             common=[choose, more],
             main=[*build.main, *fill.main, *store.main, *duel.main, layer, store.bits_box],
             side=[*build.side, cell, *store.side, *duel.side],

@@ -148,7 +148,8 @@ class PartedLesson(Slots, LessonPage):
 
         first, common
                 controls above and below those of the parts
-        frame   what the parts share, as for `compose`; `main` and `side` may give another order
+        frame   what the parts share, as for `compose`; `main` and `side` may give another order,
+                and `caption=None` says that captions stand among the parts' pictures
         """
         slots: dict[str, list[Any]] = {"lead": [], "controls": [], "caption": [], "foot": []}
         self._of_part: dict[str, list[Any]] = {}
@@ -182,7 +183,7 @@ class PartedLesson(Slots, LessonPage):
                 column_of(whole, "qv-lead"),
                 lambda p: p.has_lead if shares_lead else p.lead is not None,
             ))  # fmt: skip
-        if "caption" in frame:
+        if frame.get("caption") is not None:
             said = column_of(whole, "qv-main").children[-1]
             found.append((said, lambda p: p.caption is not None))
         panels = [f"has_{name}" for name in ("own", "code") if frame.get(name)]
