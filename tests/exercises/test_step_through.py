@@ -691,7 +691,7 @@ def test_numbers_that_are_none_are_told_as_such():
 
 def test_an_untouched_weight_is_not_called_changed():
     report = run(lambda weight, hessian: weight, "key", numpy=False)
-    assert any("as it was" in note for note in report.notes)
+    assert any("unchanged" in note for note in report.notes)
     assert not any("in place" in note for note in report.notes)
 
 

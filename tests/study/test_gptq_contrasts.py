@@ -197,7 +197,7 @@ def test_a_channel_that_makes_most_of_the_error_is_named():
     plan = replace(plan, calibration=calibration_for(quiet), judge=calibration_for(judge))
     _, first, second = run("few_tokens", plan, texts)
     text = NAMES["few_tokens"].diagnose(first, second)
-    assert "it reaches 500 for the judge and 0 in this calibration" in text
+    assert "it reaches 500 in the text that errors are measured on and 0 in this calibration" in text
     exact = second.result.dequantize().clone()
     exact[:, 7] = plan.weight[:, 7]
     rest = output_error(plan.weight, exact, plan.judge)
@@ -224,7 +224,7 @@ def test_words_follow_the_numbers(factor, word):
     second.error = first.error
     text = NAMES["other_text"].diagnose(first, second)
     assert f"stays at {percent(first.error[-1])}" in text
-    assert "does not mind" in text
+    assert "makes no difference to this layer" in text
     second.error = first.error * 1.005
     assert "practically the same" in NAMES["other_text"].diagnose(first, second)
     first.error = 0 * first.error
@@ -259,8 +259,8 @@ def test_the_words_of_damping_and_stale_groups_name_the_direction():
     assert "The damping is 0 %, down from 1 %" in NAMES["damp"].diagnose(first, second)
     assert "The damping is 1 %, up from 0 %" in NAMES["damp"].diagnose(second, first)
     _, first, second = run("stale_groups", plan.choose(group_size=16), texts)
-    assert "The second run takes ranges" in NAMES["stale_groups"].diagnose(first, second)
-    assert "The first run takes ranges" in NAMES["stale_groups"].diagnose(second, first)
+    assert "The second run computes ranges" in NAMES["stale_groups"].diagnose(first, second)
+    assert "The first run computes ranges" in NAMES["stale_groups"].diagnose(second, first)
 
 
 def test_minus_one_is_the_whole_row():
@@ -314,7 +314,7 @@ ADVICE = {  # where the second run is better, the same, worse
     "mse": ("this is better", "it makes no difference", "this is worse"),
     "damp": ("suits the layer better", "hardly matters", "the previous damping suits"),
     "no_correlation": ("compensation harms", "gains nothing", "is what compensation gains"),
-    "other_text": ("even better", "does not mind", "Calibrate on text like what"),
+    "other_text": ("even better", "makes no difference to this layer", "Calibrate on text like what"),
 }
 
 

@@ -123,7 +123,7 @@ def check_one_channel(text: str, second: Walk) -> None:
         fixed=["Most of that"],
         channel=worst,
         rest=ends[worst] / whole * float(second.error[-1]),
-        loudest=(loudest, "for the judge"),
+        loudest=(loudest, "in the text that errors are measured on"),
         seen=(seen, "in this calibration"),
     )
 
@@ -381,7 +381,7 @@ def check_dead_channel(text: str, plan: Plan, first: Walk, second: Walk) -> None
 
 def check_misprint(text: str, plan: Plan, first: Walk, second: Walk) -> None:
     errors, against, accounts, remedy = cut(
-        text, ". That is ", ". You can tell by the run's own account: in a correct run Σe² equals "
+        text, ". That is ", ". You can tell from the run's own sums: in a correct run Σe² equals "
         "the damped output error, and here it is ", ". ",
     )  # fmt: skip
     check_errors(errors, first, second)

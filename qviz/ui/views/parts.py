@@ -167,7 +167,7 @@ class PartedLesson(Slots, LessonPage):
                 frame[slot] = stack(*slots[slot])
         for slot in ("main", "side"):
             frame.setdefault(slot, [box for p in self.parts.values() for box in getattr(p, slot)])
-        frame["controls"] = [self.part_control, *first, *slots["controls"], *common]
+        frame.setdefault("controls", [self.part_control, *first, *slots["controls"], *common])
         whole = compose(self, **frame)
         self._columns = self._shared_columns(whole, frame, shares_lead)
         return whole
