@@ -498,6 +498,16 @@ def test_the_outliers_sign_is_the_trained_ones(at):
         assert np.abs(others) == pytest.approx([k * unit for k in MULTIPLES])
 
 
+def test_a_value_that_is_held_stays_while_the_outlier_changes(at):
+    part = at().outlier
+    view = part.error_views[0]
+    view.cursor, view.pinned = [2, 3], True
+    part.bits_control.index = 1 if part.bits_control.index != 1 else 0
+    window = part.shown.window
+    holds(part.cell_table.label, row=window.row + 2, column=window.column + 3)
+    view.pinned = False
+
+
 def test_only_a_model_of_ones_own_is_run_for_its_inputs(at, monkeypatch):
     page, ran = at(), []
     monkeypatch.setattr(
@@ -572,7 +582,10 @@ def test_each_granularity_has_its_own_axis_and_its_stretch_is_shaded():
     for i, (label, (first, last)) in enumerate({"matrix": (4, 6), "row": (5, 5)}.items()):
         bars, marks = figure["data"][2 * i : 2 * i + 2]
         axis = "yaxis" + bars["yaxis"][1:]
-        assert marks["yaxis"] == bars["yaxis"] and layout[axis]["title"]["text"] == label
+        assert (
+            marks["yaxis"] == bars["yaxis"] == ("y", "y2")[i]
+            and layout[axis]["title"]["text"] == label
+        )
         assert label in bars["name"] and label in marks["name"]
         shade = layout["shapes"][i]
         assert (shade["x0"], shade["x1"]) == (first - 0.5, last + 0.5)

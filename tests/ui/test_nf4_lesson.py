@@ -114,6 +114,7 @@ def test_the_slice_that_lights_up_has_its_share_of_the_distribution(lesson):
 
     made = lesson.building.made
     frames = quantiles(made)["frames"]
+    assert quantiles(made)["layout"]["showlegend"]
     for step, one in enumerate(made, 1):
         area, past, now = frames[step]["data"]
         x, y = np.asarray(area["x"]), np.asarray(area["y"])
@@ -178,6 +179,10 @@ def test_the_bars_are_the_shares_and_the_diamonds_what_normal_weights_have(lesso
     area = np.trapezoid(numbers(made_for["y"]), numbers(made_for["x"]))
     assert area == pytest.approx(0.93, abs=0.02)
     assert list(numbers(figure["data"][2]["x"])[::3]) == pytest.approx(NF4)
+    assert (
+        figure["layout"]["showlegend"]
+        and occupancy(measured, normal, normal[0])["layout"]["showlegend"]
+    )
 
 
 # ------------------------------------------------------------------------------------ the bytes
@@ -391,6 +396,7 @@ def test_shares_and_curves_are_drawn_as_computed(lesson):
     assert list(b["x"]) == [0.25] and b["name"] == "B"
     assert [f["data"][0]["x"] for f in figure["frames"]] == [[1.0], [0.5, 0.25]]
     assert figure["frames"][1]["data"][0]["y"] == pytest.approx([9, 11])
+    assert figure["layout"]["showlegend"]
     ticks = figure["layout"]["xaxis"]
     assert [float(t) for t in ticks["ticktext"]] == pytest.approx(
         [4 + v for v in ticks["tickvals"]]
