@@ -320,7 +320,7 @@ def test_a_sample_is_the_calibration_of_its_rows(dtype):
     torch.testing.assert_close(few.act_absmean, plain.act_absmean)
     assert (few.tokens, few.layer, few.source) == (16, "a.layer", "a text")
     assert torch.equal(few.inputs, c.inputs[:16])
-    with pytest.raises(ValueError, match="401 rows of inputs.*only 400.*keep_inputs=401"):
+    with pytest.raises(ValueError, match=r"401 rows of inputs.*only 400.*keep_inputs=401"):
         c.sample(401)
     with pytest.raises(ValueError, match="tokens must be from 1"):
         c.sample(0)
