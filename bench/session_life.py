@@ -185,8 +185,9 @@ class Life:
         other = self.opened()
         self.choose(other, "End", "")
         self.row("a second tab, moved elsewhere", "", None, self.said())
+        other.page.close(run_before_unload=True)  # as a learner closes it, with the page's goodbye
         other.close()
-        eventually(lambda: len(kernels()) == 1, 20)
+        eventually(lambda: len(kernels()) == 1, 120)
         self.row("the second tab closed", "", None, self.said())
 
 

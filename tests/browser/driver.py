@@ -25,6 +25,8 @@ import numpy as np
 import psutil
 import pytest
 
+from qviz.ui.widgets import from_address
+
 ROOT = Path(__file__).parents[2]
 CHROMIUM_ARGUMENTS = [
     "--headless",
@@ -184,6 +186,25 @@ def eventually(check: Callable[[], Any], seconds: float = 10) -> Any:
         time.sleep(0.05)
 
 
+def follow(tab: Tab, link: str, seconds: float = 60) -> None:
+    """Set the page's address, until the kernel has confirmed the state in it.
+
+    More than once: an address that is set to what it still says, a moment before the page writes
+    where it is by now, is no change.
+    """
+
+    def there() -> bool:
+        tab.page.evaluate("link => { location.hash = link; }", link)
+        for _ in range(50):
+            said = str(tab.page.evaluate("document.body.dataset.qvAddress ?? ''"))
+            if from_address(said) == from_address(link):
+                return True
+            tab.page.wait_for_timeout(100)
+        return False
+
+    eventually(there, seconds)
+
+
 def canvas_pixels(tab: Tab, selector: str, which: int = 0) -> np.ndarray:
     """RGB of one of the canvases that match, uint8 [height, width, 3]."""
     width, height, data = tab.page.evaluate(
@@ -306,6 +327,13 @@ def jupyterlab(folder: Path, home: Path, theme: str = "JupyterLab Light") -> Ite
     }
     ready = r"(http://127\.0\.0\.1:\d+)/lab"
     with running(arguments, ready, env={**os.environ, **places}) as (match, _):
+        port = int(match.group(1).rsplit(":", 1)[1])
+
+        def listens() -> bool:  # it says its address a moment before
+            with socket.socket() as s:
+                return s.connect_ex(("127.0.0.1", port)) == 0
+
+        eventually(listens, 30)
         yield match.group(1)
 
 

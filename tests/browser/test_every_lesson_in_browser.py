@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from driver import Tab, eventually, kernel_of, kernels, running
+from driver import Tab, eventually, follow, kernel_of, kernels, running
 
 from qviz.ui.views.lessons import LESSONS, Lesson
 
@@ -136,9 +136,9 @@ def go(tab: Tab, base: str, lesson: Lesson, link: str = "") -> Any:
     if presenting or tab.page.url.partition("#")[0] != where:
         tab.page.goto("about:blank")
         tab.open(f"{where}#{link}", f"{READY} .qv-page", 90)
+        tab.until(f"link => ({said} ?? '') === link", link, seconds=60)
     else:
-        tab.page.evaluate("link => { location.hash = link; }", link)
-    tab.until(f"link => ({said} ?? '') === link", link, seconds=60)
+        follow(tab, link)
     return tab.page
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from driver import Tab, eventually
+from driver import Tab, eventually, follow
 from said import numbers_in
 
 from qviz.study.awq_case import load_case
@@ -35,8 +35,7 @@ def case() -> Any:
 
 
 def go(tab: Tab, link: str) -> Any:
-    tab.page.evaluate("link => { location.hash = link; }", link)
-    tab.until("link => document.body.dataset.qvAddress === link", link, seconds=60)
+    follow(tab, link)
     return tab.page
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from driver import Tab, eventually
+from driver import Tab, eventually, follow
 
 import qviz
 from qviz.study.number_formats import TITLES, count_between, land, value_of
@@ -33,8 +33,7 @@ FIRST = {"format": "fp32", "beside": "int8", "x": "0.1"}
 def go(tab: Tab, **state: str) -> None:
     """To a state of the page; the kernel has confirmed it."""
     asked = {name: text for name, text in state.items() if text != FIRST.get(name)}
-    tab.page.evaluate("link => { location.hash = link; }", as_address(asked))
-    eventually(lambda: address(tab) == asked, 60)
+    follow(tab, as_address(asked))
 
 
 def address(tab: Tab) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from driver import Tab, eventually
+from driver import Tab, eventually, follow
 
 import qviz
 from qviz.methods.gguf import encode
@@ -37,8 +37,7 @@ def data() -> torch.Tensor:
 
 
 def go(tab: Tab, link: str) -> Any:
-    tab.page.evaluate("link => { location.hash = link; }", link)
-    tab.until("link => document.body.dataset.qvAddress === link", link, seconds=60)
+    follow(tab, link)
     return tab.page
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from driver import Tab, eventually
+from driver import Tab, eventually, follow
 from said import numbers_in
 
 import qviz
@@ -34,8 +34,7 @@ def weight() -> torch.Tensor:
 
 
 def go(tab: Tab, link: str) -> Any:
-    tab.page.evaluate("link => { location.hash = link; }", link)
-    tab.until("link => document.body.dataset.qvAddress === link", link, seconds=60)
+    follow(tab, link)
     return tab.page
 
 
